@@ -113,3 +113,23 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
     ``DistributedDataParallel`` takes the mean: multiply by the number of processes.
     """
     return x if factor == 1 else x.detach() + factor * (x - x.detach())
+
+
+def mean_gradient(parameter: Tensor, shard: LabelShard | None) -> Tensor:
+    """A parameter that no ``DistributedDataParallel`` wraps: its gradient becomes the mean over the processes."""
+    if shard is None or world_size() == 1:
+        return parameter
+    same: Tensor = _MeanGradient.apply(parameter)
+    return same
+
+
+class _MeanGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor) -> Tensor:
+        return parameter.view_as(parameter)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total / world_size()

@@ -1,0 +1,135 @@
+"""The losses as modules: each remembers its settings and calls its function in :mod:`hf_xmc.streaming`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hf_xmc import sharding, streaming
+from hf_xmc.sharding import LabelShard
+
+
+class _EmbeddingLoss(nn.Module):
+    function: ClassVar[Callable[..., Tensor]]
+
+    def __init__(self, temperature: float, memory_budget: int) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}.")
+        if memory_budget < 1:
+            raise ValueError(f"memory_budget is a number of bytes above 0, got {memory_budget}.")
+        self.temperature, self.memory_budget = temperature, memory_budget
+
+    def forward(
+        self,
+        queries: Tensor,
+        labels: Tensor,
+        positives: Tensor,
+        weights: Tensor | None = None,
+        shard: LabelShard | None = None,
+    ) -> Tensor:
+        """The loss of embeddings ``(B, D)`` and ``(L, D)``; arguments as in :mod:`hf_xmc.streaming`."""
+        return self.function(
+            queries / self.temperature,
+            labels,
+            positives,
+            weights=weights,
+            shard=shard,
+            memory_budget=self.memory_budget,
+            **self.settings(shard),
+        )
+
+    def settings(self, shard: LabelShard | None) -> dict[str, Any]:
+        """What the function needs beside the temperature."""
+        return {}
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The settings as plain numbers, for the model card."""
+        return {"temperature": self.temperature}
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.get_config_dict().items())
+
+
+class DecoupledSoftmaxLoss(_EmbeddingLoss):
+    """Module form of :func:`hf_xmc.functional.decoupled_softmax_loss`.
+
+    Args:
+        temperature: divides the similarities. 1 for the dot product of embeddings whose norm is free, about 0.05 for
+            cosines.
+        memory_budget: bytes for scores, see :mod:`hf_xmc.streaming`.
+    """
+
+    function = staticmethod(streaming.decoupled_softmax_loss)
+
+    def __init__(self, temperature: float = 1.0, memory_budget: int = streaming.MEMORY_BUDGET) -> None:
+        super().__init__(temperature, memory_budget)
+
+
+class SoftmaxLoss(_EmbeddingLoss):
+    """Module form of :func:`hf_xmc.functional.softmax_loss`; settings as in :class:`DecoupledSoftmaxLoss`."""
+
+    function = staticmethod(streaming.softmax_loss)
+
+    def __init__(self, temperature: float = 1.0, memory_budget: int = streaming.MEMORY_BUDGET) -> None:
+        super().__init__(temperature, memory_budget)
+
+
+class SoftTopKLoss(_EmbeddingLoss):
+    """Module form of :func:`hf_xmc.functional.soft_top_k_loss`.
+
+    Args:
+        k: the prediction budget.
+        alpha: sharpness.
+        temperature, memory_budget: as in :class:`DecoupledSoftmaxLoss`.
+    """
+
+    function = staticmethod(streaming.soft_top_k_loss)
+
+    def __init__(
+        self, k: float = 5, alpha: float = 1.0, temperature: float = 1.0, memory_budget: int = streaming.MEMORY_BUDGET
+    ) -> None:
+        super().__init__(temperature, memory_budget)
+        if not (k > 0 and alpha > 0):
+            raise ValueError(f"k and alpha must be positive, got k={k} and alpha={alpha}.")
+        self.k, self.alpha = k, alpha
+
+    def settings(self, shard: LabelShard | None) -> dict[str, Any]:
+        return {"k": self.k, "alpha": self.alpha}
+
+    def get_config_dict(self) -> dict[str, Any]:
+        return {"k": self.k, "alpha": self.alpha, **super().get_config_dict()}
+
+
+class BCELoss(_EmbeddingLoss):
+    """Module form of :func:`hf_xmc.functional.bce_loss`, with a learned bias and scale.
+
+    Args:
+        bias: where the learned bias starts, about minus the logarithm of the number of labels. ``None``: no bias and no
+            scale, which is the loss that fails for dual encoders.
+        temperature, memory_budget: as in :class:`DecoupledSoftmaxLoss`. The scale starts at 1, after the temperature.
+    """
+
+    function = staticmethod(streaming.bce_loss)
+
+    def __init__(
+        self, bias: float | None = -10.0, temperature: float = 1.0, memory_budget: int = streaming.MEMORY_BUDGET
+    ) -> None:
+        super().__init__(temperature, memory_budget)
+        self.bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
+        self.log_scale = None if bias is None else nn.Parameter(torch.tensor(0.0))
+
+    def settings(self, shard: LabelShard | None) -> dict[str, Any]:
+        if self.bias is None or self.log_scale is None:
+            return {}
+        return {
+            "bias": sharding.mean_gradient(self.bias, shard),
+            "scale": sharding.mean_gradient(self.log_scale, shard).exp(),
+        }
+
+    def get_config_dict(self) -> dict[str, Any]:
+        learned = {} if self.bias is None else {"bias": round(self.bias.item(), 4)}
+        return {**learned, **super().get_config_dict()}

@@ -1,0 +1,188 @@
+"""The metrics: values a reader can check by eye, scikit-learn, and loops that share no code with them."""
+
+import doctest
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import ndcg_score
+
+from hf_xmc import metrics
+from hf_xmc.metrics import (
+    PROPENSITY_PRESETS,
+    by_frequency_decile,
+    drop_filter_pairs,
+    evaluate_ranking,
+    inverse_propensity,
+    label_counts,
+    ndcg_at_k,
+    precision_at_k,
+    psp_at_k,
+    recall_at_k,
+)
+
+TRUTH = sp.csr_array(np.array([[1, 0, 1, 0, 1], [0, 0, 0, 0, 0], [0, 1, 0, 0, 0]]))
+PREDICTED = np.array([[2, 1, 0], [4, 3, 2], [3, 1, -1]])  # right wrong right; no positive; wrong right nothing
+
+
+def test_hand_computed_values():
+    got = evaluate_ranking(PREDICTED, TRUTH, p_at=(1, 3), ndcg_at=(3,), recall_at=(2, 3))
+    assert got["P@1"] == (1 + 0) / 2
+    assert got["P@3"] == (2 / 3 + 1 / 3) / 2
+    assert got["R@2"] == pytest.approx((1 / 3 + 1) / 2)
+    assert got["R@3"] == pytest.approx((2 / 3 + 1) / 2)
+    first = (1 + 1 / math.log2(4)) / (1 + 1 / math.log2(3) + 1 / math.log2(4))
+    second = 1 / math.log2(3)
+    assert got["nDCG@3"] == pytest.approx((first + second) / 2)
+    assert (got["num_queries"], got["num_empty"]) == (3, 1)
+
+
+def test_psp_is_a_ratio_of_means_and_not_a_mean_of_ratios():
+    worth = np.array([1.0, 2.0, 4.0, 1.0, 8.0])
+    # k = 2. Query 0 finds label 2 (worth 4) of the best 8 + 4; query 2 finds label 1 (worth 2) of the best 2.
+    got = psp_at_k(PREDICTED, TRUTH, worth, k=2)
+    assert got == pytest.approx((4 + 2) / (12 + 2))
+    assert got != pytest.approx((4 / 12 + 2 / 2) / 2)
+
+
+def loops(predicted, truth, worth, k):
+    """P, R, nDCG, PSP of a dense truth, one place at a time."""
+    p = r = n = gain = best = asked = 0.0
+    for places, row in zip(predicted, truth, strict=True):
+        positives = [j for j, v in enumerate(row) if v]
+        if not positives:
+            continue
+        asked += 1
+        hits = [int(j in positives) for j in places[:k]]
+        p += sum(hits) / k
+        r += sum(hits) / len(positives)
+        ideal = sum(1 / math.log2(i + 2) for i in range(min(k, len(positives))))
+        n += sum(h / math.log2(i + 2) for i, h in enumerate(hits)) / ideal
+        gain += sum(worth[j] for j, h in zip(places[:k], hits, strict=True) if h)
+        best += sum(sorted((worth[j] for j in positives), reverse=True)[:k])
+    return p / asked, r / asked, n / asked, gain / best
+
+
+cases = st.tuples(st.integers(1, 17), st.integers(2, 23), st.integers(0, 2**32 - 1))
+
+
+def random_case(case):
+    num_queries, num_labels, seed = case
+    rng = np.random.default_rng(seed)
+    truth = (rng.random((num_queries, num_labels)) < 0.3).astype(float)
+    truth[0, 0] = 1
+    width = int(rng.integers(1, num_labels + 1))
+    predicted = np.stack([rng.permutation(num_labels)[:width] for _ in range(num_queries)])
+    return truth, predicted, 1 + rng.random(num_labels), int(rng.integers(1, width + 1))
+
+
+@given(cases)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_an_independent_implementation_agrees(case):
+    truth, predicted, worth, k = random_case(case)
+    relevance = sp.csr_array(truth)
+    got = (
+        precision_at_k(predicted, relevance, k),
+        recall_at_k(predicted, relevance, k),
+        ndcg_at_k(predicted, relevance, k),
+        psp_at_k(predicted, relevance, worth, k),
+    )
+    assert got == pytest.approx(loops(predicted.tolist(), truth.tolist(), worth, k))
+
+
+def test_ndcg_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    truth = (rng.random((31, 47)) < 0.2).astype(float)
+    truth[:, 0] = 1
+    scores = rng.random((31, 47))
+    predicted = np.argsort(-scores, axis=1)
+    assert ndcg_at_k(predicted, sp.csr_array(truth), 7) == pytest.approx(ndcg_score(truth, scores, k=7))
+
+
+@given(cases)
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_the_order_of_the_queries_changes_no_bit(case):
+    truth, predicted, worth, k = random_case(case)
+    shuffle = np.random.default_rng(case[2]).permutation(len(truth))
+    arguments = {"p_at": (k,), "ndcg_at": (k,), "recall_at": (k,), "inverse_propensity": worth}
+    one = evaluate_ranking(predicted, sp.csr_array(truth), **arguments)
+    other = evaluate_ranking(predicted[shuffle], sp.csr_array(truth[shuffle]), **arguments)
+    assert one == other
+
+
+def test_filtered_places_are_taken_by_what_follows():
+    pairs = np.array([[0, 1], [0, 1], [2, 3]])  # one of them named twice
+    moved, scores = drop_filter_pairs(PREDICTED, pairs, np.array([[3.0, 2, 1]] * 3))
+    assert moved.tolist() == [[2, 0, -1], [4, 3, 2], [1, -1, -1]]
+    assert scores.tolist() == [[3, 1, -np.inf], [3, 2, 1], [2, 1, -np.inf]]
+    assert evaluate_ranking(PREDICTED, TRUTH, filter_pairs=pairs, p_at=(1,), ndcg_at=(), recall_at=())["P@1"] == 1
+    assert drop_filter_pairs(PREDICTED, np.empty((0, 2))).tolist() == PREDICTED.tolist()
+
+
+def test_graded_and_explicit_zero_relevance():
+    truth = sp.csr_array((np.array([0.3, 0.0]), np.array([1, 0]), np.array([0, 2])), shape=(1, 2))
+    assert precision_at_k([[0, 1]], truth, 1) == 0
+    assert recall_at_k([[1, 0]], truth, 1) == 1
+
+
+def test_inverse_propensity_is_the_formula_and_finite_for_a_label_never_seen():
+    for a, b in PROPENSITY_PRESETS.values():
+        got = inverse_propensity([0, 1, 10], num_train=1000, a=a, b=b)
+        expected = [1 + (math.log(1000) - 1) * (b + 1) ** a * math.exp(-a * math.log(n + b)) for n in (0, 1, 10)]
+        assert got == pytest.approx(expected)
+
+
+def test_deciles_are_of_equal_size_and_their_precision_adds_up():
+    rng = np.random.default_rng(1)
+    truth = sp.csr_array((rng.random((83, 57)) < 0.2).astype(float))
+    predicted = np.stack([rng.permutation(57)[:9] for _ in range(83)])
+    counts = rng.integers(0, 5, 57)
+    deciles = by_frequency_decile(predicted, truth, counts, precision_at=5, recall_at=9)
+    assert sum(d.num_labels for d in deciles) == np.count_nonzero(label_counts(truth))
+    assert max(d.num_labels for d in deciles) - min(d.num_labels for d in deciles) <= 1
+    assert sum(d.precision for d in deciles) == pytest.approx(precision_at_k(predicted, truth, 5))
+    assert all(a.max_count <= b.min_count for a, b in pairwise(deciles))
+    found = sum(d.recall * d.num_positives for d in deciles)
+    assert found == pytest.approx(sum(truth[i, [j]].sum() for i in range(83) for j in predicted[i]))
+
+
+@pytest.mark.parametrize(
+    ("predicted", "arguments", "message"),
+    [
+        ([[0], [1]], {}, "label_ids has 2 rows, relevance 3"),
+        ([[0], [1], [5]], {}, r"row 2 predicts label id 5, but there are 5 labels"),
+        ([[0, 0], [1, 2], [3, 4]], {}, "row 0 predicts a label twice"),
+        ([[0], [1], [2]], {"p_at": (3,)}, "k is 3, but label_ids holds 1 predictions a query"),
+        ([[0.5], [1], [2]], {}, "label_ids must be a table of integers"),
+        (
+            [[0], [1], [2]],
+            {"filter_pairs": np.array([[7, 0]])},
+            "filter_pairs names row 7, label 0, but there are 3 rows",
+        ),
+        ([[0], [1], [2]], {"inverse_propensity": [1.0]}, r"inverse_propensity has shape \(1,\); expected one number"),
+    ],
+)
+def test_bad_input_says_what_was_got(predicted, arguments, message):
+    arguments = {"p_at": (1,), "ndcg_at": (), "recall_at": (), **arguments}
+    with pytest.raises(ValueError, match=message):
+        evaluate_ranking(predicted, TRUTH, **arguments)
+
+
+def test_nothing_to_average_is_an_error_and_not_nan():
+    with pytest.raises(ValueError, match="none of the 2 queries has a positive"):
+        precision_at_k([[0], [1]], sp.csr_array((2, 3)), 1)
+
+
+def test_more_positives_than_queries_is_an_error():
+    with pytest.raises(ValueError, match="label 1 has count 9, but num_train is 5"):
+        inverse_propensity([1, 9], num_train=5)
+
+
+def test_the_doctests_hold():
+    results = doctest.testmod(metrics)
+    assert results.attempted > 8
+    assert results.failed == 0
