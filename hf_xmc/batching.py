@@ -115,13 +115,10 @@ class AllLabels:
         columns = self.column_of.to(positives.device)[positives.clamp(min=0)]
         return Candidates(self.chunks, torch.where(positives == IGNORE_INDEX, IGNORE_INDEX, columns), self.shard)
 
-    def negatives_of_a_query(self, positives_a_query: float) -> float:
-        return self.num_labels - positives_a_query
-
 
 @dataclass
 class XMCCollator(BaseDataCollator):
-    """Queries tokenised; ``label``: their positives ``(b, P)``, padded; ``label_weights`` beside it where there are any.
+    """Queries tokenised, their positives ``(b, P)`` padded as ``label``, and ``label_weights`` where there are any.
 
     The batch key is ``label``, never ``labels``: with that name the Trainer takes the loss for one that is already
     divided by the accumulation steps.
@@ -145,4 +142,3 @@ def pad(rows: Sequence[Sequence[float]], fill: float = IGNORE_INDEX) -> Tensor:
     """
     width = max(1, max(map(len, rows), default=0))
     return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
-

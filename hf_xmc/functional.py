@@ -263,7 +263,7 @@ def positive_weights(positives: Tensor, weights: Tensor | None, dtype: torch.dty
         return known, known.to(dtype)
     if weights.shape != positives.shape:
         raise ValueError(
-            f"weights has shape {tuple(weights.shape)} and positives {tuple(positives.shape)}; expected one weight each."
+            f"weights has shape {tuple(weights.shape)}, positives {tuple(positives.shape)}; expected one weight each."
         )
     if not bool((weights >= 0).all()):
         raise ValueError(f"weights must be 0 or positive, got {weights.min().item():g}.")

@@ -5,8 +5,8 @@ Every function reads the same two things and never builds a queries-by-labels ar
 * ``label_ids``: ``(N, k_max)`` integers, the predicted labels of each query, best first. -1 is an empty place: a miss.
 * ``relevance``: sparse ``(N, L)``; a value above 0 makes the label a positive, whatever the value.
 
-Every metric is a fraction between 0 and 1, averaged over the queries that have a positive. The others are skipped, and
-:func:`evaluate_ranking` counts them as ``num_empty``; if none is left there is nothing to average, which is an error.
+Every metric is a fraction between 0 and 1 over the queries that have a positive. The others are skipped, and
+:func:`evaluate_ranking` counts them as ``num_empty``; where none is left there is nothing to average: a ``ValueError``.
 
 Each result is the same to the last bit in whatever order the queries come: hits are counted in integers, and fractions
 are added by :func:`math.fsum`, which rounds once, at the end, and so cannot see the order of its terms.
@@ -15,15 +15,16 @@ are added by :func:`math.fsum`, which rounds once, at the end, and so cannot see
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse as sp
+from numpy.typing import ArrayLike, NDArray
 
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+SparseMatrix = sp.csr_array | sp.csr_matrix
 
 #: ``(a, b)`` of :func:`inverse_propensity`, as the Extreme Classification Repository sets them: "amazon" for the Amazon
 #: data sets (Amazon-670K, Amazon-3M, LF-AmazonTitles-131K, LF-AmazonTitles-1.3M), "wikipedia" for WikiLSHTC-325K and
@@ -31,28 +32,28 @@ BoolArray = npt.NDArray[np.bool_]
 PROPENSITY_PRESETS = {"default": (0.55, 1.5), "amazon": (0.6, 2.6), "wikipedia": (0.5, 0.4)}
 
 
-def precision_at_k(label_ids: npt.ArrayLike, relevance: Any, k: int) -> float:
-    r"""The share of the first k places that hold a positive: :math:`\text{P@}k = \frac1k |\text{top}_k \cap P|`.
+def precision_at_k(label_ids: ArrayLike, relevance: SparseMatrix, k: int) -> float:
+    r"""The share of the first k places that hold a positive: :math:`\text{P@}k = |\text{top}_k \cap P| / k`.
 
-    The k places count even where a query has fewer than k positives, as everywhere in the field.
+    All k places count even where a query has fewer positives, as everywhere in the field.
 
-    >>> precision_at_k([[2, 0, 1]], sp.csr_array([[1, 0, 1]]), k=3)  # right, right, wrong
-    0.6666666666666666
+    >>> precision_at_k([[2, 1, 0, 3]], sp.csr_array([[1, 0, 1, 0]]), k=4)  # right, wrong, right, wrong
+    0.5
     """
     return _judge(label_ids, relevance).precision(k)
 
 
-def recall_at_k(label_ids: npt.ArrayLike, relevance: Any, k: int) -> float:
+def recall_at_k(label_ids: ArrayLike, relevance: SparseMatrix, k: int) -> float:
     r"""The share of a query's positives found in the first k places: :math:`\text{R@}k = |\text{top}_k \cap P| / |P|`.
 
-    >>> recall_at_k([[2, 0, 1]], sp.csr_array([[1, 0, 1]]), k=1)  # one of two
+    >>> recall_at_k([[2, 1, 0, 3]], sp.csr_array([[1, 0, 1, 0]]), k=2)  # one of two
     0.5
     """
     return _judge(label_ids, relevance).recall(k)
 
 
-def ndcg_at_k(label_ids: npt.ArrayLike, relevance: Any, k: int) -> float:
-    r"""The discounted gain of the first k places over the best that this query allows; the gain of a positive is 1.
+def ndcg_at_k(label_ids: ArrayLike, relevance: SparseMatrix, k: int) -> float:
+    r"""The discounted gain of the first k places over the best that the query allows; the gain of a positive is 1.
 
     .. math:: \text{nDCG@}k = \sum_{j \le k,\, \text{hit}_j} \frac{1}{\log_2(1 + j)}
                        \Big/ \sum_{j \le \min(k, |P|)} \frac{1}{\log_2(1 + j)}
@@ -63,29 +64,27 @@ def ndcg_at_k(label_ids: npt.ArrayLike, relevance: Any, k: int) -> float:
     return _judge(label_ids, relevance).ndcg(k)
 
 
-def psp_at_k(label_ids: npt.ArrayLike, relevance: Any, inverse_propensity: npt.ArrayLike, k: int) -> float:
-    r"""Propensity-scored precision: a hit is worth the label's inverse propensity :math:`w`, so rare labels count more.
+def psp_at_k(label_ids: ArrayLike, relevance: SparseMatrix, inverse_propensity: ArrayLike, k: int) -> float:
+    r"""Propensity-scored precision: a hit is worth its label's inverse propensity :math:`w_l`, more if it is rare.
 
     .. math:: \text{PSP@}k = \sum_q \sum_{l \in \text{top}_k \cap P_q} w_l
                       \Big/ \sum_q \max_{S \subseteq P_q,\, |S| \le k} \sum_{l \in S} w_l
 
-    It is a ratio of means, each over all queries, as the Extreme Classification Repository defines it; the mean of the
-    per-query ratios is another number. Source: Jain, Prabhu, Varma, KDD 2016. ``inverse_propensity`` is ``(L,)``.
+    A ratio of means over the queries, as the Extreme Classification Repository defines it; the mean of the queries'
+    ratios is another number. ``inverse_propensity`` has shape ``(L,)``. Source: Jain, Prabhu, Varma, KDD 2016.
 
-    >>> relevance = sp.csr_array([[1, 0], [0, 1]])
-    >>> psp_at_k([[0], [0]], relevance, [1.0, 3.0], k=1)  # gains 1 + 0, where 1 + 3 was possible
+    >>> psp_at_k([[0], [0]], sp.csr_array([[1, 0], [0, 1]]), [1, 3], k=1)  # gains 1 + 0, where 1 + 3 was possible
     0.25
     """
-    judged = _judge(label_ids, relevance)
-    return judged.psp(judged.one_a_label(inverse_propensity, "inverse_propensity"), k)
+    return _judge(label_ids, relevance).psp(inverse_propensity, k)
 
 
 def evaluate_ranking(
-    label_ids: npt.ArrayLike,
-    relevance: Any,
+    label_ids: ArrayLike,
+    relevance: SparseMatrix,
     *,
-    inverse_propensity: npt.ArrayLike | None = None,
-    filter_pairs: npt.ArrayLike | None = None,
+    inverse_propensity: ArrayLike | None = None,
+    filter_pairs: ArrayLike | None = None,
     p_at: Sequence[int] = (1, 3, 5),
     ndcg_at: Sequence[int] = (1, 3, 5),
     recall_at: Sequence[int] = (10, 100),
@@ -94,17 +93,12 @@ def evaluate_ranking(
 
     Args:
         inverse_propensity: ``(L,)``, from :func:`inverse_propensity` on the *training* labels; adds ``PSP@k``.
-        filter_pairs: ``(M, 2)`` cells (row, label) that :func:`drop_filter_pairs` removes first. The places after them
-            move up, so predict a few labels more than the largest k. The positives are left as they are.
+        filter_pairs: ``(M, 2)`` cells that :func:`drop_filter_pairs` removes first. The places after them move up, so
+            predict a few labels more than the largest k. The positives are left as they are.
         p_at: the k of ``P@k`` and of ``PSP@k``.
 
-    Returns:
-        ``P@k``, ``PSP@k``, ``nDCG@k``, ``R@k``, then ``num_queries``, of which ``num_empty`` had no positive and were
-        left out of every average.
-
-    Raises:
-        ValueError: a k beyond the columns of ``label_ids``; a label id out of range or twice in a row; rows of
-            ``label_ids`` and ``relevance`` that do not match; no query with a positive.
+    Returns ``P@k``, ``PSP@k``, ``nDCG@k``, ``R@k``, then ``num_queries``, of which ``num_empty`` had no positive.
+    Raises ``ValueError`` for a k beyond the columns of ``label_ids``, a label out of range or twice in a row.
 
     >>> evaluate_ranking([[2], [0]], sp.csr_array([[0, 0, 1], [0, 0, 0]]), p_at=[1], ndcg_at=[1], recall_at=[1])
     {'P@1': 1.0, 'nDCG@1': 1.0, 'R@1': 1.0, 'num_queries': 2, 'num_empty': 1}
@@ -112,8 +106,7 @@ def evaluate_ranking(
     judged = _judge(label_ids, relevance, filter_pairs)
     metrics: dict[str, float] = {f"P@{k}": judged.precision(k) for k in p_at}
     if inverse_propensity is not None:
-        weights = judged.one_a_label(inverse_propensity, "inverse_propensity")
-        metrics |= {f"PSP@{k}": judged.psp(weights, k) for k in p_at}
+        metrics |= {f"PSP@{k}": judged.psp(inverse_propensity, k) for k in p_at}
     metrics |= {f"nDCG@{k}": judged.ndcg(k) for k in ndcg_at}
     metrics |= {f"R@{k}": judged.recall(k) for k in recall_at}
     return metrics | {"num_queries": len(judged.hits) + judged.num_empty, "num_empty": judged.num_empty}
@@ -126,40 +119,37 @@ class FrequencyDecile(NamedTuple):
     min_count: int  # training queries of its rarest label
     max_count: int  # training queries of its most frequent label
     num_positives: int  # test positives of its labels
-    recall: float  # of these positives, the share found in the first ``recall_at`` places
+    recall: float  # the share of these found in the first ``recall_at`` places
     precision: float  # its part of P@k, k = ``precision_at``: the ten parts add up to P@k
 
 
 def by_frequency_decile(
-    label_ids: npt.ArrayLike,
-    relevance: Any,
-    train_counts: npt.ArrayLike,
+    label_ids: ArrayLike,
+    relevance: SparseMatrix,
+    train_counts: ArrayLike,
     *,
     precision_at: int = 5,
     recall_at: int = 100,
 ) -> list[FrequencyDecile]:
     """Where the hits come from: ten equal groups of labels, from the rarest in training to the most frequent.
 
-    The labels grouped are those with a positive in ``relevance``: a label that is never asked for can be neither found
-    nor missed, and groups of such labels would have no recall. Sizes differ by one at most. Labels of equal frequency
-    stand in the order of their ids, so a cut among them is arbitrary but always the same.
-
-    Args:
-        train_counts: ``(L,)``, from :func:`label_counts` on the *training* labels.
+    The labels grouped are those with a positive in ``relevance``: one that is never asked for is neither found nor
+    missed. Sizes differ by one at most. Labels of equal frequency stand in the order of their ids, so that a cut among
+    them is arbitrary but always the same. ``train_counts`` is ``(L,)``: :func:`label_counts` of the *training* labels.
     """
     judged = _judge(label_ids, relevance)
-    train_counts = judged.one_a_label(train_counts, "train_counts")
-    positives = np.bincount(judged.positives.indices, minlength=judged.num_labels)
+    counts = judged.one_a_label(train_counts, "train_counts", least=0)
+    positives = np.bincount(judged.positives.indices, minlength=len(counts))
+    found, precise = judged.hits_per_label(recall_at), judged.hits_per_label(precision_at)
     labels = np.flatnonzero(positives)
     if len(labels) < 10:
-        raise ValueError(f"ten groups need 10 labels that have a positive, got {len(labels)}: use recall_at_k instead.")
-    labels = labels[np.argsort(train_counts[labels], kind="stable")]
-    found, precise = judged.hits_per_label(recall_at), judged.hits_per_label(precision_at)
+        raise ValueError(f"ten groups need at least 10 labels with a positive, got {len(labels)}: use recall_at_k.")
+    labels = labels[np.argsort(counts[labels], kind="stable")]
     return [
         FrequencyDecile(
             num_labels=len(group),
-            min_count=int(train_counts[group[0]]),
-            max_count=int(train_counts[group[-1]]),
+            min_count=int(counts[group[0]]),
+            max_count=int(counts[group[-1]]),
             num_positives=int(positives[group].sum()),
             recall=int(found[group].sum()) / int(positives[group].sum()),
             precision=int(precise[group].sum()) / (precision_at * len(judged.hits)),
@@ -168,7 +158,7 @@ def by_frequency_decile(
     ]
 
 
-def label_counts(relevance: Any) -> IntArray:
+def label_counts(relevance: SparseMatrix) -> IntArray:
     """How many queries each label is a positive of: sparse ``(N, L)`` to ``(L,)``.
 
     >>> label_counts(sp.csr_array([[1, 0, 0], [1, 0, 2]]))
@@ -178,186 +168,180 @@ def label_counts(relevance: Any) -> IntArray:
     return np.bincount(positives.indices, minlength=positives.shape[1])
 
 
-def inverse_propensity(counts: npt.ArrayLike, num_train: int, a: float = 0.55, b: float = 1.5) -> FloatArray:
-    r"""How much a hit on each label is worth, when annotators miss rare labels more often: 1 or more, and finite.
+def inverse_propensity(counts: ArrayLike, num_train: int, a: float = 0.55, b: float = 1.5) -> FloatArray:
+    r"""How much a hit on each label is worth if annotators miss rare labels more often: 1 or more, always finite.
 
     .. math:: w_l = 1 + c\,(n_l + b)^{-a}, \qquad c = (\ln N - 1)(b + 1)^a
 
     Args:
-        counts: ``(L,)``, :math:`n_l` from :func:`label_counts` on the training set; 0 is allowed.
+        counts: ``(L,)``, :math:`n_l`: :func:`label_counts` of the training set. 0 is allowed.
         num_train: :math:`N`, the number of training queries.
-        a, b: of the data set; see ``PROPENSITY_PRESETS``.
+        a, b: belong to the data set, see ``PROPENSITY_PRESETS``. Source: Jain, Prabhu, Varma, KDD 2016.
 
-    Source: Jain, Prabhu, Varma, "Extreme Multi-label Loss Functions", KDD 2016.
-
-    >>> inverse_propensity([1, 3], num_train=100, a=1.0, b=1.0) == 1 + (np.log(100) - 1) * np.array([2 / 2, 2 / 4])
+    >>> inverse_propensity([0, 3], num_train=100, a=1, b=1) == 1 + (math.log(100) - 1) * np.array([2 / 1, 2 / 4])
     array([ True,  True])
     """
-    counts = np.asarray(counts)
+    counts = np.asarray(counts, dtype=np.float64)
     if num_train < 3:
-        raise ValueError(f"num_train must be at least 3, got {num_train}: below that the propensities would exceed 1.")
+        raise ValueError(f"num_train must be at least 3, or propensities would exceed 1; got {num_train}.")
     if not (a >= 0 and b > 0):
-        raise ValueError(f"propensities need a >= 0 and b > 0, got a={a} and b={b}; see PROPENSITY_PRESETS.")
+        raise ValueError(f"the propensity model needs a >= 0 and b > 0, got a={a} and b={b}: see PROPENSITY_PRESETS.")
     for label in np.flatnonzero(~((counts >= 0) & (counts <= num_train)))[:1]:
         raise ValueError(
-            f"label {label} has count {counts[label]}, but num_train is {num_train}: pass the number of training "
-            "queries that have each label, and the number of all training queries."
+            f"label {label} has count {counts[label]:g}, but must be in 0 to num_train = {num_train} queries."
         )
-    c = (math.log(num_train) - 1) * (b + 1) ** a
-    weights: FloatArray = 1 + c * (counts + b) ** -a
+    weights: FloatArray = 1 + (math.log(num_train) - 1) * (b + 1) ** a * (counts + b) ** -a
     return weights
 
 
-@overload
 def drop_filter_pairs(
-    label_ids: npt.ArrayLike, filter_pairs: npt.ArrayLike, scores: None = None, *, num_labels: int | None = None
-) -> IntArray: ...
-@overload
-def drop_filter_pairs(
-    label_ids: npt.ArrayLike, filter_pairs: npt.ArrayLike, scores: npt.ArrayLike, *, num_labels: int | None = None
-) -> tuple[IntArray, npt.NDArray[Any]]: ...
-def drop_filter_pairs(
-    label_ids: npt.ArrayLike,
-    filter_pairs: npt.ArrayLike,
-    scores: npt.ArrayLike | None = None,
-    *,
-    num_labels: int | None = None,
-) -> IntArray | tuple[IntArray, npt.NDArray[Any]]:
-    """Take the cells ``filter_pairs`` out of the predictions; what follows moves up, and the end is padded.
+    label_ids: ArrayLike, filter_pairs: ArrayLike, scores: ArrayLike | None = None, *, num_labels: int | None = None
+) -> tuple[IntArray, Any]:
+    """Take the cells ``filter_pairs`` out of the predictions: what follows moves up, and the end is padded.
 
-    Benchmarks list the pairs that would leak the answer: a query and the label that is the same item, or a reciprocal.
+    Benchmarks list the pairs that leak the answer: a query and the label that is the same item, or its reciprocal.
 
     Args:
         filter_pairs: ``(M, 2)`` of (row, label); repeated pairs and an empty array are fine.
-        scores: ``(N, k_max)``, moved along with the labels; padded with minus infinity where these get -1.
-        num_labels: if given, a larger label in ``filter_pairs`` is an error.
+        scores: ``(N, k_max)``, moved along with the labels.
+        num_labels: if given, a label in ``filter_pairs`` beyond it is an error, as a row beyond N always is.
 
-    >>> drop_filter_pairs([[5, 7, 9]], [[0, 7]])
-    array([[ 5,  9, -1]])
+    Returns ``label_ids`` padded with -1, and ``scores`` padded with minus infinity (None if there were none).
+
+    >>> drop_filter_pairs([[5, 7, 9]], [[0, 7]], scores=[[0.75, 0.5, 0.25]])
+    (array([[ 5,  9, -1]]), array([[0.75, 0.25, -inf]]))
     """
     label_ids = _integers(label_ids, "label_ids")
     pairs = _integers(filter_pairs, "filter_pairs") if np.size(filter_pairs) else np.empty((0, 2), dtype=np.int64)
     if pairs.shape[1] != 2:
-        raise ValueError(f"filter_pairs must have two columns, (row, label), got shape {pairs.shape}.")
-    rows, labels = pairs.T
-    width = 1 + max(label_ids.max(initial=0), labels.max(initial=0)) if num_labels is None else num_labels
-    for row, label in pairs[(rows < 0) | (rows >= len(label_ids)) | (labels < 0) | (labels >= width)][:1]:
+        raise ValueError(f"filter_pairs must have two columns, row and label, got shape {pairs.shape}.")
+    bounds = (len(label_ids), np.inf if num_labels is None else num_labels)
+    for row, label in pairs[((pairs < 0) | (pairs >= bounds)).any(axis=1)][:1]:
         raise ValueError(
-            f"filter_pairs names row {row}, label {label}, but there are {len(label_ids)} rows and "
-            f"{num_labels or 'no negative'} labels: is it the filter file of this split?"
+            f"filter_pairs has (row {row}, label {label}), outside of {bounds}: is it the file of this split?"
         )
-    dropped = _cells_among(label_ids, rows, labels, width)
-    order = np.argsort(dropped, axis=1, kind="stable")  # the kept places first, in their old order
+    if scores is not None and np.shape(scores) != label_ids.shape:
+        raise ValueError(f"scores has shape {np.shape(scores)}, but label_ids {label_ids.shape}: they go together.")
+    dropped = _cells_among(label_ids, rows=pairs[:, 0], labels=pairs[:, 1])
+    order = np.argsort(dropped, axis=1, kind="stable")  # what stays comes first, in its old order
     label_ids = np.take_along_axis(np.where(dropped, -1, label_ids), order, axis=1)
-    if scores is None:
-        return label_ids
-    return label_ids, np.take_along_axis(np.where(dropped, -np.inf, scores), order, axis=1)
+    return label_ids, scores if scores is None else np.take_along_axis(
+        np.where(dropped, -np.inf, scores), order, axis=1
+    )
 
 
 @dataclass(frozen=True)
 class _Judged:
-    """Predictions held against the positives: what every metric needs, looked up once."""
+    """The queries that have a positive, each prediction marked right or wrong: what all the metrics read."""
 
-    label_ids: IntArray  # (n, k_max), of the queries that have a positive
+    label_ids: IntArray  # (n, k_max)
     hits: BoolArray  # (n, k_max)
     positives: sp.csr_array  # (n, L)
-    num_empty: int
+    num_positives: IntArray  # (n,), at least 1
+    num_empty: int  # queries left out
 
-    @property
-    def num_labels(self) -> int:
-        return int(self.positives.shape[1])
-
-    @property
-    def counts(self) -> IntArray:
-        return np.diff(self.positives.indptr).astype(np.int64)
+    def top(self, k: int) -> BoolArray:
+        if not 1 <= k <= self.hits.shape[1]:
+            raise ValueError(
+                f"k = {k}, but label_ids has {self.hits.shape[1]} columns: predict at least k labels a query."
+            )
+        return self.hits[:, :k]
 
     def precision(self, k: int) -> float:
-        return int(self._top(self.hits, k).sum()) / (k * len(self.hits))
+        return int(np.count_nonzero(self.top(k))) / (k * len(self.hits))
 
     def recall(self, k: int) -> float:
-        return math.fsum(self._top(self.hits, k).sum(1) / self.counts) / len(self.hits)
+        return _mean(np.count_nonzero(self.top(k), axis=1) / self.num_positives)
 
     def ndcg(self, k: int) -> float:
-        discounts = 1 / np.log2(np.arange(2, k + 2))
-        # cumsum adds left to right in every row alike, so that a row's gain cannot depend on where the row stands
-        gains = np.where(self._top(self.hits, k), discounts, 0.0).cumsum(1)[:, -1]
-        best = discounts.cumsum()[np.minimum(self.counts, k) - 1]
-        return math.fsum(gains / best) / len(self.hits)
+        # cumsum adds from left to right in every row and in the ideal: a perfect ranking is exactly 1, and the value of
+        # a row does not depend on where the row stands, as it may in a matrix product.
+        discount = 1 / np.log2(np.arange(2, k + 2))
+        gain = np.cumsum(self.top(k) * discount, axis=1)[:, -1]
+        return _mean(gain / np.cumsum(discount)[np.minimum(self.num_positives, k) - 1])
 
-    def psp(self, weights: FloatArray, k: int) -> float:
-        labels, hits = self._top(self.label_ids, k), self._top(self.hits, k)
-        gain = math.fsum(weights[labels[hits]])
-        row = np.repeat(np.arange(len(self.hits)), self.counts)
-        worth = weights[self.positives.indices]
-        order = np.lexsort((-worth, row))
-        rank = np.arange(len(row)) - np.repeat(self.positives.indptr[:-1], self.counts)
-        return gain / math.fsum(worth[order][rank < k])
+    def psp(self, inverse_propensity: ArrayLike, k: int) -> float:
+        weights = self.one_a_label(inverse_propensity, "inverse_propensity", least=1)
+        # With the labels renumbered from the heaviest down, sorting the indices of a row puts its best gains first.
+        heaviest = np.argsort(-weights, kind="stable")
+        indices, indptr = np.argsort(heaviest)[self.positives.indices], self.positives.indptr
+        best = sp.csr_array((self.positives.data, indices, indptr), shape=self.positives.shape)
+        best.sort_indices()
+        place = np.arange(best.nnz) - np.repeat(indptr[:-1], self.num_positives)
+        gain = weights[self.label_ids[:, :k][self.top(k)]]
+        best_gain = weights[heaviest[best.indices[place < k]]]
+        return math.fsum(gain.tolist()) / math.fsum(best_gain.tolist())
 
     def hits_per_label(self, k: int) -> IntArray:
-        found = self._top(self.label_ids, k)[self._top(self.hits, k)]
-        return np.bincount(found, minlength=self.num_labels)
+        return np.bincount(self.label_ids[:, :k][self.top(k)], minlength=self.positives.shape[1])
 
-    def one_a_label(self, values: npt.ArrayLike, name: str) -> FloatArray:
-        values = np.asarray(values)
-        if values.shape != (self.num_labels,):
-            raise ValueError(
-                f"{name} has shape {values.shape}; expected one number for each of {self.num_labels} labels."
-            )
-        return values
-
-    def _top(self, table: npt.NDArray[Any], k: int) -> npt.NDArray[Any]:
-        if not 1 <= k <= table.shape[1]:
-            raise ValueError(f"k is {k}, but label_ids holds {table.shape[1]} predictions a query: predict at least k.")
-        return table[:, :k]
+    def one_a_label(self, values: ArrayLike, name: str, least: float) -> FloatArray:
+        array = np.asarray(values, dtype=np.float64)
+        if array.shape != self.positives.shape[1:]:
+            raise ValueError(f"{name} has shape {array.shape}, but relevance has {self.positives.shape[1]} labels.")
+        for label in np.flatnonzero(~(np.isfinite(array) & (array >= least)))[:1]:
+            raise ValueError(f"{name} must be finite and at least {least}, got {array[label]} for label {label}.")
+        return array
 
 
-def _judge(label_ids: npt.ArrayLike, relevance: Any, filter_pairs: npt.ArrayLike | None = None) -> _Judged:
-    label_ids = _integers(label_ids, "label_ids")
-    positives = _positives(relevance)
+def _judge(label_ids: ArrayLike, relevance: SparseMatrix, filter_pairs: ArrayLike | None = None) -> _Judged:
+    label_ids, positives = _integers(label_ids, "label_ids"), _positives(relevance)
     num_queries, num_labels = positives.shape
     if len(label_ids) != num_queries:
         raise ValueError(
-            f"label_ids has {len(label_ids)} rows, relevance {num_queries}: both must speak of the same queries."
+            f"label_ids has {len(label_ids)} rows, but relevance {num_queries}: they must be the same queries."
         )
     for row, place in np.argwhere((label_ids < -1) | (label_ids >= num_labels))[:1]:
         raise ValueError(
-            f"row {row} predicts label id {label_ids[row, place]}, but there are {num_labels} labels "
-            f"(ids 0 to {num_labels - 1}; -1 is an empty place)."
+            f"row {row} predicts label {label_ids[row, place]}, but relevance has only {num_labels} labels (ids 0 to "
+            f"{num_labels - 1}; -1 is an empty place). Do both number the labels alike?"
         )
-    ordered = np.sort(label_ids, axis=1)
-    for row in np.flatnonzero(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(1))[:1]:
-        raise ValueError(f"row {row} predicts a label twice, and a hit would count twice: {label_ids[row].tolist()}.")
+    by_id = np.sort(label_ids, axis=1)
+    for row, place in np.argwhere((by_id[:, 1:] == by_id[:, :-1]) & (by_id[:, 1:] >= 0))[:1]:
+        raise ValueError(
+            f"row {row} predicts label {by_id[row, place]} twice, and a hit counts once: keep the best place."
+        )
     if filter_pairs is not None:
-        label_ids = drop_filter_pairs(label_ids, filter_pairs, num_labels=num_labels)
-    counts = np.diff(positives.indptr)
-    asked = np.flatnonzero(counts)
-    if not len(asked):
-        raise ValueError(f"none of the {num_queries} queries has a positive: there is nothing to average.")
-    rows = np.repeat(np.arange(num_queries), counts)
-    hits = _cells_among(label_ids, rows, positives.indices, num_labels)
-    return _Judged(label_ids[asked], hits[asked], positives[asked], num_queries - len(asked))
+        label_ids, _ = drop_filter_pairs(label_ids, filter_pairs, num_labels=num_labels)
+    num_positives = np.diff(positives.indptr)
+    kept = num_positives > 0
+    if not kept.any():
+        raise ValueError(f"none of the {num_queries} rows of relevance has a positive: there is nothing to average.")
+    label_ids, positives, num_positives = label_ids[kept], positives[kept], num_positives[kept]
+    rows = np.repeat(np.arange(len(label_ids)), num_positives)
+    hits = _cells_among(label_ids, rows, positives.indices)
+    return _Judged(label_ids, hits, positives, num_positives, num_empty=int(np.count_nonzero(~kept)))
 
 
-def _cells_among(label_ids: IntArray, rows: npt.NDArray[Any], labels: npt.NDArray[Any], num_labels: int) -> BoolArray:
-    """Which cells of ``label_ids`` hold one of the (row, label) pairs."""
-    cells = np.arange(len(label_ids))[:, None] * num_labels + label_ids
-    wanted = np.unique(rows.astype(np.int64) * num_labels + labels)
-    found: BoolArray = np.isin(cells, wanted) & (label_ids >= 0)
-    return found
+def _cells_among(label_ids: IntArray, rows: IntArray, labels: IntArray) -> BoolArray:
+    """Which of the cells (row, ``label_ids[row, place]``) are among the cells (``rows[i]``, ``labels[i]``)."""
+    # One integer a cell, so that looking one up is a binary search, and nothing is larger than its input.
+    width = 1 + max(label_ids.max(initial=0), labels.max(initial=0))
+    cells = np.sort(rows * width + labels)
+    asked = np.arange(len(label_ids))[:, None] * width + label_ids
+    found: BoolArray = np.append(cells, -1)[np.searchsorted(cells, asked)] == asked  # -1: asked beyond the last cell
+    return found & (label_ids >= 0)
 
 
-def _positives(relevance: Any) -> sp.csr_array:
-    """The cells above 0, each once, sorted within a row."""
+def _positives(relevance: SparseMatrix) -> sp.csr_array:
+    """The positives as a boolean matrix of its own, indices sorted and none twice."""
+    if not sp.issparse(relevance) or len(relevance.shape) != 2:
+        raise ValueError(f"relevance must be a sparse (queries, labels) matrix, got {type(relevance).__name__}.")
     positives = sp.csr_array(relevance, copy=True)
     positives.sum_duplicates()
-    positives.data = (positives.data > 0).astype(np.int8)
+    positives.data = positives.data > 0
     positives.eliminate_zeros()
-    positives.sort_indices()
     return positives
 
 
-def _integers(values: npt.ArrayLike, name: str) -> IntArray:
+def _integers(values: ArrayLike, name: str) -> IntArray:
     array = np.asarray(values)
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"{name} must be a table of integers, got shape {array.shape} of {array.dtype}.")
-    return array.astype(np.int64)
+        raise ValueError(
+            f"{name} must be a two-dimensional array of integers, got {array.dtype} of shape {array.shape}."
+        )
+    return array.astype(np.int64, copy=False)
+
+
+def _mean(values: FloatArray) -> float:
+    return math.fsum(values.tolist()) / len(values)

@@ -1,0 +1,90 @@
+"""Encoder, index and metrics together, as an evaluator of sentence-transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import ArrayLike
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import BaseEvaluator
+
+from hf_xmc.index import LabelIndex, TopK
+from hf_xmc.metrics import evaluate_ranking
+
+
+class XMCEvaluator(BaseEvaluator):
+    """P@k, PSP@k, nDCG@k and R@k of an encoder on queries whose labels are known, by exact search.
+
+    Works as ``evaluator=`` of any sentence-transformers trainer, where encoding is shared among the processes.
+
+    Args:
+        texts: ``N`` queries.
+        relevance: sparse ``(N, L)``.
+        labels: ``L`` label texts.
+        filter_pairs: ``(M, 2)`` pairs (row, label) left out of the predictions.
+        inverse_propensity: ``(L,)``, for PSP@k.
+        name: a prefix of the metrics' names.
+        primary_metric: what a trainer compares checkpoints by.
+        p_at, ndcg_at, recall_at, batch_size: the k of each metric; texts encoded at a time.
+    """
+
+    description = "Extreme Multilabel Classification"
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        relevance: sp.csr_array,
+        labels: Sequence[str],
+        *,
+        filter_pairs: np.ndarray | None = None,
+        inverse_propensity: ArrayLike | None = None,
+        name: str = "",
+        primary_metric: str = "P@5",
+        p_at: Sequence[int] = (1, 3, 5),
+        ndcg_at: Sequence[int] = (5,),
+        recall_at: Sequence[int] = (10, 100),
+        batch_size: int = 1024,
+    ) -> None:
+        super().__init__()
+        if relevance.shape != (len(texts), len(labels)):
+            raise ValueError(
+                f"relevance has shape {relevance.shape}; expected ({len(texts)}, {len(labels)}): a row for each query, "
+                "a column for each label."
+            )
+        self.texts, self.relevance, self.labels = texts, relevance, labels
+        self.filter_pairs, self.inverse_propensity = filter_pairs, inverse_propensity
+        self.name, self.primary_metric, self.batch_size = name, primary_metric, batch_size
+        self.p_at, self.ndcg_at = p_at, ndcg_at
+        self.recall_at = [k for k in recall_at if k <= len(labels)]
+        self.max_k = min(len(labels), max([*p_at, *ndcg_at, *recall_at]))
+
+    def __call__(
+        self, model: SentenceTransformer, output_path: str | None = None, epoch: float = -1, steps: int = -1
+    ) -> dict[str, float]:
+        metrics = self.score(self.predict(model))
+        metrics = self.prefix_name_to_metrics(metrics, self.name)
+        self.store_metrics_in_model_card_data(model, metrics, epoch, steps)  # type: ignore[arg-type]
+        return metrics
+
+    def predict(self, model: SentenceTransformer) -> TopK:
+        """The best labels of every query, filter pairs left out."""
+        settings: dict[str, Any] = {"batch_size": self.batch_size, "convert_to_tensor": True}
+        labels = model.encode_document(list(self.labels), **settings).float().cpu()
+        queries = model.encode_query(list(self.texts), **settings).float().cpu()
+        return LabelIndex(labels).search(queries, self.max_k, exclude=self.filter_pairs)
+
+    def score(self, predictions: TopK) -> dict[str, float]:
+        return evaluate_ranking(
+            predictions.label_ids,
+            self.relevance,
+            inverse_propensity=self.inverse_propensity,
+            p_at=self.p_at,
+            ndcg_at=self.ndcg_at,
+            recall_at=self.recall_at,
+        )
+
+    def get_config_dict(self) -> dict[str, Any]:
+        return {"num_queries": len(self.texts), "num_labels": len(self.labels)}

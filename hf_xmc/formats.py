@@ -1,0 +1,254 @@
+"""Readers of the file formats that extreme classification data comes in: text and label ids, or an error with a line.
+
+Nothing of a file is used before all of it has been read, and nothing is dropped in silence: what is mended is counted
+in ``notes``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import zipfile
+import zlib
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import scipy.sparse as sp
+
+MAX_LINE = 64 * 2**20  # bytes
+MAX_RATIO = 200  # decompressed to compressed size; text stays below 20
+ROWS_A_BATCH = 10_000
+
+
+@dataclass
+class Rows:
+    """Queries as read, before their label ids are checked: row ``i`` has ``label_ids[offsets[i]:offsets[i + 1]]``."""
+
+    texts: pa.ChunkedArray
+    offsets: np.ndarray
+    label_ids: np.ndarray
+    scores: np.ndarray | None
+    where: Callable[[int], str]  # file and line of a row, for messages
+
+
+def read_lines(path: Path, notes: Counter[str], errors: str = "strict") -> Iterator[tuple[str, str]]:
+    r"""Each line of a text file, gzipped or not, with its ``file:line``. Lines end at ``\n`` and nowhere else.
+
+    Raises:
+        ValueError: not UTF-8 (unless ``errors="replace"``, which is counted), a NUL character, a line above
+            ``MAX_LINE``, a damaged or truncated gzip, or one that swells beyond ``MAX_RATIO``.
+    """
+    limit = MAX_RATIO * path.stat().st_size + 2**20
+    number, size = 0, 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            while line := file.readline(MAX_LINE + 1):
+                number += 1
+                where = f"{path}:{number}"
+                size += len(line)
+                if len(line) > MAX_LINE or size > limit:
+                    raise ValueError(
+                        f"{where}: {'a line' if len(line) > MAX_LINE else 'the file'} grows beyond "
+                        f"{MAX_LINE >> 20} MiB a line or {MAX_RATIO} times its compressed size: it is damaged or "
+                        "hostile."
+                    )
+                if number == 1 and line.startswith(b"\xef\xbb\xbf"):
+                    line = line[3:]
+                    notes[f"{path.name}: byte order mark removed"] += 1
+                try:
+                    text = line.decode()
+                except UnicodeDecodeError as error:
+                    if errors == "strict":
+                        raise ValueError(
+                            f"{where}: byte {error.start} is not UTF-8. Convert the file, or pass errors='replace' to "
+                            "replace such bytes and have them counted."
+                        ) from None
+                    text = line.decode(errors="replace")
+                    notes[f"{path.name}: lines with bytes replaced"] += 1
+                if "\0" in text:
+                    raise ValueError(
+                        f"{where}: the line contains a NUL character: the file is not text, or is damaged."
+                    )
+                yield text.removesuffix("\n"), where
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}: damaged or truncated after line {number} ({error}): download it again.") from None
+
+
+def read_json_rows(path: Path, notes: Counter[str], errors: str = "strict") -> Rows:
+    """``trn.json.gz`` or ``tst.json.gz`` of the Extreme Classification Repository."""
+    texts = _Texts()
+    offsets, label_ids, scores = array("q", [0]), array("q"), array("f")
+    for line, where in read_lines(path, notes, errors):
+        record = _parse(line, where)
+        ids = _list_of(record, "target_ind", int, where)
+        graded = _list_of(record, "target_rel", (int, float), where) if "target_rel" in record else [1.0] * len(ids)
+        if len(ids) != len(graded):
+            raise ValueError(
+                f"{where}: {len(ids)} numbers in target_ind and {len(graded)} in target_rel; expected as many."
+            )
+        texts.append(text_of(record, where))
+        try:
+            label_ids.extend(ids)
+        except OverflowError:
+            raise ValueError(f"{where}: a label id does not fit 64 bits.") from None
+        scores.extend(map(float, graded))
+        offsets.append(len(label_ids))
+    return Rows(
+        texts.done(),
+        np.array(offsets),
+        np.array(label_ids, dtype=np.int64),
+        np.array(scores, dtype=np.float32),
+        lambda row: f"{path}:{row + 1}",
+    )
+
+
+def read_json_labels(path: Path, notes: Counter[str], errors: str = "strict") -> tuple[pa.ChunkedArray, list[str]]:
+    """``lbl.json.gz``: label texts, and the labels' own ids (``uid``)."""
+    texts, ids = _Texts(), []
+    for number, (line, where) in enumerate(read_lines(path, notes, errors)):
+        record = _parse(line, where)
+        texts.append(text_of(record, where))
+        ids.append(str(record.get("uid", number)))
+    return texts.done(), ids
+
+
+def read_text_rows(path: Path, relevance: Path, notes: Counter[str], errors: str = "strict") -> Rows:
+    """One text a line, its labels in a row of a scipy ``.npz``: the layout of the paper's reference code."""
+    texts = read_texts(path, notes, errors)
+    matrix = read_npz(relevance)
+    if matrix.shape[0] != len(texts):
+        raise ValueError(
+            f"{path} has {len(texts)} lines and {relevance} {matrix.shape[0]} rows: text and labels no longer match. "
+            "Was one of them split at a character that is no line break?"
+        )
+    return Rows(
+        texts, matrix.indptr, matrix.indices, matrix.data.astype(np.float32), lambda row: f"{relevance}, row {row}"
+    )
+
+
+def read_texts(path: Path, notes: Counter[str], errors: str = "strict") -> pa.ChunkedArray:
+    texts = _Texts()
+    for line, _ in read_lines(path, notes, errors):
+        texts.append(line)
+    return texts.done()
+
+
+def read_npz(path: Path) -> sp.csr_matrix:
+    """A scipy sparse matrix; sizes and types are checked before anything is allocated, and pickles are refused."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                with archive.open(member) as file:
+                    version = np.lib.format.read_magic(file)
+                    read_header = (
+                        np.lib.format.read_array_header_1_0
+                        if version == (1, 0)
+                        else np.lib.format.read_array_header_2_0
+                    )
+                    shape, _, dtype = read_header(file)
+                if dtype.hasobject:
+                    raise ValueError(f"{member.filename} holds Python objects, which could run code")
+                claimed = math.prod(shape) * dtype.itemsize
+                if claimed > member.file_size or member.file_size > 2000 * member.compress_size + 2**20:
+                    raise ValueError(
+                        f"{member.filename} claims {claimed} bytes, which its size in the file cannot hold"
+                    )
+        matrix: Any = sp.load_npz(path)
+        if matrix.format != "csr":
+            raise ValueError(f"expected a csr matrix, got {matrix.format}")
+        matrix.check_format(full_check=True)
+        if len(matrix.indices) and not (matrix.indices.min() >= 0 and matrix.indices.max() < matrix.shape[1]):
+            raise ValueError("a column index is out of range")
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: not a readable sparse matrix ({error}).") from None
+    return matrix
+
+
+def read_filter_pairs(path: Path, num_rows: int, num_labels: int, notes: Counter[str]) -> np.ndarray:
+    """``filter_labels_*.txt``: ``(M, 2)`` pairs (row, label), a pair a line; pairs named again are counted."""
+    pairs = array("q")
+    for line, where in read_lines(path, notes):
+        fields = line.split()
+        if not fields:
+            continue
+        try:
+            row, label = map(int, fields)
+        except ValueError:
+            raise ValueError(f"{where}: expected two numbers, row and label, got {line[:80]!r}.") from None
+        if not (0 <= row < num_rows and 0 <= label < num_labels):
+            raise ValueError(
+                f"{where}: row {row}, label {label}, but there are {num_rows} rows and {num_labels} labels: is it the "
+                "file of this split?"
+            )
+        pairs.extend((row, label))
+    table = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    unique = np.unique(table, axis=0)
+    if len(unique) < len(table):
+        notes[f"{path.name}: pairs named again"] += len(table) - len(unique)
+    return unique
+
+
+def text_of(record: dict[str, Any], where: str) -> str:
+    """``title: content``, or whichever is not empty."""
+    parts = []
+    for key in ("title", "content"):
+        part = record.get(key, "")
+        if not isinstance(part, str):
+            raise ValueError(f"{where}: {key} is {part!r}; expected text.")
+        if "\0" in part:
+            raise ValueError(f"{where}: {key} contains a NUL character.")
+        parts.append(part)
+    if "title" not in record and "content" not in record:
+        raise ValueError(f"{where}: neither title nor content; the keys are {sorted(record)}.")
+    return ": ".join(part for part in parts if part)
+
+
+def _parse(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{where}: not valid JSON ({error}).") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: expected an object in braces, got {line[:80]!r}.")
+    return record
+
+
+def _list_of(record: dict[str, Any], key: str, types: Any, where: str) -> list[Any]:
+    values = record.get(key)
+    if not isinstance(values, list) or not all(isinstance(v, types) and not isinstance(v, bool) for v in values):
+        raise ValueError(f"{where}: {key} is {str(values)[:80]}; expected a list of numbers.")
+    return values
+
+
+class _Texts:
+    """Strings gathered into Arrow a batch at a time: Python strings of millions of rows would take far more."""
+
+    def __init__(self) -> None:
+        self.batches: list[pa.Array] = []
+        self.batch: list[str] = []
+
+    def append(self, text: str) -> None:
+        self.batch.append(text)
+        if len(self.batch) == ROWS_A_BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        try:
+            self.batches.append(pa.array(self.batch, pa.string()))
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"rows {len(self.batches) * ROWS_A_BATCH} and following: a text holds half of a surrogate pair, which "
+                "is no character."
+            ) from None
+        self.batch = []
+
+    def done(self) -> pa.ChunkedArray:
+        self.flush()
+        return pa.chunked_array(self.batches, pa.string())

@@ -1,0 +1,160 @@
+"""Finding the best labels of a query among all of them, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+QUERY_BLOCK, LABEL_CHUNK = 512, 16384  # at most 32 MiB of scores at a time
+
+
+class TopK(NamedTuple):
+    """The best labels of each query, best first: what an index returns and what a metric reads."""
+
+    label_ids: np.ndarray  # (N, k) int64, -1 where there are fewer than k
+    scores: np.ndarray  # (N, k) float32, minus infinity there
+
+
+class LabelIndex:
+    """Exact search by dot product; cosine is the encoder's own normalisation.
+
+    Args:
+        embeddings: ``(L, D)``, float32 or float16; a label's id is its row. Scores are computed, and labels ranked, in
+            float32 either way: half precision would tie too many of them.
+
+    Raises:
+        ValueError: the embeddings are not a finite table.
+    """
+
+    def __init__(self, embeddings: np.ndarray | Tensor) -> None:
+        embeddings = torch.as_tensor(embeddings)
+        if embeddings.ndim != 2 or embeddings.dtype not in (torch.float32, torch.float16):
+            raise ValueError(
+                f"label embeddings are a (L, D) table of float32 or float16, got shape {tuple(embeddings.shape)} of "
+                f"{embeddings.dtype}."
+            )
+        _refuse_non_finite(embeddings, "label")
+        self.embeddings = embeddings
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.embeddings)
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.embeddings.shape[1]
+
+    def search(
+        self,
+        queries: np.ndarray | Tensor,
+        k: int,
+        *,
+        exclude: np.ndarray | None = None,
+        allow: Iterable[int] | None = None,
+        deny: Iterable[int] | None = None,
+    ) -> TopK:
+        """The ``k`` best labels of each query; of equal scores the smaller label id comes first.
+
+        Args:
+            queries: ``(N, D)``.
+            k: where a query has fewer labels to choose from, the rest is padding.
+            exclude: ``(M, 2)`` pairs (row of the query, label id) never returned, such as a benchmark's filter pairs.
+            allow, deny: label ids to choose from, or not to.
+
+        Raises:
+            ValueError: shapes that do not fit, a query that is not finite, or an id out of range.
+        """
+        queries = torch.as_tensor(queries).float()
+        if queries.ndim != 2 or queries.shape[1] != self.embedding_dim:
+            raise ValueError(f"queries have shape {tuple(queries.shape)}; expected (N, {self.embedding_dim}).")
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}.")
+        _refuse_non_finite(queries, "query")
+        hidden = self._hidden(allow, deny)
+        pairs = self._checked_pairs(exclude, len(queries))
+        blocks = [
+            self._search_block(
+                queries[start : start + QUERY_BLOCK], k, hidden, _rows(pairs, start, start + QUERY_BLOCK)
+            )
+            for start in range(0, len(queries), QUERY_BLOCK)
+        ]
+        if not blocks:
+            return TopK(np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.float32))
+        scores, label_ids = (torch.cat(parts).numpy() for parts in zip(*blocks, strict=True))
+        return TopK(label_ids, scores)
+
+    def _search_block(self, queries: Tensor, k: int, hidden: Tensor | None, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        best = torch.full((len(queries), k), -torch.inf)
+        best_ids = torch.full((len(queries), k), -1)
+        for start in range(0, self.num_labels, LABEL_CHUNK):
+            stop = min(start + LABEL_CHUNK, self.num_labels)
+            scores = queries @ self.embeddings[start:stop].float().T
+            if hidden is not None:
+                scores[:, hidden[start:stop]] = -torch.inf
+            here = pairs[(start <= pairs[:, 1]) & (pairs[:, 1] < stop)]
+            scores[here[:, 0], here[:, 1] - start] = -torch.inf
+            new, new_ids = _top_k(scores, k)
+            # Earlier chunks have the smaller ids and stand first, so a stable sort keeps ties in the order of ids.
+            best, order = torch.cat([best, new], 1).sort(dim=1, descending=True, stable=True)
+            best_ids = torch.cat([best_ids, new_ids + start], 1).gather(1, order)[:, :k]
+            best = best[:, :k]
+        return best, best_ids.masked_fill(best == -torch.inf, -1)
+
+    def _hidden(self, allow: Iterable[int] | None, deny: Iterable[int] | None) -> Tensor | None:
+        if allow is None and deny is None:
+            return None
+        hidden = torch.full((self.num_labels,), allow is not None)
+        for label_ids, hide in ((allow, False), (deny, True)):
+            if label_ids is not None:
+                chosen = torch.as_tensor(list(label_ids), dtype=torch.long)
+                for wrong in chosen[(chosen < 0) | (chosen >= self.num_labels)][:1]:
+                    raise ValueError(f"label id {int(wrong)} is not one of {self.num_labels} labels.")
+                hidden[chosen] = hide
+        return hidden
+
+    def _checked_pairs(self, exclude: np.ndarray | None, num_queries: int) -> Tensor:
+        if exclude is None or len(exclude) == 0:
+            return torch.empty((0, 2), dtype=torch.long)
+        pairs = torch.as_tensor(np.asarray(exclude, dtype=np.int64))
+        wrong = ((pairs < 0) | (pairs >= torch.tensor([num_queries, self.num_labels]))).any(1)
+        for row, label in pairs[wrong][:1].tolist():
+            raise ValueError(
+                f"exclude names query {row} and label {label}, but there are {num_queries} queries and "
+                f"{self.num_labels} labels: are the pairs those of this split?"
+            )
+        return pairs
+
+
+def _top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The ``k`` largest of each row, ties in the order of their columns; fewer columns are all returned."""
+    best, columns = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    if best.shape[1] > k:
+        # Which of several equal scores `topk` keeps is left open. It matters where a tie crosses the border.
+        torn = (best[:, k] == best[:, k - 1]) & (best[:, k] > -torch.inf)
+        best, columns = best[:, :k], columns[:, :k]
+        for row in torn.nonzero()[:, 0].tolist():
+            candidates = (scores[row] >= best[row, -1]).nonzero()[:, 0]
+            order = scores[row, candidates].sort(descending=True, stable=True).indices[:k]
+            best[row], columns[row] = scores[row, candidates[order]], candidates[order]
+    columns, order = columns.sort(dim=1)
+    best, by_score = best.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return best, columns.gather(1, by_score)
+
+
+def _rows(pairs: Tensor, start: int, stop: int) -> Tensor:
+    here = pairs[(start <= pairs[:, 0]) & (pairs[:, 0] < stop)]
+    return here - torch.tensor([start, 0])
+
+
+def _refuse_non_finite(embeddings: Tensor, what: str) -> None:
+    for start in range(0, len(embeddings), LABEL_CHUNK):
+        finite = embeddings[start : start + LABEL_CHUNK].isfinite().all(1)
+        if not bool(finite.all()):
+            raise ValueError(
+                f"the embedding of {what} {start + int(finite.logical_not().nonzero()[0])} is not finite: the encoder "
+                "has diverged, or its weights are broken."
+            )

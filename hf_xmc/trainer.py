@@ -1,0 +1,162 @@
+"""Training a dual encoder with all labels as negatives, in the loop of sentence-transformers."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+from torch import Tensor
+
+from hf_xmc.batching import AllLabels, LabelTable, XMCCollator
+from hf_xmc.encoding import embed, embed_in_chunks
+from hf_xmc.losses import DecoupledSoftmaxLoss
+from hf_xmc.sharding import IGNORE_INDEX, gather_queries, gather_rows, scale_gradient
+from hf_xmc.training_args import XMCTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+LOSS_WEIGHTS = "loss.safetensors"
+LABEL_CHUNK_SIZE = 1024
+
+
+class XMCTrainer(SentenceTransformerTrainer):
+    """A ``SentenceTransformerTrainer`` in which every query is scored against every label.
+
+    Args:
+        model: any ``SentenceTransformer``. What it becomes loads without this package.
+        args: :class:`XMCTrainingArguments`.
+        train_dataset: columns ``text``, ``label_ids``, and, where positives are graded, ``label_scores``.
+        labels: the label texts; a label's id is its place among them. A data set with a column ``text`` will do.
+        loss: a loss of :mod:`hf_xmc.losses`; by default :class:`DecoupledSoftmaxLoss`.
+        kwargs: whatever ``SentenceTransformerTrainer`` takes, such as ``evaluator`` and ``callbacks``.
+
+    Raises:
+        ValueError: a way of running that would train something else, such as ``DataParallel``.
+
+    Queries take the model's ``query`` prompt, labels its ``document`` prompt, as ``encode_query`` and
+    ``encode_document`` do afterwards.
+    """
+
+    data_collator_class = XMCCollator  # type: ignore[assignment]
+    training_args_class = XMCTrainingArguments
+    args: XMCTrainingArguments
+    loss: torch.nn.Module  # type: ignore[assignment]
+    train_dataset: Dataset
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        args: XMCTrainingArguments | None = None,
+        train_dataset: Dataset | None = None,
+        *,
+        labels: Sequence[str] | Dataset,
+        loss: torch.nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model=model, args=args, train_dataset=train_dataset, loss=loss, **kwargs)
+        self._refuse_what_is_not_tested()
+        texts = labels["text"] if isinstance(labels, Dataset) else labels
+        table = LabelTable(self.model, texts, prompt=self.model.prompts.get("document"))
+        size = self.args.label_chunk_size
+        if size is None and not isinstance(self.model[0], StaticEmbedding):
+            size = LABEL_CHUNK_SIZE
+        self.candidates = AllLabels(table, size, self.args.device)
+
+    def _refuse_what_is_not_tested(self) -> None:
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"{self.args.n_gpu} GPUs are visible to one process, which would run DataParallel and shard nothing: "
+                "start one process a GPU with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one."
+            )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "FSDP and DeepSpeed are not tested with sharded labels: use plain DistributedDataParallel."
+            )
+
+    def get_default_loss(self, model: SentenceTransformer) -> torch.nn.Module:
+        return DecoupledSoftmaxLoss()
+
+    def prepare_loss(self, loss: Any, model: SentenceTransformer) -> torch.nn.Module:
+        loss = super().prepare_loss(loss, model)
+        loss.model = model  # the optimizer is given the parameters of the loss, and no others
+        return loss
+
+    def get_data_collator(self, model: SentenceTransformer, args: XMCTrainingArguments, **kwargs: Any) -> XMCCollator:
+        return self.data_collator_class(
+            preprocess_fn=model.preprocess,
+            router_mapping={"text": "query"},
+            prompts={"text": model.prompts.get("query") or ""},
+        )
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        encoder = self.accelerator.unwrap_model(model)
+        (features,), positives = self.collect_features(inputs)
+        weights = inputs.get("label_weights")
+        assert positives is not None  # the collator makes them
+
+        queries = gather_queries(embed(model, features))  # (B, D), through DDP: arms the synchronisation
+        candidates = self.candidates(gather_rows(positives, fill=IGNORE_INDEX))  # (B, P), and whose labels are mine
+        weights = None if weights is None else gather_rows(weights)  # of size (B, P), as the positives
+        labels = embed_in_chunks(encoder, candidates.chunks)  # (L / W, D), beside DDP: embedded again in backward
+        loss = self.loss(queries, labels, candidates.positives, weights, candidates.shard)
+
+        loss = scale_gradient(loss, self.accelerator.num_processes)  # DDP will take the mean where the sum is meant
+        return (loss, {}) if return_outputs else loss
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        logger.warning(self.describe_step())
+        return super().train(*args, **kwargs)
+
+    def describe_step(self) -> str:
+        """One sentence on what a step does: negatives of a query, labels embedded, memory."""
+        world_size = self.accelerator.num_processes
+        batch = self.args.train_batch_size * world_size
+        labels, chunks = self.candidates.num_labels, len(self.candidates.chunks)
+        dim = self.model.get_embedding_dimension() or 0
+        sample = self.train_dataset[:1000]["label_ids"]
+        positives = sum(len(ids) for ids in sample) / max(1, len(sample))
+        embeddings = 2 * 4 * dim * labels / world_size
+        scores = min(getattr(self.loss, "memory_budget", 0), 4 * batch * labels / world_size)
+        sentence = (
+            f"Each of {batch} queries a step ({world_size} process(es)) is scored against all {labels} labels: about "
+            f"{labels - positives:.0f} negatives a query. Each process embeds {labels // world_size} labels a step in "
+            f"{chunks} chunk(s){', twice' if chunks > 1 else ''}, and holds about "
+            f"{(embeddings + scores) / 2**20:.0f} MiB of label embeddings, gradients and scores."
+        )
+        temperature = float(getattr(self.loss, "temperature", 0))
+        if isinstance(self.model[-1], Normalize) and temperature >= 0.5:
+            sentence += (
+                f" The encoder normalises, so scores lie within +-{1 / temperature:.1f} and nothing can be "
+                "told apart: use a temperature of about 0.05."
+            )
+        return sentence
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if learned := self._learned_by_the_loss():
+            save_file(learned, os.path.join(output_dir or str(self.args.output_dir), LOSS_WEIGHTS))
+
+    def _load_from_checkpoint(self, checkpoint_path: str, *args: Any) -> None:
+        super()._load_from_checkpoint(checkpoint_path, *args)
+        if learned := self._learned_by_the_loss():
+            saved = load_file(os.path.join(checkpoint_path, LOSS_WEIGHTS))
+            with torch.no_grad():
+                for name, parameter in learned.items():
+                    parameter.copy_(saved[name])
+
+    def _learned_by_the_loss(self) -> dict[str, Tensor]:
+        """Parameters of the loss itself, such as a bias, which the encoder's own files do not hold."""
+        return {name: p.detach() for name, p in self.loss.named_parameters() if not name.startswith("model.")}
