@@ -8,12 +8,13 @@ __version__ = "0.1.0"
 _HOME = {
     "functional": ["decoupled_softmax_loss", "soft_top_k_loss", "softmax_loss", "bce_loss"],
     "losses": ["DecoupledSoftmaxLoss", "SoftTopKLoss", "SoftmaxLoss", "BCELoss"],
+    "static": ["static_encoder"],
     "data": ["XMCData", "load_xmc"],
     "training_args": ["XMCTrainingArguments"],
     "trainer": ["XMCTrainer"],
     "index": ["LabelIndex", "TopK"],
     "evaluation": ["XMCEvaluator"],
-    "model": ["XMCModel"],
+    "model": ["XMCModel", "Prediction"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE_OF)  # noqa: PLE0605

@@ -11,8 +11,9 @@ from numpy.typing import ArrayLike
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
+from hf_xmc.data import XMCData
 from hf_xmc.index import LabelIndex, TopK
-from hf_xmc.metrics import evaluate_ranking
+from hf_xmc.metrics import PROPENSITY_PRESETS, evaluate_ranking, inverse_propensity
 
 
 class XMCEvaluator(BaseEvaluator):
@@ -60,6 +61,27 @@ class XMCEvaluator(BaseEvaluator):
         self.p_at, self.ndcg_at = p_at, ndcg_at
         self.recall_at = [k for k in recall_at if k <= len(labels)]
         self.max_k = min(len(labels), max([*p_at, *ndcg_at, *recall_at]))
+
+    @classmethod
+    def from_data(cls, data: XMCData, split: str, *, propensity: str = "default", **kwargs: Any) -> XMCEvaluator:
+        """The evaluator of a split, with its filter pairs; propensities are those of the training queries.
+
+        Args:
+            data, split: what to evaluate on.
+            propensity: preset of A and B, see :data:`hf_xmc.metrics.PROPENSITY_PRESETS`.
+            kwargs: as in the class.
+        """
+        if propensity not in PROPENSITY_PRESETS:
+            raise ValueError(f"propensity is one of {', '.join(PROPENSITY_PRESETS)}, got {propensity!r}.")
+        a, b = PROPENSITY_PRESETS[propensity]
+        return cls(
+            list(data.split(split)["text"]),
+            data.relevance(split),
+            list(data.labels["text"]),
+            filter_pairs=data.filter_pairs.get(split),
+            inverse_propensity=inverse_propensity(data.label_counts(), len(data.train), a, b),
+            **kwargs,
+        )
 
     def __call__(
         self, model: SentenceTransformer, output_path: str | None = None, epoch: float = -1, steps: int = -1

@@ -62,6 +62,7 @@ class XMCTrainer(SentenceTransformerTrainer):
     ) -> None:
         super().__init__(model=model, args=args, train_dataset=train_dataset, loss=loss, **kwargs)
         self._refuse_what_is_not_tested()
+        self.model.similarity_fn_name = "dot"  # what the losses score by; after a Normalize module it is the cosine
         texts = labels["text"] if isinstance(labels, Dataset) else labels
         table = LabelTable(self.model, texts, prompt=self.model.prompts.get("document"))
         size = self.args.label_chunk_size

@@ -1,0 +1,135 @@
+"""``hf-xmc``: prepare data, index labels, predict and evaluate from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+LINES_AT_ONCE = 1024
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"hf-xmc {arguments.command}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever read the output has seen enough, as in `hf-xmc predict ... | head`
+        sys.stderr.close()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hf-xmc", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    prepare = commands.add_parser("prepare", help="check a data set and write it in the form that opens at once")
+    prepare.add_argument("data", help="a folder in any layout that load_xmc reads, or a data set of the Hub")
+    prepare.add_argument("output_dir", type=Path)
+    prepare.set_defaults(run=_prepare)
+
+    index = commands.add_parser("index", help="embed labels and save a model that predicts them")
+    index.add_argument("encoder", help="a sentence-transformers model: a folder, or a model of the Hub")
+    index.add_argument("--labels", required=True, help="a text file with a label a line, or a data set")
+    index.add_argument("--output_dir", type=Path, required=True)
+    index.set_defaults(run=_index)
+
+    predict = commands.add_parser("predict", help="labels of texts, a line of JSON each")
+    predict.add_argument("model", type=Path, help="the folder of a saved model")
+    predict.add_argument("texts", nargs="*", help="texts; without any, --file or standard input, a text a line")
+    predict.add_argument("--file", type=Path, help="a text file, a text a line")
+    predict.add_argument("--top_k", type=int, default=5)
+    predict.set_defaults(run=_predict)
+
+    evaluate = commands.add_parser("evaluate", help="P@k, PSP@k, nDCG@k and R@k on a split, as JSON")
+    evaluate.add_argument("model", type=Path, help="the folder of a saved model")
+    evaluate.add_argument("data", help="a data set with the labels of the model")
+    evaluate.add_argument("--split", default="test")
+    evaluate.add_argument("--propensity", default="default", help="preset of A and B for PSP@k")
+    evaluate.set_defaults(run=_evaluate)
+    return parser
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from hf_xmc.data import load_xmc
+
+    data = load_xmc(arguments.data)
+    data.save(arguments.output_dir)
+    splits = {name: len(split) for name in ("train", "validation", "test") if (split := getattr(data, name))}
+    _write({"num_labels": data.num_labels, **splits, "notes": dict(data.notes)})
+
+
+def _index(arguments: argparse.Namespace) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    from hf_xmc.model import XMCModel
+
+    labels = _labels(arguments.labels)
+    XMCModel(SentenceTransformer(arguments.encoder), labels).save_pretrained(arguments.output_dir)
+    _write({"num_labels": len(labels), "model": str(arguments.output_dir)})
+
+
+def _labels(name: str) -> Any:
+    from hf_xmc.data import load_xmc
+
+    if not Path(name).is_file():
+        return load_xmc(name).labels
+    texts = list(_lines(Path(name)))
+    for number, text in enumerate(texts, start=1):
+        if not text.strip():
+            raise ValueError(f"{name}, line {number}: an empty label.")
+    return texts
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from hf_xmc.model import XMCModel
+
+    if arguments.texts and arguments.file:
+        raise ValueError("texts are given as arguments or with --file, not both.")
+    model = XMCModel.from_pretrained(arguments.model)
+    texts: Iterable[str] = arguments.texts or _lines(arguments.file)
+    remaining = iter(texts)
+    while block := list(islice(remaining, LINES_AT_ONCE)):
+        for text, labels in zip(block, model.predict(block, arguments.top_k), strict=True):
+            _write({"text": text, "labels": [label._asdict() for label in labels]})
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from hf_xmc.data import load_xmc
+    from hf_xmc.evaluation import XMCEvaluator
+    from hf_xmc.model import XMCModel
+
+    model, data = XMCModel.from_pretrained(arguments.model), load_xmc(arguments.data)
+    if model.labels["label_id"] != data.labels["label_id"]:
+        raise ValueError(
+            f"{arguments.model} has {len(model.labels)} labels and {arguments.data} has {data.num_labels}, and they "
+            "are not the same: index the labels of the data set first."
+        )
+    evaluator = XMCEvaluator.from_data(data, arguments.split, propensity=arguments.propensity)
+    found = model.search(evaluator.texts, evaluator.max_k, exclude=evaluator.filter_pairs)
+    _write({name: round(value, 6) for name, value in evaluator.score(found).items()})
+
+
+def _lines(path: Path | None) -> Iterator[str]:
+    """The lines of a file, or of standard input. Only a line feed ends a line."""
+    stream = sys.stdin.buffer if path is None else path.open("rb")
+    with stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                yield line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path or 'standard input'}, line {number}: not UTF-8 ({error.reason}).") from None
+
+
+def _write(row: dict[str, Any]) -> None:
+    print(json.dumps(row, ensure_ascii=False), flush=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""What users hold: an encoder and its labels. Text goes in, label text comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple, overload
+
+import numpy as np
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from hf_xmc import hub
+from hf_xmc.index import LabelIndex, TopK
+
+PREDICT_BATCH = 1024
+
+
+class Prediction(NamedTuple):
+    """One label of a text."""
+
+    label_id: str
+    text: str
+    score: float
+
+
+class XMCModel:
+    """An encoder with an index of its labels.
+
+    Args:
+        encoder: any ``SentenceTransformer``, such as :class:`hf_xmc.XMCTrainer` leaves.
+        labels: label texts, or a data set with a column ``text`` and, where labels have names of their own outside,
+            ``label_id``.
+        embeddings: ``(L, D)``, those of the labels; by default they are computed.
+
+    Raises:
+        ValueError: no label, or embeddings that are not those of the labels.
+
+    >>> model = XMCModel.from_pretrained("runs/demo/model")  # doctest: +SKIP
+    >>> model.predict("a small boat with a sail", top_k=3)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, encoder: SentenceTransformer, labels: Sequence[str] | Dataset, embeddings: Tensor | None = None
+    ) -> None:
+        if not isinstance(labels, Dataset):
+            labels = Dataset.from_dict({"text": list(labels)})
+        if not len(labels):
+            raise ValueError("there is no label: a model predicts one of its labels.")
+        if "label_id" not in labels.column_names:
+            labels = labels.add_column("label_id", [str(row) for row in range(len(labels))])
+        self.encoder = encoder
+        self.labels = labels.select_columns(["label_id", "text"])
+        self._label_ids, self._texts = list(self.labels["label_id"]), list(self.labels["text"])
+        if embeddings is None:
+            embeddings = encoder.encode_document(self._texts, convert_to_tensor=True, batch_size=PREDICT_BATCH)
+        self.index = LabelIndex(embeddings.detach().cpu())
+        dim = encoder.get_embedding_dimension()
+        if (self.index.num_labels, self.index.embedding_dim) != (len(labels), dim):
+            raise ValueError(
+                f"embeddings have shape {tuple(embeddings.shape)}; expected ({len(labels)}, {dim}): a row for each "
+                "label, made by this encoder."
+            )
+
+    def search(
+        self,
+        texts: Sequence[str],
+        top_k: int,
+        *,
+        exclude: np.ndarray | None = None,
+        allow: Iterable[int] | None = None,
+        deny: Iterable[int] | None = None,
+    ) -> TopK:
+        """The best labels of each text as row numbers and scores; arguments as in :meth:`LabelIndex.search`."""
+        queries = self.encoder.encode_query(list(texts), convert_to_tensor=True, batch_size=PREDICT_BATCH)
+        return self.index.search(queries.float().cpu(), top_k, exclude=exclude, allow=allow, deny=deny)
+
+    @overload
+    def predict(self, texts: str, top_k: int = 5) -> list[Prediction]: ...
+
+    @overload
+    def predict(self, texts: Sequence[str], top_k: int = 5) -> list[list[Prediction]]: ...
+
+    def predict(self, texts: str | Sequence[str], top_k: int = 5) -> list[Prediction] | list[list[Prediction]]:
+        """The best labels of each text, best first: all of them where there are fewer than ``top_k``.
+
+        Args:
+            texts: one text, which gives one list, or several, which give a list each. A blank text has no label.
+            top_k: how many labels.
+
+        Scores are the encoder's dot products, to compare labels of one text by.
+        """
+        if isinstance(texts, str):
+            return self.predict([texts], top_k)[0]
+        for number, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ValueError(f"text {number} is a {type(text).__name__}; expected a string.")
+        written = [number for number, text in enumerate(texts) if text.strip()]
+        found = self.search([texts[number] for number in written], min(top_k, self.index.num_labels))
+        predictions: list[list[Prediction]] = [[] for _ in texts]
+        for number, label_ids, scores in zip(written, *(part.tolist() for part in found), strict=True):
+            predictions[number] = [
+                Prediction(self._label_ids[label], self._texts[label], score)
+                for label, score in zip(label_ids, scores, strict=True)
+            ]
+        return predictions
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder that :meth:`from_pretrained` reads, and ``SentenceTransformer(folder)`` alone too."""
+        hub.save(folder, self.encoder, self.labels, self.index.embeddings)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, device: str | None = None) -> XMCModel:
+        """Read a saved model, once every file is found to be the one that was saved."""
+        return cls(*hub.load(folder, device))

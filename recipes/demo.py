@@ -1,0 +1,30 @@
+"""The main job from end to end: train, evaluate, index, predict, and write a report to read.
+
+    python recipes/demo.py --data recipes/data/wordnet-hypernyms --output_dir runs/demo
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import report
+import train
+
+RECIPE = Path(__file__).with_name("static.yaml")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="a folder in any layout that load_xmc reads")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("train_flags", nargs="*", help="after `--`: flags of train.py, such as --num_train_epochs 1")
+    arguments = parser.parse_args()
+    where = ["--data", arguments.data, "--output_dir", str(arguments.output_dir)]
+    train.main([str(RECIPE), *where, *arguments.train_flags])
+    page = report.write(arguments.output_dir, arguments.data)
+    metrics = json.loads((arguments.output_dir / "metrics.json").read_text())
+    print(f"trained in {metrics['train_seconds']:.0f} s; the model is {arguments.output_dir / 'model'}, read {page}")
+
+
+if __name__ == "__main__":
+    main()

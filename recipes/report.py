@@ -1,0 +1,138 @@
+"""A page on a finished run: its curve, its metrics beside other systems', label frequencies, and ten predictions.
+
+    python recipes/report.py --run runs/demo --data recipes/data/wordnet-hypernyms
+"""
+
+import argparse
+import html
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from hf_xmc import XMCData, XMCModel, load_xmc
+
+COLUMNS = ["P@1", "P@3", "P@5", "PSP@1", "PSP@3", "PSP@5", "nDCG@5", "R@10", "R@100"]
+NUM_EXAMPLES, TOP_K, SHOWN = 10, 5, 160
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse } td, th { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd }
+td:first-child, th:first-child { text-align: left } .ours { font-weight: 600; background: #eef5ff }
+img { max-width: 100% } .score { color: #777 } .right { color: #06752a } li { margin: .1rem 0 } small { color: #666 }
+"""
+
+
+def write(run: Path, data_folder: str) -> Path:
+    """Write ``report.html`` and its plots into the run's folder."""
+    metrics = json.loads((run / "metrics.json").read_text())
+    history = json.loads((run / "history.json").read_text())
+    data = load_xmc(data_folder)
+    plot_training(history, run / "training.png")
+    plot_deciles(metrics["deciles"], run / "deciles.png")
+    split, recipe = metrics["split"], metrics["recipe"]
+    page = [
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(Path(data_folder).name)}</title>",
+        f"<style>{STYLE}</style><h1>{html.escape(Path(data_folder).name)}</h1>",
+        f"<p>{len(data.train):,} training queries, {len(data.split(split)):,} {split} queries, {data.num_labels:,} "
+        f"labels. Model <b>{html.escape(recipe['model'])}</b>, loss <b>{html.escape(recipe['loss'])}</b>, all labels "
+        f"as negatives; trained in {metrics['train_seconds']:.0f} s.</p>",
+        f"<h2>On the {split} split</h2>",
+        table(metrics["labels"], Path(data_folder) / "peers.json"),
+        "<h2>Training</h2><img src='training.png' alt='loss and validation metrics by epoch'>",
+        f"<h2>By label frequency</h2><p>The labels of the {split} split in ten equal groups, from the rarest in "
+        "training to the most frequent.</p><img src='deciles.png' alt='hits by label frequency'>",
+        f"<h2>{NUM_EXAMPLES} {split} queries</h2><p>Drawn at random. Labels that are right are "
+        "<span class='right'>green</span>.</p>",
+        *examples(XMCModel.from_pretrained(run / "model"), data, split),
+    ]
+    path = run / "report.html"
+    path.write_text("\n".join(page), encoding="utf-8")
+    return path
+
+
+def table(ours: dict[str, float], peers_file: Path) -> str:
+    """Metrics in percent, ours above those of other systems where the data comes with such a file."""
+    peers = json.loads(peers_file.read_text()) if peers_file.exists() else {"percent": {}, "note": ""}
+    rows = [("hf_xmc", {name: 100 * value for name, value in ours.items()}), *peers["percent"].items()]
+    columns = [name for name in COLUMNS if name in ours]
+    lines = ["<table><tr><th></th>", *(f"<th>{name}</th>" for name in columns), "</tr>"]
+    for system, values in rows:
+        lines.append(f"<tr{' class=ours' if system == 'hf_xmc' else ''}><td>{html.escape(system)}</td>")
+        lines += [f"<td>{values[name]:.2f}</td>" if name in values else "<td></td>" for name in columns]
+        lines.append("</tr>")
+    return "".join(lines) + f"</table><p><small>{html.escape(peers['note'])}</small></p>"
+
+
+def plot_training(history: list[dict], path: Path) -> None:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    steps = [entry for entry in history if "loss" in entry]
+    left.plot([entry["epoch"] for entry in steps], [entry["loss"] for entry in steps], color="#1f5fbf")
+    left.set(xlabel="epoch", ylabel="training loss")
+    evaluations = [entry for entry in history if "eval_P@5" in entry]
+    for name in ("P@1", "P@5", "R@100"):
+        points = [(entry["epoch"], 100 * entry[f"eval_{name}"]) for entry in evaluations if f"eval_{name}" in entry]
+        if points:
+            right.plot(*zip(*points, strict=True), marker="o", label=name)
+    right.set(xlabel="epoch", ylabel="validation, %")
+    if evaluations:
+        right.legend()
+    finish(figure, path)
+
+
+def plot_deciles(deciles: list[dict], path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(11, 4), layout="constrained")
+    places = np.arange(len(deciles))
+    precision = [100 * decile["precision"] for decile in deciles]
+    recall = [100 * decile["recall"] for decile in deciles]
+    first = axes.bar(places - 0.2, precision, 0.4, color="#1f5fbf", label="share of P@5, points")
+    second = axes.bar(places + 0.2, recall, 0.4, color="#9dbfee", label="R@100, % of the group's positives")
+    axes.bar_label(first, fmt="%.1f", fontsize=8)
+    axes.bar_label(second, fmt="%.0f", fontsize=8)
+    names = [
+        f"{d['min_count']}" if d["min_count"] == d["max_count"] else f"{d['min_count']}-{d['max_count']}"
+        for d in deciles
+    ]
+    axes.set_xticks(places, names, fontsize=8)
+    axes.set(xlabel="training queries a label", ylim=(0, 108))
+    axes.legend()
+    finish(figure, path)
+
+
+def finish(figure: plt.Figure, path: Path) -> None:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def examples(model: XMCModel, data: XMCData, split: str) -> list[str]:
+    rows = data.split(split)
+    chosen = np.random.default_rng(0).choice(len(rows), min(NUM_EXAMPLES, len(rows)), replace=False)
+    sample = rows.select(chosen)
+    label_ids = model.labels["label_id"]
+    blocks = []
+    for row, predictions in zip(sample, model.predict(list(sample["text"]), TOP_K), strict=True):
+        truth = {label_ids[label] for label in row["label_ids"]}
+        blocks.append(f"<p><b>{html.escape(shorten(row['text']))}</b> <small>({len(truth)} right labels)</small><ul>")
+        for label in predictions:
+            right = " class='right'" if label.label_id in truth else ""
+            score = f"<span class='score'>{label.score:.2f}</span>"
+            blocks.append(f"<li{right}>{html.escape(shorten(label.text))} {score}</li>")
+        blocks.append("</ul>")
+    return blocks
+
+
+def shorten(text: str) -> str:
+    return text if len(text) <= SHOWN else text[:SHOWN] + " ..."
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="the output_dir of a finished training")
+    parser.add_argument("--data", required=True, help="the data set it was trained on")
+    arguments = parser.parse_args()
+    print(write(arguments.run, arguments.data))

@@ -1,0 +1,126 @@
+"""Train a dual encoder with all labels as negatives: the one training script.
+
+    accelerate launch recipes/train.py recipes/static.yaml --data recipes/data/wordnet-hypernyms --output_dir runs/x
+
+Settings stand in a YAML file; flags after it override them. `--help` lists them all: those of this script, and those of
+`XMCTrainingArguments`. Leaves `model/` (loads with `XMCModel.from_pretrained`), `metrics.json` and `history.json`.
+"""
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from sentence_transformers import SentenceTransformer
+from transformers import HfArgumentParser, set_seed
+
+from hf_xmc import XMCData, XMCEvaluator, XMCModel, XMCTrainer, XMCTrainingArguments, load_xmc, losses, static_encoder
+from hf_xmc.metrics import by_frequency_decile
+
+LOSSES = {
+    "decoupled_softmax": losses.DecoupledSoftmaxLoss,
+    "soft_top_k": losses.SoftTopKLoss,
+    "softmax": losses.SoftmaxLoss,
+    "bce": losses.BCELoss,
+}
+
+
+@dataclass
+class RecipeArguments:
+    data: str = field(metadata={"help": "A folder in any layout that load_xmc reads, or a data set of the Hub."})
+    model: str = field(
+        default="static", metadata={"help": "A sentence-transformers model, by folder or Hub name, or `static`."}
+    )
+    embedding_dim: int = field(default=512, metadata={"help": "Of a static model."})
+    vocab_size: int = field(default=50_000, metadata={"help": "Of a static model."})
+    max_seq_length: int | None = field(default=None, metadata={"help": "Tokens of a text that are read."})
+    loss: str = field(default="decoupled_softmax", metadata={"help": f"One of {', '.join(LOSSES)}."})
+    temperature: float = field(default=1.0, metadata={"help": "Divides the scores; about 0.05 for cosines."})
+    k: float = field(default=5, metadata={"help": "The budget of soft_top_k."})
+    validation_size: float = field(
+        default=0.02, metadata={"help": "Share of train to validate on where the data has no such split; 0 for none."}
+    )
+    propensity: str = field(default="default", metadata={"help": "Preset of A and B for PSP@k."})
+
+
+def main(argv: list[str]) -> None:
+    recipe, args = parse(argv)
+    set_seed(args.seed)
+    full = load_xmc(recipe.data)
+    for what, count in full.notes.items():
+        print(f"{recipe.data}: {what}: {count}")
+    carve = recipe.validation_size > 0 and full.validation is None
+    data = full.carve_validation(recipe.validation_size) if carve else full
+
+    trainer = XMCTrainer(
+        build_encoder(recipe, data, args.seed),
+        args,
+        data.train,
+        labels=data.labels,
+        loss=build_loss(recipe),
+        evaluator=None
+        if data.validation is None
+        else XMCEvaluator.from_data(data, "validation", propensity=recipe.propensity),
+    )
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    train_seconds = time.perf_counter() - start
+
+    # Encoding is shared among the processes by hand of the trainer only; the rest is for one.
+    if trainer.is_world_process_zero():
+        output_dir = Path(args.output_dir)
+        model = XMCModel(trainer.model, data.labels)
+        model.save_pretrained(output_dir / "model")
+        metrics = evaluate(model, full, recipe.propensity)
+        # Settings of the recipe and of the loop, and what they gave.
+        report = {**metrics, "train_seconds": train_seconds, "recipe": vars(recipe), "arguments": args.to_dict()}
+        write_json(output_dir / "metrics.json", report)
+        write_json(output_dir / "history.json", trainer.state.log_history)
+        print(json.dumps(metrics["labels"], indent=2))
+
+
+def parse(argv: list[str]) -> tuple[RecipeArguments, XMCTrainingArguments]:
+    """The settings of a YAML file, if there is one, with the flags after it."""
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        settings = yaml.safe_load(Path(argv[0]).read_text())
+        argv = [part for name, value in settings.items() for part in (f"--{name}", str(value))] + argv[1:]
+    recipe, args = HfArgumentParser((RecipeArguments, XMCTrainingArguments)).parse_args_into_dataclasses(argv)
+    if recipe.loss not in LOSSES:
+        raise ValueError(f"loss is one of {', '.join(LOSSES)}, got {recipe.loss!r}.")
+    return recipe, args
+
+
+def build_encoder(recipe: RecipeArguments, data: XMCData, seed: int) -> SentenceTransformer:
+    if recipe.model == "static":
+        texts = [*data.train["text"], *data.labels["text"]]
+        return static_encoder(texts, embedding_dim=recipe.embedding_dim, vocab_size=recipe.vocab_size, seed=seed)
+    encoder = SentenceTransformer(recipe.model)
+    if recipe.max_seq_length is not None:
+        encoder.max_seq_length = recipe.max_seq_length
+    return encoder
+
+
+def build_loss(recipe: RecipeArguments) -> losses.DecoupledSoftmaxLoss:
+    extra = {"k": recipe.k} if recipe.loss == "soft_top_k" else {}
+    return LOSSES[recipe.loss](temperature=recipe.temperature, **extra)
+
+
+def evaluate(model: XMCModel, data: XMCData, propensity: str) -> dict:
+    """Metrics on the test split, or on validation where there is none, in all and by label frequency."""
+    split = next((name for name in ("test", "validation") if getattr(data, name) is not None), None)
+    if split is None:
+        raise ValueError("the data set has neither a test nor a validation split to measure the model on.")
+    evaluator = XMCEvaluator.from_data(data, split, propensity=propensity)
+    found = model.search(evaluator.texts, evaluator.max_k, exclude=evaluator.filter_pairs)
+    deciles = by_frequency_decile(found.label_ids, evaluator.relevance, data.label_counts())
+    return {"split": split, "labels": evaluator.score(found), "deciles": [decile._asdict() for decile in deciles]}
+
+
+def write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, default=str))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
