@@ -1,6 +1,6 @@
 """The main job from end to end: train, evaluate, index, predict, and write a report to read.
 
-    python recipes/demo.py --data recipes/data/wordnet-hypernyms --output_dir runs/demo
+python recipes/demo.py --data recipes/data/wordnet-hypernyms --output_dir runs/demo
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """A page on a finished run: its curve, its metrics beside other systems', label frequencies, and ten predictions.
 
-    python recipes/report.py --run runs/demo --data recipes/data/wordnet-hypernyms
+python recipes/report.py --run runs/demo --data recipes/data/wordnet-hypernyms
 """
 
 import argparse
