@@ -1,0 +1,94 @@
+"""Small encoders and data that every test can afford."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may depend on a network
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test processes share few cores
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+torch.set_num_threads(1)
+
+LABELS = ["boat", "sailing boat", "car", "animal", "dog", "cat", "colour", "red", "blue", "plant", "old oak tree"]
+POSITIVES = [[0, 1], [0], [2], [3, 4], [3, 5], [6, 7], [6, 8], [9, 10], [9], [2, 7], [], [0, 8, 3], [4]]
+
+
+@pytest.fixture
+def queries():
+    texts = [f"text {number} about {' and '.join(LABELS[p] for p in ids)}" for number, ids in enumerate(POSITIVES)]
+    return Dataset.from_dict({"text": texts, "label_ids": POSITIVES})
+
+
+@pytest.fixture
+def encoder():
+    return make_static_encoder()
+
+
+def make_static_encoder(dim=16):
+    from hf_xmc import static_encoder
+
+    return static_encoder(LABELS + ["text about and"], embedding_dim=dim, vocab_size=200, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def bert_folder(tmp_path_factory):
+    return make_bert(tmp_path_factory.mktemp("bert"))
+
+
+def make_bert(folder, dropout=0.3):
+    """A transformer of a few thousand weights, with dropout."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "text",
+        "about",
+        "and",
+        *sorted({w for t in LABELS for w in t.split()}),
+    ]
+    words += list(map(str, range(20)))
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    BertTokenizerFast(tokenizer_object=tokenizer, model_max_length=32).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=40,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        initializer_range=0.3,  # at the usual 0.02 so small a model embeds every text alike
+    )
+    BertModel(config).save_pretrained(folder)  # its pooler is not used, and gets no gradient
+    return folder
+
+
+def make_bert_encoder(folder):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    return SentenceTransformer(modules=[Transformer(str(folder)), Pooling(16)], device="cpu")
+
+
+def relevance_of(positives):
+    import scipy.sparse as sp
+
+    offsets = np.cumsum([0] + [len(ids) for ids in positives])
+    return sp.csr_array(
+        (np.ones(offsets[-1], np.float32), np.concatenate(positives).astype(int), offsets),
+        shape=(len(positives), len(LABELS)),
+    )

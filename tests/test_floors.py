@@ -1,0 +1,46 @@
+"""A module imports only from lower floors, or from its own floor where it stands further left."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "hf_xmc"
+FLOORS = [
+    ["sharding", "metrics"],
+    ["functional", "streaming"],
+    ["losses", "encoding", "static"],
+    ["formats", "data", "batching"],
+    ["training_args", "trainer"],
+    ["index", "evaluation"],
+    ["hub", "model", "cli"],
+]
+ORDER = [module for floor in FLOORS for module in floor]
+OWNERS = {"torch.distributed": "sharding", "huggingface_hub": "hub", "faiss": "index"}
+
+
+def imported(module):
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} uses a relative import"
+            yield from ([f"hf_xmc.{name.name}" for name in node.names] if node.module == "hf_xmc" else [node.module])
+
+
+def test_every_module_has_a_floor():
+    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} == set(ORDER)
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_imports_go_down(module):
+    ours = [name.split(".")[1] for name in imported(module) if name.startswith("hf_xmc.")]
+    upward = [name for name in ours if ORDER.index(name) >= ORDER.index(module)]
+    assert not upward, f"{module} imports {upward}"
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_each_foreign_subject_has_one_room(module):
+    for package, owner in OWNERS.items():
+        if any(name == package or name.startswith(package + ".") for name in imported(module)):
+            assert module == owner, f"{module} imports {package}, which belongs to {owner}"
