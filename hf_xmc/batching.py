@@ -100,6 +100,8 @@ class AllLabels:
     """
 
     def __init__(self, table: LabelTable, label_chunk_size: int | None, device: torch.device | str = "cpu") -> None:
+        if len(table) < sharding.world_size():
+            raise ValueError(f"{len(table)} labels cannot be shared by {sharding.world_size()} processes: start fewer.")
         self.shard = LabelShard.of(len(table), sharding.rank(), sharding.world_size())
         mine = np.arange(self.shard.start, self.shard.stop)
         # By length, so that a chunk of a transformer holds little padding. Columns are numbered in this order.

@@ -58,9 +58,8 @@ class XMCEvaluator(BaseEvaluator):
         self.texts, self.relevance, self.labels = texts, relevance, labels
         self.filter_pairs, self.inverse_propensity = filter_pairs, inverse_propensity
         self.name, self.primary_metric, self.batch_size = name, primary_metric, batch_size
-        self.p_at, self.ndcg_at = p_at, ndcg_at
-        self.recall_at = [k for k in recall_at if k <= len(labels)]
-        self.max_k = min(len(labels), max([*p_at, *ndcg_at, *recall_at]))
+        self.p_at, self.ndcg_at, self.recall_at = p_at, ndcg_at, recall_at
+        self.max_k = max([*p_at, *ndcg_at, *recall_at])
 
     @classmethod
     def from_data(cls, data: XMCData, split: str, *, propensity: str = "default", **kwargs: Any) -> XMCEvaluator:

@@ -77,7 +77,7 @@ class XMCModel:
         return self.index.search(queries.float().cpu(), top_k, exclude=exclude, allow=allow, deny=deny)
 
     @overload
-    def predict(self, texts: str, top_k: int = 5) -> list[Prediction]: ...
+    def predict(self, texts: str, top_k: int = 5) -> list[Prediction]: ...  # type: ignore[overload-overlap]
 
     @overload
     def predict(self, texts: Sequence[str], top_k: int = 5) -> list[list[Prediction]]: ...

@@ -38,7 +38,7 @@ class XMCTrainer(SentenceTransformerTrainer):
         kwargs: whatever ``SentenceTransformerTrainer`` takes, such as ``evaluator`` and ``callbacks``.
 
     Raises:
-        ValueError: a way of running that would train something else, such as ``DataParallel``.
+        ValueError: a column is missing, or a way of running that would train something else, as ``DataParallel``.
 
     Queries take the model's ``query`` prompt, labels its ``document`` prompt, as ``encode_query`` and
     ``encode_document`` do afterwards.
@@ -62,6 +62,11 @@ class XMCTrainer(SentenceTransformerTrainer):
     ) -> None:
         super().__init__(model=model, args=args, train_dataset=train_dataset, loss=loss, **kwargs)
         self._refuse_what_is_not_tested()
+        if missing := {"text", "label_ids"} - set(self.train_dataset.column_names):
+            raise ValueError(
+                f"train_dataset has no column {', '.join(sorted(missing))}; it has "
+                f"{', '.join(self.train_dataset.column_names)}. `load_xmc(...).train` has what is needed."
+            )
         self.model.similarity_fn_name = "dot"  # what the losses score by; after a Normalize module it is the cosine
         texts = labels["text"] if isinstance(labels, Dataset) else labels
         table = LabelTable(self.model, texts, prompt=self.model.prompts.get("document"))

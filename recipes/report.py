@@ -13,6 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from hf_xmc import XMCData, XMCModel, load_xmc
 
@@ -32,7 +33,6 @@ def write(run: Path, data_folder: str) -> Path:
     history = json.loads((run / "history.json").read_text())
     data = load_xmc(data_folder)
     plot_training(history, run / "training.png")
-    plot_deciles(metrics["deciles"], run / "deciles.png")
     split, recipe = metrics["split"], metrics["recipe"]
     page = [
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(Path(data_folder).name)}</title>",
@@ -43,8 +43,7 @@ def write(run: Path, data_folder: str) -> Path:
         f"<h2>On the {split} split</h2>",
         table(metrics["labels"], Path(data_folder) / "peers.json"),
         "<h2>Training</h2><img src='training.png' alt='loss and validation metrics by epoch'>",
-        f"<h2>By label frequency</h2><p>The labels of the {split} split in ten equal groups, from the rarest in "
-        "training to the most frequent.</p><img src='deciles.png' alt='hits by label frequency'>",
+        *by_frequency(metrics["deciles"], split, run / "deciles.png"),
         f"<h2>{NUM_EXAMPLES} {split} queries</h2><p>Drawn at random. Labels that are right are "
         "<span class='right'>green</span>.</p>",
         *examples(XMCModel.from_pretrained(run / "model"), data, split),
@@ -78,9 +77,20 @@ def plot_training(history: list[dict], path: Path) -> None:
         if points:
             right.plot(*zip(*points, strict=True), marker="o", label=name)
     right.set(xlabel="epoch", ylabel="validation, %")
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
     if evaluations:
         right.legend()
     finish(figure, path)
+
+
+def by_frequency(deciles: list[dict], split: str, path: Path) -> list[str]:
+    if not deciles:  # fewer than ten labels: no groups
+        return []
+    plot_deciles(deciles, path)
+    return [
+        f"<h2>By label frequency</h2><p>The labels of the {split} split in ten equal groups, from the rarest in "
+        f"training to the most frequent.</p><img src='{path.name}' alt='hits by label frequency'>"
+    ]
 
 
 def plot_deciles(deciles: list[dict], path: Path) -> None:
@@ -113,15 +123,19 @@ def examples(model: XMCModel, data: XMCData, split: str) -> list[str]:
     rows = data.split(split)
     chosen = np.random.default_rng(0).choice(len(rows), min(NUM_EXAMPLES, len(rows)), replace=False)
     sample = rows.select(chosen)
-    label_ids = model.labels["label_id"]
+    pairs = data.filter_pairs.get(split, np.empty((0, 2), dtype=np.int64))
+    exclude = [(place, label) for place, row in enumerate(chosen) for label in pairs[pairs[:, 0] == row, 1]]
+    found = model.search(list(sample["text"]), TOP_K, exclude=np.array(exclude, dtype=np.int64).reshape(-1, 2))
+    texts = model.labels["text"]
     blocks = []
-    for row, predictions in zip(sample, model.predict(list(sample["text"]), TOP_K), strict=True):
-        truth = {label_ids[label] for label in row["label_ids"]}
+    for row, label_ids, scores in zip(sample, *found, strict=True):
+        truth = set(row["label_ids"])
         blocks.append(f"<p><b>{html.escape(shorten(row['text']))}</b> <small>({len(truth)} right labels)</small><ul>")
-        for label in predictions:
-            right = " class='right'" if label.label_id in truth else ""
-            score = f"<span class='score'>{label.score:.2f}</span>"
-            blocks.append(f"<li{right}>{html.escape(shorten(label.text))} {score}</li>")
+        for label, score in zip(label_ids[label_ids >= 0].tolist(), scores.tolist(), strict=False):
+            right = " class='right'" if label in truth else ""
+            blocks.append(
+                f"<li{right}>{html.escape(shorten(texts[label]))} <span class='score'>{score:.2f}</span></li>"
+            )
         blocks.append("</ul>")
     return blocks
 

@@ -12,12 +12,13 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import yaml
 from sentence_transformers import SentenceTransformer
 from transformers import HfArgumentParser, set_seed
 
 from hf_xmc import XMCData, XMCEvaluator, XMCModel, XMCTrainer, XMCTrainingArguments, load_xmc, losses, static_encoder
-from hf_xmc.metrics import by_frequency_decile
+from hf_xmc.metrics import by_frequency_decile, label_counts
 
 LOSSES = {
     "decoupled_softmax": losses.DecoupledSoftmaxLoss,
@@ -114,8 +115,12 @@ def evaluate(model: XMCModel, data: XMCData, propensity: str) -> dict:
         raise ValueError("the data set has neither a test nor a validation split to measure the model on.")
     evaluator = XMCEvaluator.from_data(data, split, propensity=propensity)
     found = model.search(evaluator.texts, evaluator.max_k, exclude=evaluator.filter_pairs)
-    deciles = by_frequency_decile(found.label_ids, evaluator.relevance, data.label_counts())
-    return {"split": split, "labels": evaluator.score(found), "deciles": [decile._asdict() for decile in deciles]}
+    metrics = evaluator.score(found)
+    size = {name: metrics.pop(name) for name in ("num_queries", "num_empty")}
+    deciles = []
+    if np.count_nonzero(label_counts(evaluator.relevance)) >= 10:
+        deciles = by_frequency_decile(found.label_ids, evaluator.relevance, data.label_counts())
+    return {"split": split, **size, "labels": metrics, "deciles": [decile._asdict() for decile in deciles]}
 
 
 def write_json(path: Path, value: object) -> None:

@@ -31,7 +31,7 @@ def encoder():
 def make_static_encoder(dim=16):
     from hf_xmc import static_encoder
 
-    return static_encoder(LABELS + ["text about and"], embedding_dim=dim, vocab_size=200, device="cpu")
+    return static_encoder([*LABELS, "text about and"], embedding_dim=dim, vocab_size=200, device="cpu")
 
 
 @pytest.fixture(scope="session")
