@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
@@ -33,7 +34,7 @@ def save(folder: str | Path, encoder: SentenceTransformer, labels: Dataset, embe
     try:
         encoder.save_pretrained(str(new))
         (new / LABELS).parent.mkdir()
-        labels.to_parquet(new / LABELS)
+        pq.write_table(labels.with_format("arrow")[:], new / LABELS)
         save_file({"embeddings": embeddings.contiguous()}, new / EMBEDDINGS)
         about = {
             "format_version": FORMAT_VERSION,

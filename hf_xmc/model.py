@@ -74,7 +74,8 @@ class XMCModel:
     ) -> TopK:
         """The best labels of each text as row numbers and scores; arguments as in :meth:`LabelIndex.search`."""
         queries = self.encoder.encode_query(list(texts), convert_to_tensor=True, batch_size=PREDICT_BATCH)
-        return self.index.search(queries.float().cpu(), top_k, exclude=exclude, allow=allow, deny=deny)
+        queries = queries.float().cpu().reshape(len(texts), self.index.embedding_dim)  # of no text, `encode` makes (0,)
+        return self.index.search(queries, top_k, exclude=exclude, allow=allow, deny=deny)
 
     @overload
     def predict(self, texts: str, top_k: int = 5) -> list[Prediction]: ...  # type: ignore[overload-overlap]

@@ -1,0 +1,85 @@
+"""The command line, in its own process where standard input matters."""
+
+import json
+import subprocess
+import sys
+
+import layouts
+import pytest
+from conftest import LABELS
+
+from hf_xmc import XMCModel, load_xmc
+from hf_xmc.cli import main
+
+
+@pytest.fixture
+def data(tmp_path):
+    (tmp_path / "data").mkdir()
+    layouts.write_raw(tmp_path / "data")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def model(encoder, data, tmp_path):
+    XMCModel(encoder, load_xmc(data).labels).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def run(capsys, *arguments):
+    code = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, [json.loads(line) for line in out.split("\n")[:-1]], err
+
+
+def test_predict_from_arguments_and_from_a_file(capsys, model, tmp_path):
+    expected = XMCModel.from_pretrained(model).predict(["a red boat", "a car\u2028here"], 2)
+    (tmp_path / "texts.txt").write_bytes("\ufeffa red boat\r\na car\u2028here\n\n".encode())
+    code, rows, _ = run(capsys, "predict", model, "--file", tmp_path / "texts.txt", "--top_k", 2)
+    assert code == 0
+    assert [row["text"] for row in rows] == ["a red boat", "a car\u2028here", ""]
+    assert [row["labels"] for row in rows] == [[p._asdict() for p in labels] for labels in [*expected, []]]
+    assert run(capsys, "predict", model, "a red boat", "--top_k", "2")[1] == rows[:1]
+
+
+def test_predict_from_standard_input_in_a_process_of_its_own(model):
+    command = [sys.executable, "-m", "hf_xmc.cli", "predict", str(model), "--top_k", "1"]
+    done = subprocess.run(command, input=b"a red boat\na blue car\n", capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["text"] for row in rows] == ["a red boat", "a blue car"]
+    bad = subprocess.run(command, input=b"fine\n\xff\n", capture_output=True, timeout=120, check=False)
+    assert bad.returncode == 1
+    assert b"standard input, line 2: not UTF-8" in bad.stderr
+
+
+def test_evaluate_prepare_and_index(capsys, model, data, encoder, tmp_path):
+    _, (metrics,), _ = run(capsys, "evaluate", model, data)
+    assert {"P@1", "P@5", "PSP@5", "nDCG@5", "R@100"} <= set(metrics)
+    assert metrics["num_queries"] == 3
+    code, (summary,), _ = run(capsys, "prepare", data, tmp_path / "prepared")
+    assert (code, summary["num_labels"], summary["train"], summary["test"]) == (0, 5, 7, 3)
+    assert run(capsys, "evaluate", model, tmp_path / "prepared")[1] == [metrics]
+    encoder.save_pretrained(str(tmp_path / "encoder"))
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS) + "\n")
+    code, _, _ = run(
+        capsys, "index", tmp_path / "encoder", "--labels", tmp_path / "labels.txt", "--output_dir", tmp_path / "mine"
+    )
+    assert code == 0
+    assert list(XMCModel.from_pretrained(tmp_path / "mine").labels["text"]) == LABELS
+
+
+def test_errors_are_one_line_on_standard_error(capsys, model, data, tmp_path):
+    code, rows, err = run(capsys, "predict", tmp_path / "nothing", "a text")
+    assert (code, rows) == (1, [])
+    assert err.startswith("hf-xmc predict: ")
+    assert "is no folder" in err
+    (tmp_path / "labels.txt").write_text("boat\n\ncar\n")
+    _, _, err = run(capsys, "index", model, "--labels", tmp_path / "labels.txt", "--output_dir", tmp_path / "x")
+    assert "labels.txt, line 2: an empty label" in err
+    assert not (tmp_path / "x").exists()
+    _, _, err = run(capsys, "predict", model, "a", "--file", tmp_path / "labels.txt")
+    assert "as arguments or with --file, not both" in err
+    other = tmp_path / "other"
+    other.mkdir()
+    layouts.write_reference(other)
+    assert "are not the same: index the labels" in run(capsys, "evaluate", model, other)[2]

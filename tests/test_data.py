@@ -1,0 +1,400 @@
+"""Every layout gives the same data set; what is wrong is an error with file and line; what is mended is counted."""
+
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import layouts
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from datasets import Dataset
+
+from hf_xmc import XMCData, load_xmc
+
+DATA = Path(__file__).parents[1] / "recipes" / "data"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def raw(tmp_path):
+    folder = tmp_path / "raw-layout"
+    folder.mkdir()
+    layouts.write_raw(folder)
+    return folder
+
+
+def rows_of(split):
+    return [(row["text"], sorted(row["label_ids"])) for row in split]
+
+
+@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+def test_every_layout_gives_the_same_data(layout, tmp_path):
+    folder = tmp_path / layout
+    if layout != "prepared":
+        folder.mkdir()
+    layouts.LAYOUTS[layout](folder)
+    data = load_xmc(folder)
+    assert rows_of(data.train) == [(text, sorted(ids)) for text, ids in layouts.TRAIN]
+    assert rows_of(data.test) == [(text, sorted(ids)) for text, ids in layouts.TEST]
+    assert list(data.labels["text"]) == layouts.LABELS
+    expected_ids = list("01234") if layout == "reference" else [f"L{i}" for i in range(5)]
+    assert list(data.labels["label_id"]) == expected_ids
+    assert data.filter_pairs["test"].tolist() == layouts.FILTER_PAIRS
+    assert data.notes["train: queries without labels"] == 1
+    assert data.notes["test: empty texts"] == 1
+    assert data.label_counts().tolist() == [3, 2, 1, 2, 1]
+    assert data.relevance("test").toarray().tolist() == [[1, 0, 0, 0, 0], [0, 0, 0, 1, 1], [0, 0, 1, 0, 0]]
+
+
+def test_files_may_come_without_gzip(raw):
+    for path in raw.glob("*.gz"):
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    assert len(load_xmc(raw).train) == 7
+
+
+def test_the_shipped_data_is_what_its_readme_says():
+    data = load_xmc(DATA / "wordnet-hypernyms")
+    assert (len(data.train), len(data.test), data.num_labels) == (76_342, 18_959, 18_992)
+    assert data.label_counts().sum() / len(data.train) == pytest.approx(8.16, abs=0.005)
+    assert data.label_counts().min() >= 1
+    assert set(data.filter_pairs) == {"train", "test"}
+
+
+WORDNET = {
+    "data.noun": """  1 a licence, indented
+00000001 03 n 01 entity 0 001 ~ 00000002 n 0000 | that which is
+00000002 03 n 02 ice_boat 0 boat 0 002 @ 00000001 n 0000 ~ 00000003 n 0000 | a thing that floats
+00000003 03 n 01 dinghy 0 001 @i 00000002 n 0000 | a small one
+00000005 03 n 01 canoe 0 001 @ 00000002 n 0000 | paddled
+00000006 03 n 01 raft 0 001 @ 00000002 n 0000 | of logs
+""",
+    "data.verb": """00000004 29 v 01 float 0 000 00 | not sink
+""",
+}
+
+
+def test_the_build_script_follows_the_pointers_of_wordnet(tmp_path):
+    for name, text in WORDNET.items():
+        (tmp_path / name).write_text(text)
+    script = DATA / "build_wordnet_hypernyms.py"
+    out = tmp_path / "built"
+    subprocess.run([sys.executable, script, "--wordnet", tmp_path, "--output_dir", out], check=True, timeout=60)
+    data = load_xmc(out)
+    assert any("boat" in text and "floats" in text for text in data.labels["text"])
+    found = {}
+    for split in (data.train, data.test):
+        for row in split or []:
+            found[row["text"]] = {data.labels[i]["text"].split(":")[0] for i in row["label_ids"]}
+    dinghy = next(ids for text, ids in found.items() if text.startswith("dinghy"))
+    assert dinghy == {"entity", "ice boat, boat"}
+    assert not any("licence" in text for text in found)
+
+
+def rewrite(path, number, change):
+    """Change one line of a file."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rb") as file:
+        lines = file.read().split(b"\n")
+    lines[number] = change(lines[number])
+    with opener(path, "wb") as file:
+        file.write(b"\n".join(lines))
+
+
+def record(**changes):
+    return lambda line: json.dumps({**json.loads(line), **changes}).encode()
+
+
+BAD_LINES = {
+    "label id beyond the labels": (
+        "trn.json.gz",
+        1,
+        record(target_ind=[5]),
+        r"trn.json.gz:2: label id 5, but there are only 5 labels",
+    ),
+    "negative label id": ("tst.json.gz", 0, record(target_ind=[-1]), r"tst.json.gz:1: label id -1"),
+    "label id that is a fraction": (
+        "trn.json.gz",
+        1,
+        record(target_ind=[0.5]),
+        r"gz:2: target_ind is \[0.5\]",
+    ),
+    "label id beyond 64 bits": (
+        "trn.json.gz",
+        1,
+        record(target_ind=[2**70]),
+        r"gz:2: a label id does not fit",
+    ),
+    "no labels given": ("trn.json.gz", 1, record(target_ind=None), r"trn.json.gz:2: target_ind is None"),
+    "lengths that differ": (
+        "trn.json.gz",
+        0,
+        record(target_rel=[1.0]),
+        r"trn.json.gz:1: 2 numbers in target_ind and 1 in target_rel",
+    ),
+    "relevance below zero": ("trn.json.gz", 1, record(target_rel=[-1.0]), r"trn.json.gz:2: relevance -1.0 of label 1"),
+    "relevance that is no number": (
+        "trn.json.gz",
+        1,
+        lambda line: line.replace(b"[1.0]", b"[NaN]"),
+        r"trn.json.gz:2: relevance nan",
+    ),
+    "not JSON": ("trn.json.gz", 3, lambda _: b"{'title': 'x'}", r"trn.json.gz:4: not valid JSON"),
+    "deeply nested": ("trn.json.gz", 3, lambda _: b"[" * 100_000, r"trn.json.gz:4: not valid JSON"),
+    "a blank line in the middle": ("trn.json.gz", 3, lambda _: b"", r"trn.json.gz:4: not valid JSON"),
+    "not an object": ("trn.json.gz", 3, lambda _: b"[1, 2]", r"trn.json.gz:4: expected an object in braces"),
+    "no text": ("lbl.json.gz", 2, lambda _: b'{"uid": "L2"}', r"lbl.json.gz:3: neither title nor content"),
+    "text that is a number": ("lbl.json.gz", 2, record(title=7), r"lbl.json.gz:3: title is 7; expected text"),
+    "not UTF-8": ("tst.json.gz", 1, lambda line: line + b"\xff", r"tst.json.gz:2: byte \d+ is not UTF-8"),
+    "NUL": ("tst.json.gz", 1, lambda line: b"\0" + line, r"tst.json.gz:2: the line contains a NUL"),
+    "escaped NUL": ("tst.json.gz", 1, record(title="a\0b"), r"tst.json.gz:2: title contains a NUL"),
+    "half a surrogate pair": ("tst.json.gz", 1, record(title="\ud800"), r"half of a surrogate pair"),
+    "a pair of another split": (
+        "filter_labels_test.txt",
+        1,
+        lambda _: b"3 0",
+        r"test.txt:2: row 3, label 0, but there are 3 rows",
+    ),
+    "a pair that is no pair": (
+        "filter_labels_test.txt",
+        0,
+        lambda _: b"0",
+        r"test.txt:1: expected two numbers",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LINES)
+def test_what_is_wrong_is_an_error_with_file_and_line(case, raw):
+    name, number, change, message = BAD_LINES[case]
+    rewrite(raw / name, number, change)
+    with pytest.raises(ValueError, match=message):
+        load_xmc(raw)
+
+
+def test_a_truncated_gzip_does_not_load(raw):
+    path = raw / "trn.json.gz"
+    whole = path.read_bytes()
+    for keep in (len(whole) - 1, len(whole) - 9, len(whole) // 2):
+        path.write_bytes(whole[:keep])
+        with pytest.raises(ValueError, match=r"trn.json.gz: damaged or truncated after line \d"):
+            load_xmc(raw)
+
+
+def test_a_gzip_that_swells_does_not_load(raw):
+    with gzip.open(raw / "trn.json.gz", "wb") as file:
+        file.write(b" " * 2**26 + b"\n" + b"\n" * 2**26)
+    with pytest.raises(ValueError, match="damaged or hostile"):
+        load_xmc(raw)
+
+
+def test_what_is_mended_is_counted(raw):
+    rewrite(raw / "trn.json.gz", 0, record(target_ind=[0, 3, 0], target_rel=[0.5, 1.0, 2.0]))
+    rewrite(raw / "trn.json.gz", 1, record(target_ind=[1, 2], target_rel=[1.0, 0.0]))
+    rewrite(raw / "lbl.json.gz", 4, record(title="boat"))
+    rewrite(raw / "lbl.json.gz", 0, lambda line: b"\xef\xbb\xbf" + line)
+    rewrite(raw / "filter_labels_test.txt", 1, lambda _: b"0 0")
+    data = load_xmc(raw)
+    assert data.notes == {
+        "lbl.json.gz: byte order mark removed": 1,
+        "labels: texts that occur again": 1,
+        "filter_labels_test.txt: pairs named again": 1,
+        "train: relevance 0, not a positive": 1,
+        "train: label named again for a query": 1,
+        "train: queries without labels": 1,
+        "test: empty texts": 1,
+    }
+    row = data.train[0]
+    assert dict(zip(row["label_ids"], row["label_scores"], strict=True)) == {0: 2.0, 3: 1.0}
+    assert data.train[1]["label_ids"] == [1]
+    assert data.relevance("train").toarray()[0].tolist() == [2, 0, 0, 1, 0]
+
+
+def test_bytes_that_are_not_utf8_are_replaced_when_asked(raw):
+    rewrite(raw / "tst.json.gz", 0, lambda line: line.replace(b"the boat", b"the bo\xffat"))
+    with pytest.raises(ValueError, match="errors='replace'"):
+        load_xmc(raw)
+    data = load_xmc(raw, errors="replace")
+    assert data.test[0]["text"] == "the bo\ufffdat"
+    assert data.notes["tst.json.gz: lines with bytes replaced"] == 1
+    with pytest.raises(ValueError, match="errors is 'strict' or 'replace', got 'ignore'"):
+        load_xmc(raw, errors="ignore")
+
+
+@pytest.fixture
+def reference(tmp_path):
+    folder = tmp_path / "reference-layout"
+    folder.mkdir()
+    layouts.write_reference(folder)
+    return folder
+
+
+def test_text_and_labels_of_different_lengths(reference):
+    with (reference / "raw" / "trn_X.txt").open("a") as file:
+        file.write("one more\n")
+    with pytest.raises(ValueError, match=r"trn_X.txt has 8 lines and .*Y.trn.npz 7 rows"):
+        load_xmc(reference)
+
+
+def test_half_a_split_is_missing(reference):
+    (reference / "Y.tst.npz").unlink()
+    with pytest.raises(ValueError, match=r"tst_X.txt is there, but .*Y.tst.npz is not"):
+        load_xmc(reference)
+
+
+def damage_pickle(path):
+    np.savez(path, indices=np.array([{}], dtype=object), indptr=[0], data=[1], shape=[1, 1], format="csr")
+
+
+def damage_huge_shape(path):
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000,), }"
+    header += b" " * (117 - len(header)) + b"\n"
+    huge = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    import zipfile
+
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("data.npy", huge)
+
+
+def damage_columns(path):
+    rows = sp.load_npz(path)
+    rows.indices[0] = 77
+    sp.save_npz(path, rows)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_pickle, "Python objects"),
+        (damage_huge_shape, "claims 40000000000 bytes"),
+        (damage_columns, "not a readable sparse matrix"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-30]), "not a readable sparse matrix"),
+        (lambda path: path.write_text("hello"), "not a readable sparse matrix"),
+        (lambda path: sp.save_npz(path, sp.coo_matrix((7, 5))), "expected a csr matrix, got coo"),
+        (lambda path: sp.save_npz(path, layouts.matrix(layouts.TRAIN, num_labels=9)), None),
+        (lambda path: sp.save_npz(path, -layouts.matrix(layouts.TRAIN)), "row 0: relevance -1.0"),
+    ],
+)
+def test_damaged_and_hostile_matrices(reference, damage, message):
+    path = reference / "Y.trn.npz"
+    damage(path)
+    if message is None:  # more columns than labels do no harm as long as none of them is used
+        assert len(load_xmc(reference).train) == 7
+    else:
+        with pytest.raises(ValueError, match=message):
+            load_xmc(reference)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        ("train", {"text": "x", "label_ids": [9]}, "train, row 7: label id 9"),
+        ("train", {"text": None, "label_ids": [1]}, "train, row 7: no text"),
+        ("train", {"text": "x", "label_ids": None}, "train, row 7: no label_ids"),
+        ("filter_pairs", {"row": 0, "label": 9}, "filter_pairs of test names row 0, label 9"),
+    ],
+)
+def test_bad_rows_of_tables(tmp_path, name, row, message):
+    layouts.write_jsonl(tmp_path)
+    with (tmp_path / f"{name}.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=message):
+        load_xmc(tmp_path)
+
+
+def test_columns_that_are_missing_or_unequal(tmp_path):
+    layouts.write_parquet(tmp_path)
+    Dataset.from_dict({"sentence": ["x"], "label_ids": [[0]]}).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="train: no column text; there are sentence, label_ids"):
+        load_xmc(tmp_path)
+    Dataset.from_dict({"text": ["x"], "label_ids": [[0, 1]], "label_scores": [[1.0]]}).to_parquet(
+        tmp_path / "train.parquet"
+    )
+    with pytest.raises(ValueError, match="train, row 0: label_ids and label_scores have different lengths"):
+        load_xmc(tmp_path)
+
+
+def test_folders_that_are_no_data_set(tmp_path):
+    with pytest.raises(ValueError, match="which is no layout known here"):
+        load_xmc(tmp_path)
+    (tmp_path / "x.txt").write_text("x")
+    with pytest.raises(ValueError, match="is a file: give the folder"):
+        load_xmc(tmp_path / "x.txt")
+
+
+def test_a_prepared_data_set_is_replaced_and_anything_else_left_alone(raw, tmp_path):
+    data = load_xmc(raw)
+    prepared = tmp_path / "prepared"
+    data.save(prepared)
+    data.save(prepared)
+    assert [path.name for path in tmp_path.iterdir() if "tmp-" in path.name] == []
+    again = load_xmc(prepared)
+    assert rows_of(again.train) == rows_of(data.train)
+    assert again.notes == data.notes
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="is not a prepared data set: choose another folder"):
+        data.save(mine)
+    assert (mine / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_damaged_prepared_data_set(raw, tmp_path):
+    data = load_xmc(raw)
+    prepared = tmp_path / "prepared"
+    data.save(prepared)
+    shutil.rmtree(prepared / "test")
+    data.test.select([0]).save_to_disk(prepared / "test")
+    with pytest.raises(ValueError, match="has 1 rows, expected 3: prepare it again"):
+        load_xmc(prepared)
+    (prepared / "xmc_data.json").write_text('{"format_version": 99}')
+    with pytest.raises(ValueError, match="prepared in format 99"):
+        load_xmc(prepared)
+
+
+def many(texts):
+    return XMCData(
+        train=Dataset.from_dict({"text": texts, "label_ids": [[i % 3] for i in range(len(texts))]}),
+        labels=Dataset.from_dict({"label_id": list("abc"), "text": list("abc")}),
+        filter_pairs={"train": np.array([[i, i % 3] for i in range(len(texts))])},
+    )
+
+
+def test_validation_is_chosen_by_text_alone():
+    texts = [f"text {i % 83}" for i in range(97)]
+    carved = many(texts).carve_validation(0.2)
+    shuffled = many(texts[::-1]).carve_validation(0.2)
+    mine, theirs = set(carved.validation["text"]), set(carved.train["text"])
+    assert not mine & theirs
+    assert set(shuffled.validation["text"]) == mine
+    assert 19 <= len(carved.validation) <= 21
+    assert len(carved.train) + len(carved.validation) == 97
+
+
+def test_filter_pairs_move_with_their_rows():
+    data = many([f"text {i}" for i in range(41)])
+    carved = data.carve_validation(7)
+    assert len(carved.validation) == 7
+    for split in ("train", "validation"):
+        pairs = carved.filter_pairs[split]
+        assert pairs[:, 0].tolist() == list(range(len(carved.split(split))))
+        assert pairs[:, 1].tolist() == [row["label_ids"][0] for row in carved.split(split)]
+
+
+def test_a_validation_split_that_cannot_be():
+    data = many([f"text {i}" for i in range(10)])
+    for size in (0, 10, 1.0, 0.01):
+        with pytest.raises(ValueError, match="cannot be taken from 10"):
+            data.carve_validation(size)
+    with pytest.raises(ValueError, match="there is a validation split already"):
+        data.carve_validation(2).carve_validation(2)
+    with pytest.raises(ValueError, match="every training query has the same text"):
+        many(["same"] * 5).carve_validation(2)

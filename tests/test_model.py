@@ -1,0 +1,165 @@
+"""What is saved is what is loaded, alone or with sentence-transformers only; what was changed is refused."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import LABELS, make_bert_encoder, make_static_encoder
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+
+from hf_xmc import Prediction, XMCModel
+
+TEXTS = ["a red boat", "old oak tree", "dog and cat"]
+
+
+@pytest.fixture
+def model(encoder):
+    return XMCModel(encoder, Dataset.from_dict({"label_id": [f"L{i}" for i in range(11)], "text": LABELS}))
+
+
+@pytest.fixture
+def saved(model, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_predictions_are_the_labels_of_the_largest_dot_products(model, encoder):
+    scores = encoder.encode(TEXTS[0]) @ encoder.encode(LABELS).T
+    best = np.argsort(-scores)[:3]
+    predictions = model.predict(TEXTS[0], top_k=3)
+    assert [(p.label_id, p.text) for p in predictions] == [(f"L{i}", LABELS[i]) for i in best]
+    assert [p.score for p in predictions] == pytest.approx(scores[best].tolist())
+    assert isinstance(predictions[0], Prediction)
+
+
+def test_one_text_gives_a_list_and_several_give_lists(model):
+    assert model.predict(TEXTS, top_k=2)[0] == model.predict(TEXTS[0], top_k=2)
+    assert model.predict([]) == []
+    assert model.predict(["", TEXTS[0], " \n"], top_k=2) == [[], model.predict(TEXTS[0], top_k=2), []]
+    assert len(model.predict(TEXTS[0], top_k=100)) == 11
+
+
+def test_search_takes_labels_to_choose_from(model):
+    everything = model.search(TEXTS[:1], 11).label_ids[0].tolist()
+    assert model.search(TEXTS[:1], 11, deny=everything[:1]).label_ids[0].tolist() == [*everything[1:], -1]
+    assert sorted(model.search(TEXTS[:1], 2, allow=[4, 7]).label_ids[0].tolist()) == [4, 7]
+
+
+@pytest.mark.parametrize("kind", ["static", "bert"])
+def test_a_saved_model_predicts_the_same(kind, bert_folder, tmp_path):
+    encoder = make_static_encoder() if kind == "static" else make_bert_encoder(bert_folder)
+    model = XMCModel(encoder, LABELS)
+    model.save_pretrained(tmp_path / "model")
+    again = XMCModel.from_pretrained(tmp_path / "model", device="cpu")
+    assert again.predict(TEXTS) == model.predict(TEXTS)
+    assert torch.equal(again.index.embeddings, model.index.embeddings)
+
+
+def test_the_encoder_loads_where_this_package_cannot_be_imported(saved, encoder):
+    code = """
+import sys
+class Absent:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] == "hf_xmc":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+try:
+    import hf_xmc
+except ModuleNotFoundError:
+    pass
+else:
+    raise SystemExit("hf_xmc can be imported: the test tests nothing")
+from sentence_transformers import SentenceTransformer
+model = SentenceTransformer(sys.argv[1], device="cpu")
+print(model.similarity_fn_name, *model.encode("a red boat").tolist())
+"""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run(
+        [sys.executable, "-c", code, saved], capture_output=True, text=True, timeout=120, env=environment, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    similarity, *embedding = run.stdout.split()
+    assert similarity == "dot"
+    assert list(map(float, embedding)) == pytest.approx(encoder.encode("a red boat").tolist())
+
+
+def test_saving_again_replaces_the_model_and_leaves_nothing_else(model, saved):
+    model.save_pretrained(saved)
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+    assert XMCModel.from_pretrained(saved).predict(TEXTS) == model.predict(TEXTS)
+
+
+def test_a_save_that_fails_loses_nothing(model, saved, monkeypatch):
+    before = model.predict(TEXTS)
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("hf_xmc.hub.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        model.save_pretrained(saved)
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+    assert XMCModel.from_pretrained(saved).predict(TEXTS) == before
+
+
+def test_a_folder_of_something_else_is_left_alone(model, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="holds no saved XMCModel: choose another folder"):
+        model.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "modules.json", "label_index/labels.parquet", "label_index/embeddings.safetensors"]
+)
+@pytest.mark.parametrize("damage", ["changed", "truncated", "missing"])
+def test_a_file_that_is_not_the_one_saved_is_refused(saved, name, damage):
+    path = next(saved.rglob(name.rsplit("/", maxsplit=1)[-1]))
+    content = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(content[:-1])
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    expected = "missing" if damage == "missing" else "not the file that was saved"
+    with pytest.raises(ValueError, match=f"{path.name} is {expected}"):
+        XMCModel.from_pretrained(saved)
+
+
+def test_the_card_may_be_edited(saved, model):
+    (saved / "README.md").write_text("# Mine")
+    assert XMCModel.from_pretrained(saved).predict(TEXTS) == model.predict(TEXTS)
+
+
+def test_folders_that_are_no_model(saved, encoder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no folder"):
+        XMCModel.from_pretrained(tmp_path / "nothing")
+    about = json.loads((saved / "xmc_config.json").read_text())
+    (saved / "xmc_config.json").write_text(json.dumps({**about, "format_version": 99}))
+    with pytest.raises(ValueError, match="is of format 99; this version reads 1"):
+        XMCModel.from_pretrained(saved)
+    (saved / "xmc_config.json").unlink()
+    with pytest.raises(ValueError, match="encoder without a label index: make one with `hf-xmc index"):
+        XMCModel.from_pretrained(saved)
+    assert SentenceTransformer(str(saved)).get_embedding_dimension() == 16
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"has no xmc_config.json: it is not a saved XMCModel"):
+        XMCModel.from_pretrained(tmp_path / "empty")
+
+
+def test_bad_input_says_what_was_got(encoder, model):
+    with pytest.raises(ValueError, match="there is no label"):
+        XMCModel(encoder, [])
+    with pytest.raises(ValueError, match=r"embeddings have shape \(3, 16\); expected \(11, 16\)"):
+        XMCModel(encoder, LABELS, torch.zeros(3, 16))
+    with pytest.raises(ValueError, match="text 1 is a NoneType; expected a string"):
+        model.predict(["a", None])
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        model.predict("a", top_k=0)

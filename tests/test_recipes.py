@@ -1,0 +1,53 @@
+"""The demo on other data in another layout, and the training script on two processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import layouts
+import pytest
+from test_sharding import launch
+
+from hf_xmc import XMCModel
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+METRICS = {"P@1", "P@3", "P@5", "PSP@1", "PSP@3", "PSP@5", "nDCG@5", "R@10", "R@100"}
+FLAGS = ["--embedding_dim", "8", "--num_train_epochs", "2", "--validation_size", "0.3", "--use_cpu", "true"]
+
+
+@pytest.fixture
+def data(tmp_path):
+    (tmp_path / "data").mkdir()
+    layouts.write_reference(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def check(folder):
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert set(metrics["labels"]) == METRICS
+    assert all(0 <= value <= 1 for value in metrics["labels"].values())
+    assert metrics["split"] == "test"
+    assert metrics["train_seconds"] > 0
+    (prediction,) = XMCModel.from_pretrained(folder / "model").predict("a red boat", top_k=1)
+    assert prediction.text in layouts.LABELS
+
+
+def test_the_demo_runs_on_other_data(data, tmp_path):
+    command = [sys.executable, RECIPES / "demo.py", "--data", data, "--output_dir", tmp_path / "out", "--", *FLAGS]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-5000:]
+    check(tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "the boat" in page
+    assert "P@5" in page
+    assert (tmp_path / "out" / "training.png").stat().st_size > 1000
+
+
+def test_the_training_script_runs_on_two_processes(data, tmp_path):
+    recipe = [RECIPES / "train.py", RECIPES / "static.yaml", "--data", data, "--output_dir", tmp_path / "out"]
+    said = launch(2, *recipe, *FLAGS, "--per_device_train_batch_size", "2")
+    assert "4 queries a step (2 process(es))" in said
+    check(tmp_path / "out")

@@ -1,0 +1,93 @@
+"""One, two and three real processes train the same model."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import distributed_steps
+import pytest
+import torch
+from conftest import make_bert
+
+from hf_xmc.sharding import LabelShard
+
+STEPS = Path(__file__).with_name("distributed_steps.py")
+
+
+def launch(num_processes, *command):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
+    done = subprocess.run(
+        [*torchrun, *map(str, command)], capture_output=True, text=True, timeout=280, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def still_bert(tmp_path_factory):
+    """Without dropout: processes draw different masks."""
+    return make_bert(tmp_path_factory.mktemp("still"), dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def alone(still_bert, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    return {
+        name: distributed_steps.train(still_bert, folder, loss, settings, 1)
+        for name, (loss, settings) in distributed_steps.CASES.items()
+    }
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def together(request, still_bert, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("together")
+    launch(request.param, STEPS, still_bert, folder)
+    results = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(request.param)]
+    assert len(list(folder.glob("rank*.pt"))) == request.param
+    return results
+
+
+@pytest.mark.parametrize("case", distributed_steps.CASES)
+def test_processes_train_what_one_would(case, alone, together):
+    expected = alone[case]
+    assert expected["world_size"] == 1
+    for result in together:
+        got = result[case]
+        assert got["world_size"] == len(together)
+        assert got["losses"] == pytest.approx(expected["losses"], rel=1e-4)
+        for name, weight in expected["weights"].items():
+            torch.testing.assert_close(
+                got["weights"][name], weight, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            )
+            assert torch.equal(got["weights"][name], together[0][case]["weights"][name]), "the processes differ"
+
+
+def test_the_steps_moved_the_weights(alone, still_bert):
+    start = dict(distributed_steps.make_bert_encoder(still_bert).named_parameters())
+    for case, result in alone.items():
+        moved = sum(float((result["weights"][f"model.{name}"] - p).norm()) for name, p in start.items())
+        assert moved > 0.01, case
+    assert alone["bce"]["weights"]["bias"] != -10
+
+
+def test_ragged_rows_are_gathered_in_the_order_of_the_ranks(together):
+    size = len(together)
+    for rank, result in enumerate(together):
+        found = result["collectives"]
+        assert found["size"] == size
+        expected = [[float(r)] * (r + 2) + [-1.0] * (size - 1 - r) for r in range(size) for _ in range(r + 1)]
+        assert found["rows"].tolist() == expected
+        first = sum(range(1, rank + 1))  # its queries' place among all
+        share = sum(range(1, size + 1))  # each process has added its rank + 1
+        assert found["gradient"][:, 0].tolist() == [share * (first + i) for i in range(rank + 1)]
+
+
+@pytest.mark.parametrize(("num_labels", "world_size"), [(11, 1), (11, 3), (2, 3), (100, 7)])
+def test_every_label_is_in_one_shard(num_labels, world_size):
+    shards = [LabelShard.of(num_labels, rank, world_size) for rank in range(world_size)]
+    assert [label for shard in shards for label in range(shard.start, shard.stop)] == list(range(num_labels))
+    sizes = [shard.stop - shard.start for shard in shards]
+    assert max(sizes) - min(sizes) <= 1
+    assert LabelShard(3, 5).localize(torch.tensor([2, 3, 4, 5, -100])).tolist() == [-100, 0, 1, -100, -100]
