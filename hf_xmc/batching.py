@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hf_xmc import sharding
 from hf_xmc.encoding import Features
+from hf_xmc.functional import check_positives
 from hf_xmc.sharding import IGNORE_INDEX, LabelShard
 
 TOKENIZE_BATCH = 8192
@@ -114,6 +115,7 @@ class AllLabels:
         self.num_labels = len(table)
 
     def __call__(self, positives: Tensor) -> Candidates:
+        check_positives(positives, self.num_labels)
         columns = self.column_of.to(positives.device)[positives.clamp(min=0)]
         return Candidates(self.chunks, torch.where(positives == IGNORE_INDEX, IGNORE_INDEX, columns), self.shard)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import LABELS, make_bert, make_bert_encoder, make_static_encoder
 from datasets import Dataset
+from sentence_transformers.sentence_transformer.modules import Normalize
 
 from hf_xmc import XMCData, XMCEvaluator, XMCTrainer, XMCTrainingArguments, functional, losses
 
@@ -132,7 +133,7 @@ def test_training_learns(queries, tmp_path):
 
 def test_the_log_line_says_what_a_step_does(queries, tmp_path, bert_folder):
     encoder = make_bert_encoder(bert_folder)
-    encoder.append(__import__("sentence_transformers").models.Normalize())
+    encoder.append(Normalize())
     trainer = XMCTrainer(encoder, arguments(tmp_path, label_chunk_size=4), queries, labels=LABELS)
     sentence = trainer.describe_step()
     assert "5 queries a step (1 process(es)) is scored against all 11 labels: about 9 negatives a query" in sentence
