@@ -15,7 +15,7 @@ are added by :func:`math.fsum`, which rounds once, at the end, and so cannot see
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
-SparseMatrix = sp.csr_array | sp.csr_matrix
+SparseMatrix: TypeAlias = "sp.csr_array | sp.csr_matrix"
 
 #: ``(a, b)`` of :func:`inverse_propensity`, as the Extreme Classification Repository sets them: "amazon" for the Amazon
 #: data sets (Amazon-670K, Amazon-3M, LF-AmazonTitles-131K, LF-AmazonTitles-1.3M), "wikipedia" for WikiLSHTC-325K and
@@ -307,10 +307,11 @@ def _judge(label_ids: ArrayLike, relevance: SparseMatrix, filter_pairs: ArrayLik
     kept = num_positives > 0
     if not kept.any():
         raise ValueError(f"none of the {num_queries} rows of relevance has a positive: there is nothing to average.")
-    label_ids, positives, num_positives = label_ids[kept], positives[kept], num_positives[kept]
-    rows = np.repeat(np.arange(len(label_ids)), num_positives)
-    hits = _cells_among(label_ids, rows, positives.indices)
-    return _Judged(label_ids, hits, positives, num_positives, num_empty=int(np.count_nonzero(~kept)))
+    judged: IntArray = label_ids[kept]
+    positives, num_positives = positives[kept], num_positives[kept]
+    rows = np.repeat(np.arange(len(judged)), num_positives)
+    hits = _cells_among(judged, rows, positives.indices)
+    return _Judged(judged, hits, positives, num_positives, num_empty=int(np.count_nonzero(~kept)))
 
 
 def _cells_among(label_ids: IntArray, rows: IntArray, labels: IntArray) -> BoolArray:
