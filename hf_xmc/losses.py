@@ -39,10 +39,10 @@ class _EmbeddingLoss(nn.Module):
             weights=weights,
             shard=shard,
             memory_budget=self.memory_budget,
-            **self.settings(shard),
+            **self.settings(),
         )
 
-    def settings(self, shard: LabelShard | None) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """What the function needs beside the temperature."""
         return {}
 
@@ -97,7 +97,7 @@ class SoftTopKLoss(_EmbeddingLoss):
             raise ValueError(f"k and alpha must be positive, got k={k} and alpha={alpha}.")
         self.k, self.alpha = k, alpha
 
-    def settings(self, shard: LabelShard | None) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         return {"k": self.k, "alpha": self.alpha}
 
     def get_config_dict(self) -> dict[str, Any]:
@@ -122,12 +122,12 @@ class BCELoss(_EmbeddingLoss):
         self.bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
         self.log_scale = None if bias is None else nn.Parameter(torch.tensor(0.0))
 
-    def settings(self, shard: LabelShard | None) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         if self.bias is None or self.log_scale is None:
             return {}
         return {
-            "bias": sharding.mean_gradient(self.bias, shard),
-            "scale": sharding.mean_gradient(self.log_scale, shard).exp(),
+            "bias": sharding.mean_gradient(self.bias),
+            "scale": sharding.mean_gradient(self.log_scale).exp(),
         }
 
     def get_config_dict(self) -> dict[str, Any]:

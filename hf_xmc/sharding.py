@@ -115,9 +115,9 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
     return x if factor == 1 else x.detach() + factor * (x - x.detach())
 
 
-def mean_gradient(parameter: Tensor, shard: LabelShard | None) -> Tensor:
+def mean_gradient(parameter: Tensor) -> Tensor:
     """A parameter that no ``DistributedDataParallel`` wraps: its gradient becomes the mean over the processes."""
-    if shard is None or world_size() == 1:
+    if world_size() == 1:
         return parameter
     same: Tensor = _MeanGradient.apply(parameter)
     return same

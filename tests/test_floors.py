@@ -10,7 +10,7 @@ FLOORS = [
     ["sharding", "metrics"],
     ["functional", "streaming"],
     ["losses", "encoding", "static"],
-    ["formats", "data", "batching"],
+    ["formats", "data", "batching", "st_losses"],
     ["training_args", "trainer"],
     ["index", "evaluation"],
     ["hub", "model", "cli"],
