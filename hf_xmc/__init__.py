@@ -14,6 +14,7 @@ _HOME = {
     "trainer": ["XMCTrainer"],
     "index": ["LabelIndex", "TopK"],
     "evaluation": ["XMCEvaluator"],
+    "evaluate_metrics": ["metric_path"],
     "model": ["XMCModel", "Prediction"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

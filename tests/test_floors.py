@@ -12,11 +12,11 @@ FLOORS = [
     ["losses", "encoding", "static"],
     ["formats", "data", "batching", "st_losses"],
     ["training_args", "trainer"],
-    ["index", "evaluation"],
+    ["index", "evaluation", "evaluate_metrics"],
     ["hub", "model", "cli"],
 ]
 ORDER = [module for floor in FLOORS for module in floor]
-OWNERS = {"torch.distributed": "sharding", "huggingface_hub": "hub", "faiss": "index"}
+OWNERS = {"torch.distributed": "sharding", "huggingface_hub": "hub", "faiss": "index", "evaluate": "evaluate_metrics"}
 
 
 def imported(module):

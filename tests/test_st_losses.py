@@ -11,7 +11,7 @@ import torch
 from conftest import LABELS, POSITIVES, make_bert, make_bert_encoder, make_static_encoder, relevance_of
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.modules import Router
 from sentence_transformers.util import cos_sim, dot_score
 

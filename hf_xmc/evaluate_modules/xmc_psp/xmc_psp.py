@@ -1,0 +1,10 @@
+"""PSP@k of extreme multi-label classification; see hf_xmc.metrics."""
+
+import hf_xmc.evaluate_metrics
+import hf_xmc.metrics
+
+
+class XMCPsp(hf_xmc.evaluate_metrics.RankingMetric):
+    name = "PSP"
+    function = staticmethod(hf_xmc.metrics.psp_at_k)
+    inputs = "inverse_propensity: one number a label, from hf_xmc.metrics.inverse_propensity."

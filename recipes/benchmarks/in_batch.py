@@ -1,0 +1,175 @@
+"""In-batch losses at equal budget: ours and those of sentence-transformers, on the same rows in the same order.
+
+    python recipes/benchmarks/in_batch.py --data recipes/data/wordnet-hypernyms --json in_batch.json
+    python recipes/benchmarks/in_batch.py --data ... --model sentence-transformers/all-MiniLM-L6-v2 --batch_size 128 \
+        --steps 50 --learning_rate 1e-4 --json in_batch_minilm.json
+
+Every row is a query and one of its labels, drawn before training, so that all losses see the same pairs; a loss of ours
+is told beside it which labels the query has. `--overhead` measures seconds a step and peak memory instead, each loss in
+a process of its own, in turn, repeated.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer import losses
+from sentence_transformers.util import cos_sim, dot_score
+from transformers import set_seed
+
+from hf_xmc import XMCData, XMCEvaluator, load_xmc, st_losses, static_encoder
+
+METRICS = ("P@1", "P@5", "PSP@5", "R@100")
+SIMILARITIES = {"cos": cos_sim, "dot": dot_score}
+
+
+def make_losses(mini_batch_size: int, temperature: float, similarity: str) -> dict:
+    theirs = {"scale": 1 / temperature, "similarity_fct": SIMILARITIES[similarity]}
+    ours = {"temperature": temperature, "similarity_fct": SIMILARITIES[similarity]}
+    cached = {"mini_batch_size": mini_batch_size}
+    return {
+        "MultipleNegativesRankingLoss": lambda m: losses.MultipleNegativesRankingLoss(m, **theirs),
+        "MultipleNegativesRankingLoss, no duplicates": lambda m: losses.MultipleNegativesRankingLoss(m, **theirs),
+        "CachedMultipleNegativesRankingLoss": lambda m: losses.CachedMultipleNegativesRankingLoss(
+            m, **theirs, **cached
+        ),
+        "DecoupledSoftmaxLoss": lambda m: st_losses.DecoupledSoftmaxLoss(m, **ours),
+        "DecoupledSoftmaxLoss, cached": lambda m: st_losses.DecoupledSoftmaxLoss(m, **ours, **cached),
+        "SoftmaxLoss": lambda m: st_losses.SoftmaxLoss(m, **ours),
+        "SoftTopKLoss": lambda m: st_losses.SoftTopKLoss(m, **ours),
+    }
+
+
+def draw_rows(data: XMCData, number: int, seed: int) -> Dataset:
+    """Queries in random order, again and again until there are enough, each with one of its labels."""
+    set_seed(seed)
+    pairs = st_losses.in_batch_dataset(data.train, data.labels)
+    order = torch.cat([torch.randperm(len(pairs)) for _ in range(-(-number // len(pairs)))])[:number]
+    return Dataset.from_dict(pairs[order.tolist()])
+
+
+def make_encoder(model: str, data: XMCData, seed: int) -> SentenceTransformer:
+    if model == "static":
+        return static_encoder([*data.train["text"], *data.labels["text"]], embedding_dim=256, seed=seed)
+    encoder = SentenceTransformer(model)
+    encoder.max_seq_length = 64
+    return encoder
+
+
+def run(options: argparse.Namespace, data: XMCData, name: str, seed: int) -> dict[str, float]:
+    rows = draw_rows(data, options.steps * options.batch_size, seed)
+    encoder = make_encoder(options.model, data, seed)
+    loss = make_losses(options.mini_batch_size, options.temperature, options.similarity)[name](encoder)
+    args = SentenceTransformerTrainingArguments(
+        "runs/in_batch",
+        per_device_train_batch_size=options.batch_size,
+        max_steps=options.steps,
+        learning_rate=options.learning_rate,
+        warmup_steps=0.1,
+        batch_sampler="no_duplicates" if "no duplicates" in name else "batch_sampler",
+        save_strategy="no",
+        seed=seed,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    if name.startswith(("Multiple", "Cached")):
+        rows = rows.remove_columns("label")  # theirs take none, and the sampler would look for duplicates in it
+    start = time.perf_counter()
+    SentenceTransformerTrainer(encoder, args, rows, loss=loss).train()
+    seconds = time.perf_counter() - start
+    encoder.similarity_fn_name = options.similarity
+    if options.similarity == "cos":
+        encoder.append(__import__("sentence_transformers").sentence_transformer.modules.Normalize())
+    found = XMCEvaluator.from_data(data, options.split)(encoder)
+    return {**{metric: 100 * found[metric] for metric in METRICS}, "train_seconds": seconds}
+
+
+def measure(options: argparse.Namespace, data: XMCData, name: str) -> dict[str, float]:
+    """Seconds of a step (median) and MiB that the steps added to the process's peak."""
+    torch.set_num_threads(options.threads)
+    rows = draw_rows(data, options.batch_size, seed=0)
+    encoder = make_encoder(options.model, data, seed=0)
+    loss = make_losses(options.mini_batch_size, options.temperature, options.similarity)[name](encoder)
+    features = [encoder.preprocess(rows[column]) for column in ("anchor", "positive")]
+    label = torch.tensor(rows["label"])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = []
+    for _ in range(options.steps):
+        start = time.perf_counter()
+        loss([dict(column) for column in features], label).backward()
+        seconds.append(time.perf_counter() - start)
+    added = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return {"seconds": statistics.median(seconds), "mib": added}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--model", default="static", help="`static`, or a sentence-transformers model")
+    parser.add_argument("--losses", nargs="*", help="names; by default all that the model can take")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--batch_size", type=int, default=1024)
+    parser.add_argument("--mini_batch_size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--learning_rate", type=float, default=0.03)
+    parser.add_argument("--temperature", type=float, default=0.05)
+    parser.add_argument("--similarity", choices=SIMILARITIES, default="cos")
+    parser.add_argument("--split", choices=("validation", "test"), default="test")
+    parser.add_argument("--overhead", action="store_true")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # the loss that a child process measures
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    data = load_xmc(options.data)
+    data = data if data.validation else data.carve_validation(0.02)
+    if options.one:
+        print(json.dumps(measure(options, data, options.one)))
+        return
+    names = options.losses or list(make_losses(1, 1, "cos"))
+    if options.model == "static":  # no gradient caching without activations
+        names = [name for name in names if "ached" not in name]
+
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for seed in options.seeds:
+        for name in names:
+            if options.overhead:
+                command = [sys.executable, *sys.argv, "--one", name]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                results[name].append(json.loads(done.stdout.splitlines()[-1]))
+            else:
+                results[name].append(run(options, data, name, seed))
+            print(f"{name}, seed {seed}: {results[name][-1]}", flush=True)
+    print(table(results))
+    if options.json:
+        about = {"machine": platform.processor(), "threads": options.threads, "torch": torch.__version__}
+        options.json.write_text(
+            json.dumps({"options": vars(options), **about, "results": results}, indent=2, default=str)
+        )
+
+
+def table(results: dict[str, list[dict[str, float]]]) -> str:
+    """Mean and standard deviation over the seeds, in Markdown."""
+    columns = list(next(iter(results.values()))[0])
+    lines = [f"| loss | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+    for name, runs in results.items():
+        cells = []
+        for column in columns:
+            values = [one[column] for one in runs]
+            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.2f}{spread}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The metrics load through ``evaluate``, from the package and from Spaces of a Hub."""
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from hf_xmc import metrics
+from hf_xmc.evaluate_metrics import MODULES, metric_path
+
+PREDICTIONS, REFERENCES = [[4, 1, 0], [2], [3, 0, 2]], [[0, 4], [], [1, 2, 3, 0]]
+WORTH = [1.0, 2.0, 3.0, 4.0, 5.0]
+CODE = """
+import json, sys, evaluate
+predictions, references, worth, names = json.loads(sys.argv[1])
+found = {}
+for name in names:
+    module = evaluate.load(name)
+    extra = {"inverse_propensity": worth} if "psp" in name else {}
+    module.add_batch(predictions=predictions[:1], references=references[:1])
+    module.add_batch(predictions=predictions[1:], references=references[1:])
+    found |= module.compute(k=2, **extra)
+print(json.dumps(found))
+"""
+
+
+class Spaces(http.server.BaseHTTPRequestHandler):
+    """``/spaces/org/NAME/resolve/REVISION/FILE``, as the Hub answers it."""
+
+    def do_GET(self):
+        *_, name, resolve, _, file = self.path.split("?")[0].split("/")
+        path = MODULES / name / file
+        found = resolve == "resolve" and path.is_file()
+        body = path.read_bytes() if found else b"Entry not found"
+        self.send_response(200 if found else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{hash(body)}"')
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def endpoint():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Spaces)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def expected():
+    label_ids = np.array([[4, 1], [2, -1], [3, 0]])
+    relevance = sp.csr_array(np.array([[1, 0, 0, 0, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 0]]))
+    return {
+        "P@2": metrics.precision_at_k(label_ids, relevance, 2),
+        "PSP@2": metrics.psp_at_k(label_ids, relevance, WORTH, 2),
+        "nDCG@2": metrics.ndcg_at_k(label_ids, relevance, 2),
+        "R@2": metrics.recall_at_k(label_ids, relevance, 2),
+    }
+
+
+@pytest.mark.parametrize("where", ["path", "space"])
+def test_modules_load_and_give_the_metrics(where, endpoint, tmp_path):
+    names = ["xmc_precision", "xmc_psp", "xmc_ndcg", "xmc_recall"]
+    names = [metric_path(name) for name in names] if where == "path" else [f"org/{name}" for name in names]
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
+    environment |= {"HF_EVALUATE_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+    environment |= {"HF_UPDATE_DOWNLOAD_COUNTS": "0"}
+    arguments = json.dumps([PREDICTIONS, REFERENCES, WORTH, names])
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, arguments],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=environment,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(expected())
+
+
+def test_a_metric_that_is_not_there():
+    with pytest.raises(ValueError, match="no metric 'xmc_f1'; there are xmc_ndcg, xmc_precision, xmc_psp, xmc_recall"):
+        metric_path("xmc_f1")
