@@ -23,25 +23,25 @@ import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer import losses
+from sentence_transformers.sentence_transformer.modules import Normalize
 from sentence_transformers.util import cos_sim, dot_score
 from transformers import set_seed
 
 from hf_xmc import XMCData, XMCEvaluator, load_xmc, st_losses, static_encoder
 
 METRICS = ("P@1", "P@5", "PSP@5", "R@100")
-SIMILARITIES = {"cos": cos_sim, "dot": dot_score}
+SIMILARITIES = {"cosine": cos_sim, "dot": dot_score}
 
 
 def make_losses(mini_batch_size: int, temperature: float, similarity: str) -> dict:
     theirs = {"scale": 1 / temperature, "similarity_fct": SIMILARITIES[similarity]}
     ours = {"temperature": temperature, "similarity_fct": SIMILARITIES[similarity]}
     cached = {"mini_batch_size": mini_batch_size}
+    ranking, cached_ranking = losses.MultipleNegativesRankingLoss, losses.CachedMultipleNegativesRankingLoss
     return {
-        "MultipleNegativesRankingLoss": lambda m: losses.MultipleNegativesRankingLoss(m, **theirs),
-        "MultipleNegativesRankingLoss, no duplicates": lambda m: losses.MultipleNegativesRankingLoss(m, **theirs),
-        "CachedMultipleNegativesRankingLoss": lambda m: losses.CachedMultipleNegativesRankingLoss(
-            m, **theirs, **cached
-        ),
+        "MultipleNegativesRankingLoss": lambda m: ranking(m, **theirs),
+        "MultipleNegativesRankingLoss, no duplicates": lambda m: ranking(m, **theirs),
+        "CachedMultipleNegativesRankingLoss": lambda m: cached_ranking(m, **theirs, **cached),
         "DecoupledSoftmaxLoss": lambda m: st_losses.DecoupledSoftmaxLoss(m, **ours),
         "DecoupledSoftmaxLoss, cached": lambda m: st_losses.DecoupledSoftmaxLoss(m, **ours, **cached),
         "SoftmaxLoss": lambda m: st_losses.SoftmaxLoss(m, **ours),
@@ -87,8 +87,8 @@ def run(options: argparse.Namespace, data: XMCData, name: str, seed: int) -> dic
     SentenceTransformerTrainer(encoder, args, rows, loss=loss).train()
     seconds = time.perf_counter() - start
     encoder.similarity_fn_name = options.similarity
-    if options.similarity == "cos":
-        encoder.append(__import__("sentence_transformers").sentence_transformer.modules.Normalize())
+    if options.similarity == "cosine" and not isinstance(encoder[-1], Normalize):
+        encoder.append(Normalize())
     found = XMCEvaluator.from_data(data, options.split)(encoder)
     return {**{metric: 100 * found[metric] for metric in METRICS}, "train_seconds": seconds}
 
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--learning_rate", type=float, default=0.03)
     parser.add_argument("--temperature", type=float, default=0.05)
-    parser.add_argument("--similarity", choices=SIMILARITIES, default="cos")
+    parser.add_argument("--similarity", choices=SIMILARITIES, default="cosine")
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--overhead", action="store_true")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -135,7 +135,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options, data, options.one)))
         return
-    names = options.losses or list(make_losses(1, 1, "cos"))
+    names = options.losses or list(make_losses(1, 1, "cosine"))
     if options.model == "static":  # no gradient caching without activations
         names = [name for name in names if "ached" not in name]
 
@@ -152,9 +152,8 @@ def main() -> None:
     print(table(results))
     if options.json:
         about = {"machine": platform.processor(), "threads": options.threads, "torch": torch.__version__}
-        options.json.write_text(
-            json.dumps({"options": vars(options), **about, "results": results}, indent=2, default=str)
-        )
+        report = {"options": vars(options), **about, "results": results}
+        options.json.write_text(json.dumps(report, indent=2, default=str))
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:
