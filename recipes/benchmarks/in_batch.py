@@ -1,8 +1,8 @@
 """In-batch losses at equal budget: ours and those of sentence-transformers, on the same rows in the same order.
 
     python recipes/benchmarks/in_batch.py --data recipes/data/wordnet-hypernyms --json in_batch.json
-    python recipes/benchmarks/in_batch.py --data ... --model sentence-transformers/all-MiniLM-L6-v2 --batch_size 128 \
-        --steps 50 --learning_rate 1e-4 --json in_batch_minilm.json
+    python recipes/benchmarks/in_batch.py --data ... --model sentence-transformers/all-MiniLM-L6-v2 --batch_size 64 \
+        --steps 30 --learning_rate 1e-4 --max_queries 2000 --json in_batch_minilm.json
 
 Every row is a query and one of its labels, drawn before training, so that all losses see the same pairs; a loss of ours
 is told beside it which labels the query has. `--overhead` measures seconds a step and peak memory instead, each loss in
@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -57,17 +58,17 @@ def draw_rows(data: XMCData, number: int, seed: int) -> Dataset:
     return Dataset.from_dict(pairs[order.tolist()])
 
 
-def make_encoder(model: str, data: XMCData, seed: int) -> SentenceTransformer:
-    if model == "static":
+def make_encoder(options: argparse.Namespace, data: XMCData, seed: int) -> SentenceTransformer:
+    if options.model == "static":
         return static_encoder([*data.train["text"], *data.labels["text"]], embedding_dim=256, seed=seed)
-    encoder = SentenceTransformer(model)
-    encoder.max_seq_length = 64
+    encoder = SentenceTransformer(options.model)
+    encoder.max_seq_length = options.max_seq_length
     return encoder
 
 
 def run(options: argparse.Namespace, data: XMCData, name: str, seed: int) -> dict[str, float]:
     rows = draw_rows(data, options.steps * options.batch_size, seed)
-    encoder = make_encoder(options.model, data, seed)
+    encoder = make_encoder(options, data, seed)
     loss = make_losses(options.mini_batch_size, options.temperature, options.similarity)[name](encoder)
     args = SentenceTransformerTrainingArguments(
         "runs/in_batch",
@@ -89,15 +90,23 @@ def run(options: argparse.Namespace, data: XMCData, name: str, seed: int) -> dic
     encoder.similarity_fn_name = options.similarity
     if options.similarity == "cosine" and not isinstance(encoder[-1], Normalize):
         encoder.append(Normalize())
-    found = XMCEvaluator.from_data(data, options.split)(encoder)
+    found = XMCEvaluator.from_data(first_queries(data, options.split, options.max_queries), options.split)(encoder)
     return {**{metric: 100 * found[metric] for metric in METRICS}, "train_seconds": seconds}
+
+
+def first_queries(data: XMCData, split: str, number: int | None) -> XMCData:
+    if number is None:
+        return data
+    rows = data.split(split).select(range(min(number, len(data.split(split)))))
+    pairs = {name: p[p[:, 0] < len(rows)] if name == split else p for name, p in data.filter_pairs.items()}
+    return replace(data, filter_pairs=pairs, **{split: rows})
 
 
 def measure(options: argparse.Namespace, data: XMCData, name: str) -> dict[str, float]:
     """Seconds of a step (median) and MiB that the steps added to the process's peak."""
     torch.set_num_threads(options.threads)
     rows = draw_rows(data, options.batch_size, seed=0)
-    encoder = make_encoder(options.model, data, seed=0)
+    encoder = make_encoder(options, data, seed=0)
     loss = make_losses(options.mini_batch_size, options.temperature, options.similarity)[name](encoder)
     features = [encoder.preprocess(rows[column]) for column in ("anchor", "positive")]
     label = torch.tensor(rows["label"])
@@ -123,6 +132,8 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=0.03)
     parser.add_argument("--temperature", type=float, default=0.05)
     parser.add_argument("--similarity", choices=SIMILARITIES, default="cosine")
+    parser.add_argument("--max_seq_length", type=int, default=32, help="tokens of a text that a transformer reads")
+    parser.add_argument("--max_queries", type=int, help="measure on the first so many queries of the split")
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--overhead", action="store_true")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
