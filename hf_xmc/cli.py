@@ -41,14 +41,14 @@ def _parser() -> argparse.ArgumentParser:
     index.set_defaults(run=_index)
 
     predict = commands.add_parser("predict", help="labels of texts, a line of JSON each")
-    predict.add_argument("model", type=Path, help="the folder of a saved model")
+    predict.add_argument("model", help="a saved model: a folder, or a model of the Hub")
     predict.add_argument("texts", nargs="*", help="texts; without any, --file or standard input, a text a line")
     predict.add_argument("--file", type=Path, help="a text file, a text a line")
     predict.add_argument("--top_k", type=int, default=5)
     predict.set_defaults(run=_predict)
 
     evaluate = commands.add_parser("evaluate", help="P@k, PSP@k, nDCG@k and R@k on a split, as JSON")
-    evaluate.add_argument("model", type=Path, help="the folder of a saved model")
+    evaluate.add_argument("model", help="a saved model: a folder, or a model of the Hub")
     evaluate.add_argument("data", help="a data set with the labels of the model")
     evaluate.add_argument("--split", default="test")
     evaluate.add_argument("--propensity", default="default", help="preset of A and B for PSP@k")

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -119,6 +120,24 @@ class XMCData:
         if folder.exists():
             shutil.rmtree(folder)
         new.rename(folder)
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> None:
+        """Publish as a data set of the Hub, which ``load_xmc(repo_id)`` reads: a commit for each table.
+
+        Args:
+            repo_id: ``org/name`` of the data set, which is made if there is none.
+            private: who may see it.
+            token: as everywhere on the Hub.
+        """
+        settings: dict[str, Any] = {"private": private, "token": token}
+        for name in SPLITS:
+            if (split := getattr(self, name)) is not None:
+                split.push_to_hub(repo_id, "default", split=name, **settings)
+        for name, pairs in self.filter_pairs.items():
+            table = Dataset.from_dict({"row": pairs[:, 0], "label": pairs[:, 1]})
+            table.push_to_hub(repo_id, "filter_pairs", split=name, **settings)
+        # Last: without its labels a data set does not load.
+        self.labels.push_to_hub(repo_id, "labels", **settings)
 
 
 def load_xmc(path: str | Path, *, revision: str | None = None, errors: str = "strict") -> XMCData:

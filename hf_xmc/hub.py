@@ -1,99 +1,95 @@
-"""The files of a model: a plain sentence-transformers repository, and a label index beside it."""
+"""Releases on the Hub: one commit puts a model there whole, and one commit is what is read."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
+import warnings
+from functools import partial
 from pathlib import Path
 
-import pyarrow.parquet as pq
-from datasets import Dataset
-from safetensors.torch import load_file, save_file
-from sentence_transformers import SentenceTransformer
-from torch import Tensor
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
-CONFIG = "xmc_config.json"  # written last: a folder without it is not a whole model
-LABELS = "label_index/labels.parquet"
-EMBEDDINGS = "label_index/embeddings.safetensors"
-FORMAT_VERSION = 1
+from hf_xmc.release import CONFIG, read_config
 
 
-def save(folder: str | Path, encoder: SentenceTransformer, labels: Dataset, embeddings: Tensor) -> None:
-    """Write encoder, labels and their embeddings; the folder appears whole or not at all.
+def pull(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Download a release into the Hub's cache; its manifest decides which files.
+
+    Returns the folder of the snapshot. Offline, or with ``local_files_only``, what was downloaded before.
 
     Raises:
-        ValueError: the folder holds something else, which is left alone.
+        ValueError: no such repository, or it holds no whole release.
     """
-    folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
-        raise ValueError(f"{folder} exists and holds no saved XMCModel: choose another folder, it is left as it is.")
-    new, old = (folder.with_name(f"{folder.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
-    new.mkdir(parents=True)
+    download = partial(snapshot_download, repo_id, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    at = f" at revision {revision}" if revision else ""
     try:
-        encoder.save_pretrained(str(new))
-        (new / LABELS).parent.mkdir()
-        pq.write_table(labels.with_format("arrow")[:], new / LABELS)
-        save_file({"embeddings": embeddings.contiguous()}, new / EMBEDDINGS)
-        about = {
-            "format_version": FORMAT_VERSION,
-            "num_labels": len(labels),
-            "embedding_dim": embeddings.shape[1],
-            "files": {name: _identity(new / name) for name in _files_of(new)},
-        }
-        (new / CONFIG).write_text(json.dumps(about, indent=2))
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+        folder = Path(download(revision=revision, allow_patterns=[CONFIG]))
+    except RepositoryNotFoundError:
+        raise ValueError(f"{repo_id!r} is neither a folder here nor a model of the Hub (is it private?).") from None
+    except LocalEntryNotFoundError as error:
+        raise ValueError(f"{repo_id}{at} is not in the local cache, and the Hub was not reached ({error}).") from None
+    if not (folder / CONFIG).exists():
+        raise ValueError(
+            f"{repo_id}{at} has no {CONFIG}: it is an encoder without a label index. "
+            f"`hf-xmc index {repo_id} --labels LABELS --output_dir FOLDER` makes one, or "
+            f'XMCModel(SentenceTransformer("{repo_id}"), labels).'
+        )
+    files = read_config(folder / CONFIG)["files"]
+    # By the commit that the manifest came from: a push in between changes nothing.
+    return Path(download(revision=folder.name, allow_patterns=[CONFIG, *files]))
 
 
-def load(folder: str | Path, device: str | None = None) -> tuple[SentenceTransformer, Dataset, Tensor]:
-    """Read what :func:`save` wrote, after a check that every file is the one that was saved.
+def push(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str = "Encoder and label index",
+    token: str | bool | None = None,
+) -> str:
+    """Publish a saved release in one commit, upon the commit that was there when the push began.
+
+    Returns the address of the commit, or of the pull request.
 
     Raises:
-        FileNotFoundError: no such folder.
-        ValueError: it is not a whole model, or a file was changed.
+        RuntimeError: the push failed. The repository holds what it held before, or all of the release; the folder is
+            untouched, and the push can be repeated.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder.")
-    if not (folder / CONFIG).exists():
-        if (folder / "modules.json").exists():
-            raise ValueError(
-                f"{folder} is an encoder without a label index: make one with "
-                f"`hf-xmc index {folder} --labels LABELS --output_dir FOLDER`, or XMCModel(encoder, labels)."
+    api = HfApi(token=token)
+    names = [CONFIG, *read_config(folder / CONFIG)["files"]]
+    names += ["README.md"] if (folder / "README.md").exists() else []
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        there = api.model_info(repo_id, revision=revision)
+        old = {file.rfilename for file in there.siblings or []}
+        # Files of the release before, such as the weights of another architecture, would mix with the new one.
+        stale = [name for name in old - set(names) if not name.startswith(".") and name != "README.md"]
+        added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names]
+        removed = [CommitOperationDelete(path_in_repo=name) for name in stale]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")  # the label table
+            commit = api.create_commit(
+                repo_id,
+                [*added, *removed],
+                commit_message=commit_message,
+                revision=revision,
+                create_pr=create_pr,
+                parent_commit=there.sha,
             )
-        raise ValueError(f"{folder} has no {CONFIG}: it is not a saved XMCModel, or was not saved to the end.")
-    about = json.loads((folder / CONFIG).read_text())
-    if about.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{folder / CONFIG} is of format {about.get('format_version')!r}; this version reads {FORMAT_VERSION}."
-        )
-    for name, saved in about["files"].items():
-        path = folder / name
-        if not path.exists() or _identity(path) != saved:
-            raise ValueError(
-                f"{path} is {'not the file that was saved' if path.exists() else 'missing'}: get the model again, or, "
-                "if the encoder was changed on purpose, build its label index anew with `hf-xmc index`."
-            )
-    encoder = SentenceTransformer(str(folder), device=device)
-    labels = Dataset.from_parquet(str(folder / LABELS), keep_in_memory=True)
-    return encoder, labels, load_file(folder / EMBEDDINGS)["embeddings"]
-
-
-def _files_of(folder: Path) -> list[str]:
-    # The card is for people, who may edit it.
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return [name for name in names if name != "README.md"]
-
-
-def _identity(path: Path) -> dict[str, str | int]:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {"sha256": digest.hexdigest(), "size": path.stat().st_size}
+        return commit.pr_url or str(commit.commit_url)
+    except Exception as error:  # whatever its HTTP library raises: which one that is changes with its version
+        raise RuntimeError(
+            f"the push to {repo_id} failed ({type(error).__name__}: {error}). The commit is made whole or not at all, "
+            "and the model here is untouched: push again."
+        ) from error

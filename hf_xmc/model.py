@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -11,10 +13,11 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from hf_xmc import hub
+from hf_xmc import hub, release
 from hf_xmc.index import LabelIndex, TopK
 
 PREDICT_BATCH = 1024
+REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 class Prediction(NamedTuple):
@@ -52,9 +55,9 @@ class XMCModel:
             labels = labels.add_column("label_id", [str(row) for row in range(len(labels))])
         self.encoder = encoder
         self.labels = labels.select_columns(["label_id", "text"])
-        self._label_ids, self._texts = list(self.labels["label_id"]), list(self.labels["text"])
         if embeddings is None:
-            embeddings = encoder.encode_document(self._texts, convert_to_tensor=True, batch_size=PREDICT_BATCH)
+            texts = list(self.labels["text"])
+            embeddings = encoder.encode_document(texts, convert_to_tensor=True, batch_size=PREDICT_BATCH)
         self.index = LabelIndex(embeddings.detach().cpu())
         dim = encoder.get_embedding_dimension()
         if (self.index.num_labels, self.index.embedding_dim) != (len(labels), dim):
@@ -99,19 +102,78 @@ class XMCModel:
                 raise ValueError(f"text {number} is a {type(text).__name__}; expected a string.")
         written = [number for number, text in enumerate(texts) if text.strip()]
         found = self.search([texts[number] for number in written], min(top_k, self.index.num_labels))
+        chosen = np.unique(found.label_ids)
+        chosen = chosen[chosen >= 0]
+        rows = {int(label): row for label, row in zip(chosen, self.labels.select(chosen), strict=True)}
         predictions: list[list[Prediction]] = [[] for _ in texts]
         for number, label_ids, scores in zip(written, *(part.tolist() for part in found), strict=True):
             predictions[number] = [
-                Prediction(self._label_ids[label], self._texts[label], score)
+                Prediction(rows[label]["label_id"], rows[label]["text"], score)
                 for label, score in zip(label_ids, scores, strict=True)
             ]
         return predictions
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that :meth:`from_pretrained` reads, and ``SentenceTransformer(folder)`` alone too."""
-        hub.save(folder, self.encoder, self.labels, self.index.embeddings)
+        release.save(folder, self.encoder, self.labels, self.index.embeddings)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str = "Encoder and label index",
+        token: str | bool | None = None,
+    ) -> str:
+        """Publish encoder, labels and index in one commit; :func:`hf_xmc.hub.push` says what happens if that fails.
+
+        Args:
+            repo_id: ``org/name`` of the repository, which is made if there is none.
+            private: who may see a repository that is made.
+            revision, create_pr: the branch to commit to, which is made if there is none; or open a pull request.
+            commit_message, token: as everywhere on the Hub.
+
+        Returns the address of the commit, or of the pull request.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / "release")
+            return hub.push(
+                Path(folder) / "release",
+                repo_id,
+                private=private,
+                revision=revision,
+                create_pr=create_pr,
+                commit_message=commit_message,
+                token=token,
+            )
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, device: str | None = None) -> XMCModel:
-        """Read a saved model, once every file is found to be the one that was saved."""
-        return cls(*hub.load(folder, device))
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        device: str | None = None,
+    ) -> XMCModel:
+        """Read a saved model, once every file is found to be the one that was saved.
+
+        Args:
+            name: a folder, or ``org/name`` of a model of the Hub.
+            revision, token, cache_dir, local_files_only: as everywhere on the Hub.
+            device: where the encoder goes; by default the best there is.
+
+        Raises:
+            FileNotFoundError: a path that leads nowhere.
+            ValueError: the model is not whole, not the one that was saved, or not to be found.
+        """
+        folder = Path(name)
+        if not folder.is_dir() and isinstance(name, str) and REPO_ID.fullmatch(name):
+            folder = hub.pull(
+                name, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+            )
+        return cls(*release.load(folder, device))

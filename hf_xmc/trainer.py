@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +14,12 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
 from torch import Tensor
+from transformers.trainer_utils import HubStrategy
 
 from hf_xmc.batching import AllLabels, LabelTable, XMCCollator
 from hf_xmc.encoding import embed, embed_in_chunks
 from hf_xmc.losses import DecoupledSoftmaxLoss
+from hf_xmc.model import XMCModel
 from hf_xmc.sharding import IGNORE_INDEX, gather_queries, gather_rows, scale_gradient
 from hf_xmc.training_args import XMCTrainingArguments
 
@@ -67,6 +70,7 @@ class XMCTrainer(SentenceTransformerTrainer):
                 f"train_dataset has no column {', '.join(sorted(missing))}; it has "
                 f"{', '.join(self.train_dataset.column_names)}. `load_xmc(...).train` has what is needed."
             )
+        self.labels = labels
         self.model.similarity_fn_name = "dot"  # what the losses score by; after a Normalize module it is the cosine
         texts = labels["text"] if isinstance(labels, Dataset) else labels
         table = LabelTable(self.model, texts, prompt=self.model.prompts.get("document"))
@@ -80,6 +84,12 @@ class XMCTrainer(SentenceTransformerTrainer):
             raise ValueError(
                 f"{self.args.n_gpu} GPUs are visible to one process, which would run DataParallel and shard nothing: "
                 "start one process a GPU with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one."
+            )
+        strategy = HubStrategy(self.args.hub_strategy)
+        if self.args.push_to_hub and strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            raise ValueError(
+                f"hub_strategy {strategy.value} would publish pickles of the optimizer: use end or "
+                "every_save, which publish the model."
             )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
@@ -121,6 +131,33 @@ class XMCTrainer(SentenceTransformerTrainer):
 
         loss = scale_gradient(loss, self.accelerator.num_processes)  # DDP will take the mean where the sum is meant
         return (loss, {}) if return_outputs else loss
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> str | None:
+        """Publish encoder, labels and index as :meth:`hf_xmc.XMCModel.push_to_hub` does, and nothing else of a run.
+
+        Done when it returns, whatever ``blocking``. Returns the address of the commit; ``None`` on other processes.
+        """
+        if not self.is_world_process_zero():
+            return None
+        return XMCModel(self.model, self.labels).push_to_hub(
+            self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name,
+            private=self.args.hub_private_repo if private is None else private,
+            revision=revision or self.args.hub_revision,
+            commit_message=commit_message or "End of training",
+            token=token or self.args.hub_token,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.args.hub_strategy != HubStrategy.END:
+            self.push_to_hub(f"Training in progress, step {self.state.global_step}")
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         logger.warning(self.describe_step())

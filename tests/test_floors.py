@@ -11,9 +11,9 @@ FLOORS = [
     ["functional", "streaming"],
     ["losses", "encoding", "static"],
     ["formats", "data", "batching", "st_losses"],
-    ["training_args", "trainer"],
     ["index", "evaluation", "evaluate_metrics"],
-    ["hub", "model", "cli"],
+    ["release", "hub", "model"],
+    ["training_args", "trainer", "cli"],
 ]
 ORDER = [module for floor in FLOORS for module in floor]
 OWNERS = {"torch.distributed": "sharding", "huggingface_hub": "hub", "faiss": "index", "evaluate": "evaluate_metrics"}

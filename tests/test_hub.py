@@ -1,0 +1,310 @@
+"""Push and pull with the real client, in processes of their own; faults on the way; hostile releases."""
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+
+import layouts
+import pytest
+import torch
+from conftest import LABELS, make_static_encoder
+from hub_server import Hub
+from safetensors.torch import save_file
+
+from hf_xmc import XMCModel, XMCTrainer, XMCTrainingArguments, release
+from hf_xmc.hub import push
+
+TEXTS = ["a red boat", "old oak tree"]
+
+
+@pytest.fixture
+def hub():
+    server = Hub()
+    yield server
+    server.shutdown()
+
+
+@pytest.fixture
+def client(hub, tmp_path):
+    """Run code where `model` stands for `XMCModel`, with a cache of its own."""
+
+    def run(code, *arguments, cache="cache", succeeds=True, **more):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHONPATH"))}
+        environment |= {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / cache),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_TOKEN": "hf_test",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "NO_PROXY": "127.0.0.1",
+            "CUDA_VISIBLE_DEVICES": "",
+            **more,
+        }
+        code = "import sys, json\nfrom hf_xmc import XMCModel, load_xmc\n" + code
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=200, env=environment, cwd=tmp_path, check=False
+        )
+        assert (done.returncode == 0) == succeeds, done.stderr[-5000:]
+        return done.stdout.strip().splitlines()[-1] if succeeds and done.stdout else done.stderr
+
+    return run
+
+
+@pytest.fixture
+def model():
+    return XMCModel(make_static_encoder(), LABELS)
+
+
+@pytest.fixture
+def saved(model, tmp_path):
+    model.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+PUSH = "print(XMCModel.from_pretrained(sys.argv[1]).push_to_hub('org/boats', **json.loads(sys.argv[2])))"
+PREDICT = "print(json.dumps(XMCModel.from_pretrained('org/boats', **json.loads(sys.argv[2])).predict({!r})))"
+PREDICT = PREDICT.format(TEXTS)
+
+
+def expected(model):
+    return json.loads(json.dumps(model.predict(TEXTS)))
+
+
+def test_push_and_pull_give_the_same_scores_and_stock_code_loads_the_encoder(hub, client, model, saved):
+    address = client(PUSH, saved, "{}")
+    assert address.startswith(f"{hub.url}/org/boats/commit/")
+    assert set(hub.files("org/boats")) >= {"modules.json", "xmc_config.json", "label_index/embeddings.safetensors"}
+    assert not [name for name in hub.files("org/boats") if name.endswith((".bin", ".py", ".pkl"))]
+    assert json.loads(client(PREDICT, "-", "{}", cache="other")) == expected(model)
+    del hub.requests[:]
+    offline = client(PREDICT, "-", "{}", cache="other", HF_HUB_OFFLINE="1")
+    assert json.loads(offline) == expected(model)
+    assert hub.requests == []
+
+    stock = "sys.modules['hf_xmc'] = None\nfrom sentence_transformers import SentenceTransformer\n"
+    stock += "print(json.dumps(SentenceTransformer('org/boats').encode('a red boat').tolist()))"
+    embedding = json.loads(client(stock, cache="third"))
+    assert embedding == pytest.approx(model.encoder.encode("a red boat").tolist())
+    assert not [line for line in hub.requests if "label_index" in line], "the encoder alone needs no index"
+
+
+def test_revisions_and_pull_requests(hub, client, model, saved):
+    client(PUSH, saved, '{"revision": "v2", "private": true}')
+    assert "xmc_config.json" not in hub.files("org/boats")
+    assert json.loads(client(PREDICT, "-", '{"revision": "v2"}')) == expected(model)
+    assert client(PUSH, saved, '{"create_pr": true}').endswith("/discussions/1")
+    assert "xmc_config.json" not in hub.files("org/boats")
+    error = client(PREDICT, "-", "{}", succeeds=False)
+    assert "org/boats has no xmc_config.json: it is an encoder without a label index" in error
+
+
+def test_a_new_release_takes_the_place_of_the_old_one(hub, client, saved):
+    hub.put("org/boats", {"pytorch_model.bin": b"old", "1_Pooling/config.json": b"{}", "README.md": b"mine"})
+    client(PUSH, saved, "{}")
+    listed = json.loads((saved / "xmc_config.json").read_text())["files"]
+    assert set(hub.files("org/boats")) == {*listed, "xmc_config.json", "README.md"}
+
+
+FAULTS = {
+    "create fails": ["POST", "repos/create", "error", 99],
+    "preupload fails": ["POST", "preupload", "error", 99],
+    "upload fails": ["PUT", "_lfs", "error", 99],
+    "upload is cut": ["PUT", "_lfs", "cut", 99],
+    "commit is cut": ["POST", "commit/main", "cut", 99],
+    "commit fails": ["POST", "commit/main", "error", 99],
+    "someone else commits first": ["POST", "commit/main", "race", 1],
+}
+
+
+@pytest.fixture
+def here(hub, monkeypatch):
+    """The real client, in this process, pointed at the server; it waits for nobody."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_push_that_fails_leaves_the_old_release_and_the_model_here(fault, hub, here, model, saved, tmp_path):
+    push(saved, "org/boats", token="hf_test")
+    before = hub.files("org/boats")
+    other = XMCModel(make_static_encoder(dim=8), LABELS)
+    other.save_pretrained(tmp_path / "new")
+    mine = {path: path.read_bytes() for path in (tmp_path / "new").rglob("*") if path.is_file()}
+    hub.faults.append(list(FAULTS[fault]))
+    with pytest.raises(RuntimeError, match=r"(?s)the push to org/boats failed .* untouched: push again"):
+        push(tmp_path / "new", "org/boats", token="hf_test")
+    after = hub.files("org/boats")
+    assert {name: after[name] for name in before} == before
+    pulled = XMCModel.from_pretrained("org/boats", cache_dir=tmp_path / "one", token="hf_test")
+    assert pulled.predict(TEXTS) == model.predict(TEXTS)
+    assert {path: path.read_bytes() for path in (tmp_path / "new").rglob("*") if path.is_file()} == mine
+    hub.faults.clear()
+    push(tmp_path / "new", "org/boats", token="hf_test")
+    pulled = XMCModel.from_pretrained("org/boats", cache_dir=tmp_path / "two", token="hf_test")
+    assert pulled.predict(TEXTS) == other.predict(TEXTS)
+
+
+def test_a_trainer_publishes_the_release_and_nothing_else(hub, here, queries, tmp_path):
+    settings = {
+        "use_cpu": True,
+        "report_to": "none",
+        "max_steps": 2,
+        "save_steps": 1,
+        "push_to_hub": True,
+        "hub_model_id": "org/trained",
+        "hub_token": "hf_test",
+    }
+    args = XMCTrainingArguments(str(tmp_path / "run"), hub_strategy="every_save", **settings)
+    trainer = XMCTrainer(make_static_encoder(), args, queries, labels=LABELS)
+    trainer.train()
+    assert len(hub.repositories["model", "org/trained"].commits) == 3  # the first, empty one, and one a save
+    assert not [name for name in hub.files("org/trained") if name.endswith((".bin", ".pt", ".pth"))]
+    assert (tmp_path / "run" / "checkpoint-2" / "training_args.bin").exists()
+    trainer.push_to_hub()
+    pulled = XMCModel.from_pretrained("org/trained", cache_dir=tmp_path / "cache", token="hf_test")
+    assert pulled.predict(TEXTS) == XMCModel(trainer.model, LABELS).predict(TEXTS)
+    args = XMCTrainingArguments(str(tmp_path / "run"), hub_strategy="all_checkpoints", **settings)
+    with pytest.raises(ValueError, match="all_checkpoints would publish pickles"):
+        XMCTrainer(make_static_encoder(), args, queries, labels=LABELS)
+
+
+def test_a_slow_body_and_one_failure_are_waited_out(hub, client, model, saved):
+    client(PUSH, saved, "{}")
+    hub.faults += [["GET", "embeddings.safetensors", "slow", 1], ["GET", "model.safetensors", "cut", 1]]
+    assert json.loads(client(PREDICT, "-", "{}", cache="other")) == expected(model)
+
+
+def test_a_repository_half_uploaded_is_refused(hub, client, saved):
+    whole = {path.relative_to(saved).as_posix(): path.read_bytes() for path in saved.rglob("*") if path.is_file()}
+    hub.put("org/boats", {name: content for name, content in whole.items() if "embeddings" not in name})
+    error = client(PREDICT, "-", "{}", succeeds=False)
+    assert "embeddings.safetensors is missing: get the model again" in error
+
+
+def test_what_is_not_there_is_said(hub, client):
+    assert "'org/boats' is neither a folder here nor a model" in client(PREDICT, "-", "{}", succeeds=False)
+    error = client(PREDICT, "-", "{}", succeeds=False, HF_HUB_OFFLINE="1")
+    assert "org/boats is not in the local cache" in error
+
+
+def test_a_data_set_goes_to_the_hub_and_comes_back(hub, client, tmp_path):
+    (tmp_path / "data").mkdir()
+    layouts.write_raw(tmp_path / "data")
+    client("load_xmc(sys.argv[1]).push_to_hub('org/data')", tmp_path / "data")
+    code = """
+data = load_xmc('org/data')
+rows = {name: [[r['text'], r['label_ids']] for r in data.split(name)] for name in ('train', 'test')}
+pairs = {name: p.tolist() for name, p in data.filter_pairs.items()}
+print(json.dumps([rows, data.labels['text'][:], data.labels['label_id'][:], pairs]))
+"""
+    rows, labels, ids, pairs = json.loads(client(code, cache="other"))
+    assert rows["train"] == [[text, ids] for text, ids in layouts.TRAIN]
+    assert rows["test"] == [[text, ids] for text, ids in layouts.TEST]
+    assert (labels, ids[0], pairs) == (layouts.LABELS, "L0", {"test": layouts.FILTER_PAIRS})
+
+
+def forge(folder, **changes):
+    """A manifest that fits files which were put in the place of the true ones."""
+    about = json.loads((folder / release.CONFIG).read_text())
+    files = about["files"]
+    for name, content in changes.get("files", {}).items():
+        if content is None:
+            files[name] = {"sha256": "0" * 64, "size": 0}
+            continue
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_bytes(content)
+        files[name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    about["encoder_fingerprint"] = release._fingerprint(files)
+    (folder / release.CONFIG).write_text(json.dumps({**about, **changes.get("about", {})}))
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.mkdir, ("exploded",))
+
+
+PICKLE = pickle.dumps(Bomb())
+HUGE_HEADER = (2**62).to_bytes(8, "little") + b"{}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../evil.json", "/etc/evil.json", "a/../../evil.json", "..\\evil.json", "C:evil.json", "./modules2.json", ""],
+)
+def test_names_that_lead_out_of_the_folder(saved, name):
+    forge(saved, files={name: None}) if name else forge(saved, about={"files": {"": {}}})
+    with pytest.raises(ValueError, match=r"no file within the model's own folder|the model is not whole"):
+        XMCModel.from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "label_index/embeddings.safetensors", "label_index/labels.parquet", "modules.json"]
+)
+@pytest.mark.parametrize("content", [PICKLE, HUGE_HEADER, b""], ids=["pickle", "huge header", "empty"])
+def test_hostile_content_with_a_manifest_that_fits(saved, name, content, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = next(saved.rglob(name.rsplit("/", maxsplit=1)[-1]))
+    forge(saved, files={path.relative_to(saved).as_posix(): content})
+    with pytest.raises(ValueError, match=rf"{path.name}|the encoder does not load"):
+        XMCModel.from_pretrained(saved)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pkl", "label_index/index.npy", "modeling.py"])
+@pytest.mark.parametrize("listed", [True, False])
+def test_files_that_could_run_code(saved, name, listed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if listed:
+        forge(saved, files={name: PICKLE})
+    else:
+        (saved / name).write_bytes(PICKLE)
+    with pytest.raises(ValueError, match="and nothing else" if listed else "was not saved with the model"):
+        XMCModel.from_pretrained(saved)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_an_adapter_slipped_beside_the_encoder(saved):
+    (saved / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"adapter_config.json was not saved with the model"):
+        XMCModel.from_pretrained(saved)
+
+
+def test_an_encoder_swapped_under_an_old_index(saved, tmp_path):
+    XMCModel(make_static_encoder(dim=16), LABELS[:5]).save_pretrained(tmp_path / "other")
+    theirs = json.loads((tmp_path / "other" / release.CONFIG).read_text())
+    mine = json.loads((saved / release.CONFIG).read_text())
+    for name in mine["files"]:
+        if not name.startswith("label_index/"):
+            shutil.copy(tmp_path / "other" / name, saved / name)
+            mine["files"][name] = {**theirs["files"][name], "size": theirs["files"][name]["size"]}
+    changed = {"files": mine["files"] | {"modules.json": {"sha256": "0" * 64, "size": 1}}}
+    (saved / release.CONFIG).write_text(json.dumps(mine | changed))
+    with pytest.raises(ValueError, match="the encoder is not the one that made the label embeddings"):
+        XMCModel.from_pretrained(saved)
+
+
+def test_an_index_of_other_labels(saved):
+    save_file({"embeddings": torch.zeros(3, 16)}, saved / "x.safetensors")
+    content = (saved / "x.safetensors").read_bytes()
+    (saved / "x.safetensors").unlink()
+    forge(saved, files={"label_index/embeddings.safetensors": content})
+    with pytest.raises(
+        ValueError, match=r"11 labels and embeddings of shape \(3, 16\); xmc_config.json says \(11, 16\)"
+    ):
+        XMCModel.from_pretrained(saved)
+
+
+def test_modules_that_are_not_stock(saved):
+    modules = json.dumps([{"idx": 0, "name": "0", "path": "", "type": "evil.Module"}]).encode()
+    forge(saved, files={"modules.json": modules})
+    with pytest.raises(ValueError, match=r"(?s)the encoder does not load .*evil.Module"):
+        XMCModel.from_pretrained(saved)
