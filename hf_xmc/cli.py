@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    from hf_xmc.data import load_xmc
+    from hf_xmc.loading import load_xmc
 
     data = load_xmc(arguments.data)
     data.save(arguments.output_dir)
@@ -76,7 +76,7 @@ def _index(arguments: argparse.Namespace) -> None:
 
 
 def _labels(name: str) -> Any:
-    from hf_xmc.data import load_xmc
+    from hf_xmc.loading import load_xmc
 
     if not Path(name).is_file():
         return load_xmc(name).labels
@@ -101,8 +101,8 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from hf_xmc.data import load_xmc
     from hf_xmc.evaluation import XMCEvaluator
+    from hf_xmc.loading import load_xmc
     from hf_xmc.model import XMCModel
 
     model, data = XMCModel.from_pretrained(arguments.model), load_xmc(arguments.data)

@@ -10,7 +10,7 @@ FLOORS = [
     ["sharding", "metrics"],
     ["functional", "streaming"],
     ["losses", "encoding", "static"],
-    ["formats", "data", "batching", "st_losses"],
+    ["formats", "data", "loading", "batching", "st_losses"],
     ["index", "evaluation", "evaluate_metrics"],
     ["release", "hub", "model"],
     ["training_args", "trainer", "cli"],

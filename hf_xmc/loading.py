@@ -1,0 +1,254 @@
+"""Loading a data set, in whichever layout it comes, with everything in it checked."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, get_dataset_config_names, load_dataset, load_from_disk
+
+from hf_xmc import formats
+from hf_xmc.data import FORMAT_VERSION, PREPARED, SPLITS, XMCData, ragged
+from hf_xmc.formats import Rows
+
+
+def load_xmc(path: str | Path, *, revision: str | None = None, errors: str = "strict") -> XMCData:
+    """Load a data set, in whichever of these forms it comes.
+
+    * The raw files of the Extreme Classification Repository: ``lbl.json(.gz)``, ``trn.json(.gz)``, ``tst.json(.gz)``,
+      ``filter_labels_{train,test}.txt``. A text is ``title: content``.
+    * The layout of the paper's code: ``raw/Y.txt``, ``raw/{trn,tst}_X.txt``, ``Y.{trn,tst}.npz``, the filter files.
+    * A ``datasets`` repository of the Hub, or a local folder like one: config ``default`` with ``text``, ``label_ids``
+      and optionally ``label_scores``, config ``labels`` with ``text`` and optionally ``label_id``, and optionally
+      ``filter_pairs`` with ``row`` and ``label``.
+    * A folder of ``labels``, ``train`` and optionally ``validation``, ``test`` as ``.jsonl`` or ``.parquet`` with the
+      same columns.
+    * What :meth:`XMCData.save` wrote.
+
+    What is kept as it is, and counted in ``notes``: queries without labels, empty texts, label texts that occur twice.
+    What is mended and counted: a label named twice for a query (the larger score stays), a relevance of 0 (not a
+    positive), a byte order mark, a filter pair named twice. Everything else that is wrong is an error with file and
+    line.
+
+    Args:
+        path: a folder, or a data set of the Hub.
+        revision: of the Hub's data set.
+        errors: ``"replace"`` replaces bytes that are not UTF-8, and counts them.
+    """
+    if errors not in ("strict", "replace"):
+        raise ValueError(f"errors is 'strict' or 'replace', got {errors!r}.")
+    folder = Path(path)
+    if not folder.exists():
+        return _load_hub_layout(str(path), revision)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give the folder it is in.")
+    if (folder / PREPARED).exists():
+        return _load_prepared(folder)
+    if _either(folder, "lbl.json"):
+        return _load_raw(folder, errors)
+    if (folder / "raw" / "Y.txt").exists():
+        return _load_reference(folder, errors)
+    if _table_file(folder, "labels"):
+        return _load_tables(folder)
+    if (folder / "README.md").exists():
+        return _load_hub_layout(str(folder), revision)
+    raise ValueError(
+        f"{folder} holds {sorted(p.name for p in folder.iterdir())[:20]}, which is no layout known here. Expected one "
+        "of: lbl.json(.gz) and trn.json(.gz); raw/Y.txt, raw/trn_X.txt and Y.trn.npz; labels.jsonl and train.jsonl "
+        f"(or .parquet); a README.md with the configs `default` and `labels`; {PREPARED}."
+    )
+
+
+def _load_raw(folder: Path, errors: str) -> XMCData:
+    notes: Counter[str] = Counter()
+    label_file = _either(folder, "lbl.json")
+    train_file, test_file = _either(folder, "trn.json"), _either(folder, "tst.json")
+    if label_file is None or train_file is None:
+        raise ValueError(f"{folder} has lbl.json(.gz) but no trn.json(.gz).")
+    texts, ids = formats.read_json_labels(label_file, notes, errors)
+    splits = {"train": formats.read_json_rows(train_file, notes, errors)}
+    if test_file:
+        splits["test"] = formats.read_json_rows(test_file, notes, errors)
+    return _assemble(folder, texts, ids, splits, notes)
+
+
+def _load_reference(folder: Path, errors: str) -> XMCData:
+    notes: Counter[str] = Counter()
+    texts = formats.read_texts(folder / "raw" / "Y.txt", notes, errors)
+    splits = {}
+    for name, short in (("train", "trn"), ("test", "tst")):
+        text_file, relevance = folder / "raw" / f"{short}_X.txt", folder / f"Y.{short}.npz"
+        for one, other in ((text_file, relevance), (relevance, text_file)):
+            if one.exists() and not other.exists():
+                raise ValueError(f"{one} is there, but {other} is not.")
+        if text_file.exists():
+            splits[name] = formats.read_text_rows(text_file, relevance, notes, errors)
+    if "train" not in splits:
+        raise ValueError(f"{folder} has raw/Y.txt but no raw/trn_X.txt.")
+    return _assemble(folder, texts, list(map(str, range(len(texts)))), splits, notes)
+
+
+def _load_tables(folder: Path) -> XMCData:
+    tables = {name: path for name in ("labels", *SPLITS) if (path := _table_file(folder, name))}
+    if "train" not in tables:
+        raise ValueError(f"{folder} has a labels table but no train.jsonl or train.parquet.")
+    kinds = {"jsonl": "json", "parquet": "parquet"}
+    loaded = {
+        name: load_dataset(kinds[path.suffix[1:]], data_files=str(path), split="train") for name, path in tables.items()
+    }
+    pairs = _table_file(folder, "filter_pairs")
+    filters = {"test": load_dataset(kinds[pairs.suffix[1:]], data_files=str(pairs), split="train")} if pairs else {}
+    return _from_datasets(str(folder), loaded.pop("labels"), loaded, filters)
+
+
+def _load_hub_layout(name: str, revision: str | None) -> XMCData:
+    try:
+        configs = get_dataset_config_names(name, revision=revision)
+    except FileNotFoundError:
+        raise ValueError(f"{name!r} is neither a folder here nor a data set of the Hub.") from None
+    if not {"default", "labels"} <= set(configs):
+        raise ValueError(f"{name} has the configs {configs}; expected `default` (queries) and `labels`.")
+    labels = load_dataset(name, "labels", revision=revision)
+    splits = dict(load_dataset(name, "default", revision=revision))
+    filters = dict(load_dataset(name, "filter_pairs", revision=revision)) if "filter_pairs" in configs else {}
+    return _from_datasets(name, next(iter(labels.values())), splits, filters)
+
+
+def _from_datasets(name: str, labels: Dataset, splits: dict[str, Dataset], filters: dict[str, Dataset]) -> XMCData:
+    notes: Counter[str] = Counter()
+    _expect_columns(labels, {"text"}, f"{name}, labels")
+    ids = labels["label_id"] if "label_id" in labels.column_names else range(len(labels))
+    rows = {}
+    for split, dataset in splits.items():
+        if split not in SPLITS:
+            raise ValueError(f"{name} has a split {split!r}; expected {', '.join(SPLITS)}.")
+        _expect_columns(dataset, {"text", "label_ids"}, f"{name}, {split}")
+        where = f"{name}, {split}, row "
+        offsets, label_ids, scores = ragged(dataset, where)
+        rows[split] = Rows(_texts_of(dataset, where), offsets, label_ids, scores, (where + "{}").format)
+    pairs = {}
+    for split, dataset in filters.items():
+        _expect_columns(dataset, {"row", "label"}, f"{name}, filter_pairs")
+        pairs[split] = np.stack([np.asarray(dataset["row"]), np.asarray(dataset["label"])], axis=1).astype(np.int64)
+    texts = _texts_of(labels, f"{name}, labels, row ")
+    return _assemble(None, texts, list(map(str, ids)), rows, notes, pairs)
+
+
+def _load_prepared(folder: Path) -> XMCData:
+    about = json.loads((folder / PREPARED).read_text())
+    if about.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{folder} was prepared in format {about.get('format_version')}, this version reads {FORMAT_VERSION}: "
+            "prepare it again."
+        )
+    tables = {name: load_from_disk(folder / name) for name in about["rows"]}
+    for name, rows in about["rows"].items():
+        if len(tables[name]) != rows:
+            raise ValueError(f"{folder / name} has {len(tables[name])} rows, expected {rows}: prepare it again.")
+    pairs = {name: np.load(folder / f"filter_pairs_{name}.npy", allow_pickle=False) for name in about["filter_pairs"]}
+    return XMCData(**tables, filter_pairs=pairs, notes=about["notes"])
+
+
+def _assemble(
+    folder: Path | None,
+    texts: pa.ChunkedArray,
+    ids: list[str],
+    splits: dict[str, Rows],
+    notes: Counter[str],
+    pairs: dict[str, np.ndarray] | None = None,
+) -> XMCData:
+    """Check what the readers read, and make data sets of it."""
+    if not len(texts):
+        raise ValueError(f"{folder}: there is no label.")
+    labels = Dataset(pa.table({"label_id": pa.array(ids, pa.string()), "text": texts}))
+    _count(notes, "labels: texts that occur again", len(texts) - pc.count_distinct(texts).as_py())
+    _count(notes, "labels: empty texts", _num_empty(texts))
+    filters = {}
+    for name, rows in splits.items():
+        if folder and (path := folder / f"filter_labels_{name}.txt").exists():
+            filters[name] = formats.read_filter_pairs(path, len(rows.texts), len(texts), notes)
+    for name, table in (pairs or {}).items():
+        num_rows = len(splits[name].texts) if name in splits else 0
+        for row, label in table[((table < 0) | (table >= [num_rows, len(texts)])).any(1)][:1]:
+            raise ValueError(
+                f"filter_pairs of {name} names row {row}, label {label}; there are {num_rows} rows and {len(texts)} "
+                "labels."
+            )
+        filters[name] = np.unique(table, axis=0)
+        _count(notes, f"filter_pairs of {name}: pairs named again", len(table) - len(filters[name]))
+    datasets = {name: _checked(rows, len(texts), name, notes) for name, rows in splits.items()}
+    return XMCData(labels=labels, filter_pairs=filters, notes=dict(notes), **datasets)
+
+
+def _checked(rows: Rows, num_labels: int, name: str, notes: Counter[str]) -> Dataset:
+    offsets, label_ids = rows.offsets.astype(np.int64), rows.label_ids.astype(np.int64)
+    row_of = np.repeat(np.arange(len(rows.texts)), np.diff(offsets))
+    for at in np.flatnonzero((label_ids < 0) | (label_ids >= num_labels))[:1]:
+        raise ValueError(
+            f"{rows.where(int(row_of[at]))}: label id {label_ids[at]}, but there are only {num_labels} labels "
+            f"(ids 0 to {num_labels - 1})."
+        )
+    scores = np.ones(len(label_ids), dtype=np.float32) if rows.scores is None else rows.scores
+    for at in np.flatnonzero(~(np.isfinite(scores) & (scores >= 0)))[:1]:
+        raise ValueError(
+            f"{rows.where(int(row_of[at]))}: relevance {scores[at]} of label {label_ids[at]}; expected a number of 0 "
+            "or more."
+        )
+    keep = scores > 0
+    _count(notes, f"{name}: relevance 0, not a positive", len(keep) - int(keep.sum()))
+    order = np.lexsort((-scores, label_ids, row_of))
+    again = np.zeros(len(order), dtype=bool)
+    sorted_rows, sorted_ids = row_of[order], label_ids[order]
+    again[1:] = (sorted_rows[1:] == sorted_rows[:-1]) & (sorted_ids[1:] == sorted_ids[:-1])
+    duplicates = np.zeros_like(again)
+    duplicates[order] = again
+    _count(notes, f"{name}: label named again for a query", int((duplicates & keep).sum()))
+    keep &= ~duplicates
+    counts = np.bincount(row_of[keep], minlength=len(rows.texts))
+    _count(notes, f"{name}: queries without labels", int((counts == 0).sum()))
+    _count(notes, f"{name}: empty texts", _num_empty(rows.texts))
+
+    new_offsets = pa.array(np.concatenate([[0], counts.cumsum()]), pa.int32())
+    columns = {
+        "text": rows.texts,
+        "label_ids": pa.ListArray.from_arrays(new_offsets, pa.array(label_ids[keep].astype(np.int32))),
+    }
+    if not (scores[keep] == 1).all():
+        columns["label_scores"] = pa.ListArray.from_arrays(new_offsets, pa.array(scores[keep]))
+    return Dataset(pa.table(columns))
+
+
+def _texts_of(dataset: Dataset, where: str) -> pa.ChunkedArray:
+    texts = dataset.with_format("arrow").select_columns("text")[:]["text"]
+    if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
+        raise ValueError(f"{where}0: text is {texts.type}; expected a string.")
+    if texts.null_count:
+        raise ValueError(f"{where}{texts.is_null().index(True).as_py()}: no text.")
+    return texts.cast(pa.string())
+
+
+def _expect_columns(dataset: Dataset, wanted: set[str], what: str) -> None:
+    if missing := sorted(wanted - set(dataset.column_names)):
+        raise ValueError(f"{what}: no column {', '.join(missing)}; there are {', '.join(dataset.column_names)}.")
+
+
+def _num_empty(texts: pa.ChunkedArray) -> int:
+    empty: int = pc.sum(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0)).as_py() or 0
+    return empty
+
+
+def _count(notes: Counter[str], what: str, number: int) -> None:
+    if number:
+        notes[what] += number
+
+
+def _either(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / f"{name}.gz", folder / name) if path.exists()), None)
+
+
+def _table_file(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / f"{name}.jsonl", folder / f"{name}.parquet") if path.exists()), None)
