@@ -5,7 +5,7 @@
         --steps 30 --learning_rate 1e-4 --max_queries 2000 --json in_batch_minilm.json
 
 Every row is a query and one of its labels, drawn before training, so that all losses see the same pairs; a loss of ours
-is told beside it which labels the query has. `--overhead` measures seconds a step and peak memory instead, each loss in
+is told beside it which labels the query has. `--overhead` measures milliseconds a step and peak memory instead, each loss in
 a process of its own, in turn, repeated.
 """
 
@@ -103,7 +103,7 @@ def first_queries(data: XMCData, split: str, number: int | None) -> XMCData:
 
 
 def measure(options: argparse.Namespace, data: XMCData, name: str) -> dict[str, float]:
-    """Seconds of a step (median) and MiB that the steps added to the process's peak."""
+    """Milliseconds of a step (median) and MiB that the steps added to the process's peak."""
     torch.set_num_threads(options.threads)
     rows = draw_rows(data, options.batch_size, seed=0)
     encoder = make_encoder(options, data, seed=0)
@@ -117,7 +117,7 @@ def measure(options: argparse.Namespace, data: XMCData, name: str) -> dict[str, 
         loss([dict(column) for column in features], label).backward()
         seconds.append(time.perf_counter() - start)
     added = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    return {"seconds": statistics.median(seconds), "mib": added}
+    return {"milliseconds": 1000 * statistics.median(seconds), "MiB": added}
 
 
 def main() -> None:
@@ -160,15 +160,15 @@ def main() -> None:
             else:
                 results[name].append(run(options, data, name, seed))
             print(f"{name}, seed {seed}: {results[name][-1]}", flush=True)
-    print(table(results))
+    print(table(results, ratios=options.overhead))
     if options.json:
         about = {"machine": platform.processor(), "threads": options.threads, "torch": torch.__version__}
         report = {"options": vars(options), **about, "results": results}
         options.json.write_text(json.dumps(report, indent=2, default=str))
 
 
-def table(results: dict[str, list[dict[str, float]]]) -> str:
-    """Mean and standard deviation over the seeds, in Markdown."""
+def table(results: dict[str, list[dict[str, float]]], ratios: bool) -> str:
+    """Mean and standard deviation over the seeds, in Markdown; with the ratio to the first loss."""
     columns = list(next(iter(results.values()))[0])
     lines = [f"| loss | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
     for name, runs in results.items():
@@ -176,7 +176,9 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
         for column in columns:
             values = [one[column] for one in runs]
             spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.2f}{spread}")
+            first = statistics.mean(one[column] for one in next(iter(results.values())))
+            ratio = f" ({statistics.mean(values) / first:.2f}x)" if ratios else ""
+            cells.append(f"{statistics.mean(values):.2f}{spread}{ratio}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
