@@ -5,8 +5,8 @@
         --steps 30 --learning_rate 1e-4 --max_queries 2000 --json in_batch_minilm.json
 
 Every row is a query and one of its labels, drawn before training, so that all losses see the same pairs; a loss of ours
-is told beside it which labels the query has. `--overhead` measures milliseconds a step and peak memory instead, each loss in
-a process of its own, in turn, repeated.
+is told beside it which labels the query has. `--overhead` measures milliseconds a step and peak memory instead, each
+loss in a process of its own, in turn, repeated.
 """
 
 import argparse
