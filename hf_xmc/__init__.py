@@ -14,7 +14,7 @@ _HOME = {
     "training_args": ["XMCTrainingArguments"],
     "trainer": ["XMCTrainer"],
     "index": ["LabelIndex", "TopK"],
-    "evaluation": ["XMCEvaluator"],
+    "evaluation": ["ExtremeMultilabelClassificationEvaluator"],
     "evaluate_metrics": ["metric_path"],
     "model": ["XMCModel", "Prediction"],
 }

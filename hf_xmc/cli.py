@@ -101,7 +101,7 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from hf_xmc.evaluation import XMCEvaluator
+    from hf_xmc.evaluation import ExtremeMultilabelClassificationEvaluator
     from hf_xmc.loading import load_xmc
     from hf_xmc.model import XMCModel
 
@@ -111,7 +111,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             f"{arguments.model} has {len(model.labels)} labels and {arguments.data} has {data.num_labels}, and they "
             "are not the same: index the labels of the data set first."
         )
-    evaluator = XMCEvaluator.from_data(data, arguments.split, propensity=arguments.propensity)
+    evaluator = ExtremeMultilabelClassificationEvaluator.from_data(
+        data, arguments.split, propensity=arguments.propensity
+    )
     found = model.search(evaluator.texts, evaluator.max_k, exclude=evaluator.filter_pairs)
     _write({name: round(value, 6) for name, value in evaluator.score(found).items()})
 

@@ -16,10 +16,11 @@ from hf_xmc.index import LabelIndex, TopK
 from hf_xmc.metrics import PROPENSITY_PRESETS, evaluate_ranking, inverse_propensity
 
 
-class XMCEvaluator(BaseEvaluator):
+class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
     """P@k, PSP@k, nDCG@k and R@k of an encoder on queries whose labels are known, by exact search.
 
-    Works as ``evaluator=`` of any sentence-transformers trainer, where encoding is shared among the processes.
+    Works as ``evaluator=`` of any sentence-transformers trainer, where encoding is shared among the processes. The
+    metrics land in the model's card under the task that this class is named after.
 
     Args:
         texts: ``N`` queries.
@@ -31,8 +32,6 @@ class XMCEvaluator(BaseEvaluator):
         primary_metric: what a trainer compares checkpoints by.
         p_at, ndcg_at, recall_at, batch_size: the k of each metric; texts encoded at a time.
     """
-
-    description = "Extreme Multilabel Classification"
 
     def __init__(
         self,
@@ -62,7 +61,9 @@ class XMCEvaluator(BaseEvaluator):
         self.max_k = max([*p_at, *ndcg_at, *recall_at])
 
     @classmethod
-    def from_data(cls, data: XMCData, split: str, *, propensity: str = "default", **kwargs: Any) -> XMCEvaluator:
+    def from_data(
+        cls, data: XMCData, split: str, *, propensity: str = "default", **kwargs: Any
+    ) -> ExtremeMultilabelClassificationEvaluator:
         """The evaluator of a split, with its filter pairs; propensities are those of the training queries.
 
         Args:

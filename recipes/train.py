@@ -17,7 +17,16 @@ import yaml
 from sentence_transformers import SentenceTransformer
 from transformers import HfArgumentParser, set_seed
 
-from hf_xmc import XMCData, XMCEvaluator, XMCModel, XMCTrainer, XMCTrainingArguments, load_xmc, losses, static_encoder
+from hf_xmc import (
+    ExtremeMultilabelClassificationEvaluator,
+    XMCData,
+    XMCModel,
+    XMCTrainer,
+    XMCTrainingArguments,
+    load_xmc,
+    losses,
+    static_encoder,
+)
 from hf_xmc.metrics import by_frequency_decile, label_counts
 
 LOSSES = {
@@ -63,7 +72,7 @@ def main(argv: list[str]) -> None:
         loss=build_loss(recipe),
         evaluator=None
         if data.validation is None
-        else XMCEvaluator.from_data(data, "validation", propensity=recipe.propensity),
+        else ExtremeMultilabelClassificationEvaluator.from_data(data, "validation", propensity=recipe.propensity),
     )
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -113,7 +122,7 @@ def evaluate(model: XMCModel, data: XMCData, propensity: str) -> dict:
     split = next((name for name in ("test", "validation") if getattr(data, name) is not None), None)
     if split is None:
         raise ValueError("the data set has neither a test nor a validation split to measure the model on.")
-    evaluator = XMCEvaluator.from_data(data, split, propensity=propensity)
+    evaluator = ExtremeMultilabelClassificationEvaluator.from_data(data, split, propensity=propensity)
     found = model.search(evaluator.texts, evaluator.max_k, exclude=evaluator.filter_pairs)
     metrics = evaluator.score(found)
     size = {name: metrics.pop(name) for name in ("num_queries", "num_empty")}

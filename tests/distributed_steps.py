@@ -13,7 +13,14 @@ from conftest import LABELS, POSITIVES, make_bert_encoder, relevance_of
 from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 
-from hf_xmc import XMCEvaluator, XMCTrainer, XMCTrainingArguments, losses, sharding, st_losses
+from hf_xmc import (
+    ExtremeMultilabelClassificationEvaluator,
+    XMCTrainer,
+    XMCTrainingArguments,
+    losses,
+    sharding,
+    st_losses,
+)
 
 GLOBAL_BATCH = 6  # of 13 queries, against 11 labels
 CASES = {
@@ -91,7 +98,7 @@ def train_stock(bert_folder, folder, loss, settings, world_size, apart=1):
         eval_steps=2,
         disable_tqdm=True,
     )
-    evaluator = XMCEvaluator(queries["text"], relevance_of(POSITIVES), LABELS)
+    evaluator = ExtremeMultilabelClassificationEvaluator(queries["text"], relevance_of(POSITIVES), LABELS)
     loss = loss(encoder, **settings)
     trainer = SentenceTransformerTrainer(encoder, args, rows, loss=loss, evaluator=evaluator)
     trainer.train()

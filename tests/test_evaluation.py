@@ -5,7 +5,7 @@ import pytest
 from conftest import LABELS, POSITIVES, relevance_of
 from datasets import Dataset
 
-from hf_xmc import LabelIndex, XMCData, XMCEvaluator
+from hf_xmc import ExtremeMultilabelClassificationEvaluator, LabelIndex, XMCData
 from hf_xmc.metrics import evaluate_ranking
 
 
@@ -20,7 +20,7 @@ def data(queries):
 
 
 def test_it_is_encoder_index_and_metrics(encoder, data):
-    evaluator = XMCEvaluator.from_data(data, "test")
+    evaluator = ExtremeMultilabelClassificationEvaluator.from_data(data, "test")
     found = evaluator(encoder)
     embedded = LabelIndex(encoder.encode(LABELS, convert_to_tensor=True))
     best = embedded.search(encoder.encode(data.test["text"]), 11, exclude=data.filter_pairs["test"])
@@ -30,15 +30,15 @@ def test_it_is_encoder_index_and_metrics(encoder, data):
 
 
 def test_filter_pairs_and_propensities_count(encoder, data):
-    plain = XMCEvaluator(data.test["text"], relevance_of(POSITIVES), LABELS)
-    filtered = XMCEvaluator.from_data(data, "test")
+    plain = ExtremeMultilabelClassificationEvaluator(data.test["text"], relevance_of(POSITIVES), LABELS)
+    filtered = ExtremeMultilabelClassificationEvaluator.from_data(data, "test")
     assert "PSP@1" not in plain(encoder)
     assert filtered(encoder)["R@10"] < plain(encoder)["R@10"]  # two positives may no longer be found
     assert -1 in filtered.predict(encoder).label_ids
 
 
 def test_the_name_stands_before_the_metrics_and_the_card_learns_of_them(encoder, data):
-    evaluator = XMCEvaluator.from_data(data, "test", name="small")
+    evaluator = ExtremeMultilabelClassificationEvaluator.from_data(data, "test", name="small")
     found = evaluator(encoder)
     assert {"small_P@1", "small_nDCG@5"} <= set(found)
     assert evaluator.primary_metric == "small_P@5"
@@ -47,8 +47,8 @@ def test_the_name_stands_before_the_metrics_and_the_card_learns_of_them(encoder,
 
 def test_shapes_and_presets_are_checked(data):
     with pytest.raises(ValueError, match=r"shape \(13, 11\); expected \(2, 11\)"):
-        XMCEvaluator(["a", "b"], relevance_of(POSITIVES), LABELS)
+        ExtremeMultilabelClassificationEvaluator(["a", "b"], relevance_of(POSITIVES), LABELS)
     with pytest.raises(ValueError, match="there is no split 'validation'; this data set has train, test"):
-        XMCEvaluator.from_data(data, "validation")
+        ExtremeMultilabelClassificationEvaluator.from_data(data, "validation")
     with pytest.raises(ValueError, match="one of default, amazon, wikipedia, got 'amazn'"):
-        XMCEvaluator.from_data(data, "test", propensity="amazn")
+        ExtremeMultilabelClassificationEvaluator.from_data(data, "test", propensity="amazn")

@@ -15,7 +15,7 @@ from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, Mu
 from sentence_transformers.sentence_transformer.modules import Router
 from sentence_transformers.util import cos_sim, dot_score
 
-from hf_xmc import XMCData, XMCEvaluator, functional, st_losses
+from hf_xmc import ExtremeMultilabelClassificationEvaluator, XMCData, functional, st_losses
 
 LOSSES = {
     "decoupled": (st_losses.DecoupledSoftmaxLoss, functional.decoupled_softmax_loss, {}),
@@ -249,7 +249,7 @@ def test_the_card_and_the_model_need_nothing_of_ours(queries, tmp_path):
         args,
         st_losses.in_batch_dataset(queries, LABELS),
         loss=st_losses.DecoupledSoftmaxLoss(encoder, temperature=0.1),
-        evaluator=XMCEvaluator.from_data(data, "validation"),
+        evaluator=ExtremeMultilabelClassificationEvaluator.from_data(data, "validation"),
     )
     trainer.train()
     seen = [entry["eval_P@5"] for entry in trainer.state.log_history if "eval_P@5" in entry]
@@ -257,7 +257,14 @@ def test_the_card_and_the_model_need_nothing_of_ours(queries, tmp_path):
     assert trainer.state.best_metric == max(seen)
     encoder.save_pretrained(str(tmp_path / "model"))
     card = (tmp_path / "model" / "README.md").read_text()
-    for piece in ("DecoupledSoftmaxLoss", '"temperature": 0.1', "2310.10636", "P@5", "nDCG@5"):
+    for piece in (
+        "DecoupledSoftmaxLoss",
+        '"temperature": 0.1',
+        "2310.10636",
+        "P@5",
+        "nDCG@5",
+        "type: extreme-multilabel-classification",
+    ):
         assert piece in card, piece
     code = "import sys; sys.modules['hf_xmc'] = None\n"
     code += "from sentence_transformers import SentenceTransformer as S; print(*S(sys.argv[1]).encode('boat').tolist())"

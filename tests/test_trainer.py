@@ -8,7 +8,14 @@ from conftest import LABELS, make_bert, make_bert_encoder, make_static_encoder
 from datasets import Dataset
 from sentence_transformers.sentence_transformer.modules import Normalize
 
-from hf_xmc import XMCData, XMCEvaluator, XMCTrainer, XMCTrainingArguments, functional, losses
+from hf_xmc import (
+    ExtremeMultilabelClassificationEvaluator,
+    XMCData,
+    XMCTrainer,
+    XMCTrainingArguments,
+    functional,
+    losses,
+)
 
 LOSSES = {
     "decoupled": (losses.DecoupledSoftmaxLoss(0.7), lambda s, p, w: functional.decoupled_softmax_loss(s / 0.7, p, w)),
@@ -115,7 +122,7 @@ def test_the_best_checkpoint_is_the_one_kept(queries, tmp_path):
         load_best_model_at_end=True,
         metric_for_best_model="P@5",
     )
-    evaluator = XMCEvaluator.from_data(data, "validation")
+    evaluator = ExtremeMultilabelClassificationEvaluator.from_data(data, "validation")
     trainer = XMCTrainer(make_static_encoder(), args, queries, labels=LABELS, evaluator=evaluator)
     trainer.train()
     seen = [entry["eval_P@5"] for entry in trainer.state.log_history if "eval_P@5" in entry]
@@ -125,7 +132,9 @@ def test_the_best_checkpoint_is_the_one_kept(queries, tmp_path):
 
 def test_training_learns(queries, tmp_path):
     encoder = make_static_encoder()
-    evaluator = XMCEvaluator.from_data(XMCData(train=queries, labels=Dataset.from_dict({"text": LABELS})), "train")
+    evaluator = ExtremeMultilabelClassificationEvaluator.from_data(
+        XMCData(train=queries, labels=Dataset.from_dict({"text": LABELS})), "train"
+    )
     before = evaluator(encoder)["P@1"]
     XMCTrainer(encoder, arguments(tmp_path, num_train_epochs=20), queries, labels=LABELS).train()
     assert evaluator(encoder)["P@1"] > before

@@ -28,7 +28,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize
 from sentence_transformers.util import cos_sim, dot_score
 from transformers import set_seed
 
-from hf_xmc import XMCData, XMCEvaluator, load_xmc, st_losses, static_encoder
+from hf_xmc import ExtremeMultilabelClassificationEvaluator, XMCData, load_xmc, st_losses, static_encoder
 
 METRICS = ("P@1", "P@5", "PSP@5", "R@100")
 SIMILARITIES = {"cosine": cos_sim, "dot": dot_score}
@@ -90,7 +90,9 @@ def run(options: argparse.Namespace, data: XMCData, name: str, seed: int) -> dic
     encoder.similarity_fn_name = options.similarity
     if options.similarity == "cosine" and not isinstance(encoder[-1], Normalize):
         encoder.append(Normalize())
-    found = XMCEvaluator.from_data(first_queries(data, options.split, options.max_queries), options.split)(encoder)
+    found = ExtremeMultilabelClassificationEvaluator.from_data(
+        first_queries(data, options.split, options.max_queries), options.split
+    )(encoder)
     return {**{metric: 100 * found[metric] for metric in METRICS}, "train_seconds": seconds}
 
 
