@@ -9,7 +9,8 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
-from hf_xmc.release import CONFIG, read_config
+from hf_xmc import manifest
+from hf_xmc.manifest import CONFIG
 
 
 def pull(
@@ -41,7 +42,7 @@ def pull(
             f"`hf-xmc index {repo_id} --labels LABELS --output_dir FOLDER` makes one, or "
             f'XMCModel(SentenceTransformer("{repo_id}"), labels).'
         )
-    files = read_config(folder / CONFIG)["files"]
+    files = manifest.read(folder / CONFIG)["files"]
     # By the commit that the manifest came from: a push in between changes nothing.
     return Path(download(revision=folder.name, allow_patterns=[CONFIG, *files]))
 
@@ -65,7 +66,7 @@ def push(
             untouched, and the push can be repeated.
     """
     api = HfApi(token=token)
-    names = [CONFIG, *read_config(folder / CONFIG)["files"]]
+    names = [CONFIG, *manifest.read(folder / CONFIG)["files"]]
     names += ["README.md"] if (folder / "README.md").exists() else []
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, overload
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from hf_xmc import hub, release
 from hf_xmc.index import LabelIndex, TopK
+from hf_xmc.manifest import LABEL_INDEX
 
 PREDICT_BATCH = 1024
 REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -115,7 +117,8 @@ class XMCModel:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that :meth:`from_pretrained` reads, and ``SentenceTransformer(folder)`` alone too."""
-        release.save(folder, self.encoder, self.labels, self.index.embeddings)
+        index = partial(release.write_label_index, labels=self.labels, embeddings=self.index.embeddings)
+        release.save(folder, self.encoder, {LABEL_INDEX: index})
 
     def push_to_hub(
         self,
@@ -176,4 +179,5 @@ class XMCModel:
             folder = hub.pull(
                 name, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
             )
-        return cls(*release.load(folder, device))
+        saved = release.load(folder, device)
+        return cls(saved.encoder, *release.read_label_index(saved))

@@ -1,14 +1,14 @@
-"""The folder of a model: a plain sentence-transformers repository, its label index, and a manifest of both."""
+"""The folder of a model: a plain sentence-transformers repository, what stands beside it, and a manifest of it all."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
@@ -17,17 +17,29 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 import hf_xmc
+from hf_xmc import manifest
+from hf_xmc.manifest import CONFIG, LABEL_INDEX
 
-CONFIG = "xmc_config.json"  # written last: a folder without it is not a whole model
-LABELS = "label_index/labels.parquet"
-EMBEDDINGS = "label_index/embeddings.safetensors"
-FORMAT_VERSION = 1
-LOADED = {".json", ".txt", ".safetensors", ".model", ".parquet", ".jinja"}  # what a release consists of
-REFUSED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".npy", ".npz", ".py", ".so"}
+LABELS, EMBEDDINGS = "labels.parquet", "embeddings.safetensors"
+
+Writer = Callable[[Path], Mapping[str, Any]]  # writes a part where it is told to, and says what the part is
 
 
-def save(folder: str | Path, encoder: SentenceTransformer, labels: Dataset, embeddings: Tensor) -> None:
-    """Write encoder, labels and their embeddings; the folder appears whole or not at all.
+class Release(NamedTuple):
+    """A saved model whose files have been checked: its encoder, and where its parts lie."""
+
+    encoder: SentenceTransformer
+    folder: Path
+    parts: Mapping[str, Mapping[str, Any]]  # what each part says of itself
+
+
+def save(folder: str | Path, encoder: SentenceTransformer, parts: Mapping[str, Writer]) -> None:
+    """Write encoder and parts; the folder appears whole or not at all.
+
+    Args:
+        folder: a new folder, or one that holds a saved model, which is replaced.
+        encoder: what stands at the root, where sentence-transformers reads it.
+        parts: by their names, which are those of :data:`hf_xmc.manifest.PARTS`, what writes them.
 
     Raises:
         ValueError: the folder holds something else, which is left alone.
@@ -39,20 +51,14 @@ def save(folder: str | Path, encoder: SentenceTransformer, labels: Dataset, embe
     new.mkdir(parents=True)
     try:
         encoder.save_pretrained(str(new))
-        (new / LABELS).parent.mkdir()
-        pq.write_table(labels.with_format("arrow")[:], new / LABELS)
-        save_file({"embeddings": embeddings.contiguous()}, new / EMBEDDINGS)
-        files = {name: _identity(new / name) for name in _files_of(new)}
-        about = {
-            "format_version": FORMAT_VERSION,
-            "hf_xmc_version": hf_xmc.__version__,
-            "num_labels": len(labels),
-            "embedding_dim": embeddings.shape[1],
-            "similarity": encoder.similarity_fn_name,
-            "encoder_fingerprint": _fingerprint(files),
-            "files": files,
-        }
-        (new / CONFIG).write_text(json.dumps(about, indent=2))
+        said = {name: write(new / name) for name, write in parts.items()}
+        manifest.write(
+            new,
+            said,
+            hf_xmc_version=hf_xmc.__version__,
+            embedding_dim=encoder.get_embedding_dimension(),
+            similarity=encoder.similarity_fn_name,
+        )
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
@@ -61,10 +67,8 @@ def save(folder: str | Path, encoder: SentenceTransformer, labels: Dataset, embe
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load(folder: Path, device: str | None = None) -> tuple[SentenceTransformer, Dataset, Tensor]:
+def load(folder: Path, device: str | None = None) -> Release:
     """Read what :func:`save` wrote, after a check that every file is the one that was saved.
-
-    The embeddings are mapped into memory, not read.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -79,78 +83,42 @@ def load(folder: Path, device: str | None = None) -> tuple[SentenceTransformer, 
                 f"`hf-xmc index {folder} --labels LABELS --output_dir FOLDER`, or XMCModel(encoder, labels)."
             )
         raise ValueError(f"{folder} has no {CONFIG}: it is not a saved XMCModel, or was not saved to the end.")
-    about = read_config(folder / CONFIG)
-    for name, saved in about["files"].items():
-        path = folder / name
-        if not path.is_file() or _identity(path) != saved:
-            raise ValueError(
-                f"{path} is {'not the file that was saved' if path.exists() else 'missing'}: get the model again, or, "
-                "if the encoder was changed on purpose, build its label index anew with `hf-xmc index`."
-            )
-    for name in _files_of(folder):
-        if name not in about["files"] and PurePosixPath(name).suffix in LOADED | REFUSED:
-            raise ValueError(
-                f"{folder / name} was not saved with the model, and a loader might take it for a part of it: remove it."
-            )
-    labels = Dataset(pq.read_table(folder / LABELS, memory_map=True))
-    try:
-        with safe_open(folder / EMBEDDINGS, framework="pt") as file:
-            embeddings = file.get_tensor("embeddings")
-    except SafetensorError as error:
-        raise ValueError(f"{folder / EMBEDDINGS} is no safetensors file of embeddings ({error}).") from None
-    if list(embeddings.shape) != [about["num_labels"], about["embedding_dim"]] or len(labels) != about["num_labels"]:
-        raise ValueError(
-            f"{folder}: {len(labels)} labels and embeddings of shape {tuple(embeddings.shape)}; {CONFIG} says "
-            f"({about['num_labels']}, {about['embedding_dim']})."
-        )
+    about = manifest.check(folder)
     try:
         encoder = SentenceTransformer(str(folder), device=device, local_files_only=True)
     except (SafetensorError, ValueError, KeyError, OSError) as error:
         raise ValueError(f"{folder}: the encoder does not load ({error}).") from error
-    return encoder, labels, embeddings
+    return Release(encoder, folder, about["parts"])
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """``xmc_config.json``, once it is known to name files of its own folder only, and nothing that runs code.
+def write_label_index(folder: Path, labels: Dataset, embeddings: Tensor) -> dict[str, Any]:
+    """The part ``label_index``: the labels' names and texts, and their embeddings."""
+    folder.mkdir()
+    pq.write_table(labels.with_format("arrow")[:], folder / LABELS)
+    save_file({"embeddings": embeddings.contiguous()}, folder / EMBEDDINGS)
+    return {"num_labels": len(labels), "embedding_dim": embeddings.shape[1]}
+
+
+def read_label_index(release: Release) -> tuple[Dataset, Tensor]:
+    """Labels and embeddings ``(L, D)``, both mapped into memory rather than read.
 
     Raises:
-        ValueError: another format, or a manifest that is damaged or hostile.
+        ValueError: a release without labels, or files that hold something else.
     """
+    folder = release.folder / LABEL_INDEX
+    if LABEL_INDEX not in release.parts:
+        raise ValueError(f"{release.folder} has no {LABEL_INDEX}: it is an encoder without labels.")
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        version, files = about.get("format_version"), about.get("files")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is not a manifest ({error}).") from None
-    if version != FORMAT_VERSION:
-        raise ValueError(f"{path} is of format {version!r}; this version reads {FORMAT_VERSION}.")
-    if not isinstance(files, dict) or not {LABELS, EMBEDDINGS, "modules.json"} <= set(files):
-        raise ValueError(f"{path} does not name {LABELS}, {EMBEDDINGS} and modules.json: the model is not whole.")
-    for name in files:
-        parts = PurePosixPath(name).parts
-        if "\\" in name or ":" in name or not parts or parts[0] == "/" or ".." in parts or str(Path(*parts)) != name:
-            raise ValueError(f"{path} names {name!r}, which is no file within the model's own folder.")
-        if PurePosixPath(name).suffix not in LOADED:
-            raise ValueError(f"{path} names {name!r}: a release holds {', '.join(sorted(LOADED))} and nothing else.")
-    if about.get("encoder_fingerprint") != _fingerprint(files):
-        raise ValueError(f"{path}: the encoder is not the one that made the label embeddings.")
-    return dict(about)
-
-
-def _fingerprint(files: dict[str, Any]) -> str:
-    """One digest of the files that make an embedding."""
-    encoder = {name: identity for name, identity in files.items() if not name.startswith("label_index/")}
-    return hashlib.sha256(json.dumps(encoder, sort_keys=True).encode()).hexdigest()
-
-
-def _files_of(folder: Path) -> list[str]:
-    # The card is for people, who may edit it; hidden files are the Hub's.
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return [name for name in names if name not in ("README.md", CONFIG) and not name.startswith(".")]
-
-
-def _identity(path: Path) -> dict[str, str | int]:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {"sha256": digest.hexdigest(), "size": path.stat().st_size}
+        labels = Dataset(pq.read_table(folder / LABELS, memory_map=True))
+        with safe_open(folder / EMBEDDINGS, framework="pt") as file:
+            embeddings = file.get_tensor("embeddings")
+    except (SafetensorError, pa.ArrowException, OSError) as error:
+        raise ValueError(f"{folder} does not hold {LABELS} and {EMBEDDINGS} as they were saved ({error}).") from None
+    said = release.parts[LABEL_INDEX]
+    expected = (said.get("num_labels"), said.get("embedding_dim"))
+    if tuple(embeddings.shape) != expected or len(labels) != expected[0]:
+        raise ValueError(
+            f"{folder}: {len(labels)} labels and embeddings of shape {tuple(embeddings.shape)}; {CONFIG} says "
+            f"{expected}."
+        )
+    return labels, embeddings

@@ -12,7 +12,7 @@ FLOORS = [
     ["losses", "encoding", "static"],
     ["formats", "data", "loading", "batching", "st_losses"],
     ["index", "evaluation", "evaluate_metrics"],
-    ["release", "hub", "model"],
+    ["manifest", "release", "hub", "model"],
     ["training_args", "trainer", "cli"],
 ]
 ORDER = [module for floor in FLOORS for module in floor]

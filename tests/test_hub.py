@@ -15,7 +15,7 @@ from conftest import LABELS, make_static_encoder
 from hub_server import Hub
 from safetensors.torch import save_file
 
-from hf_xmc import XMCModel, XMCTrainer, XMCTrainingArguments, release
+from hf_xmc import XMCModel, XMCTrainer, XMCTrainingArguments, manifest
 from hf_xmc.hub import push
 
 TEXTS = ["a red boat", "old oak tree"]
@@ -214,7 +214,7 @@ print(json.dumps([rows, data.labels['text'][:], data.labels['label_id'][:], pair
 
 def forge(folder, **changes):
     """A manifest that fits files which were put in the place of the true ones."""
-    about = json.loads((folder / release.CONFIG).read_text())
+    about = json.loads((folder / manifest.CONFIG).read_text())
     files = about["files"]
     for name, content in changes.get("files", {}).items():
         if content is None:
@@ -223,8 +223,8 @@ def forge(folder, **changes):
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_bytes(content)
         files[name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
-    about["encoder_fingerprint"] = release._fingerprint(files)
-    (folder / release.CONFIG).write_text(json.dumps({**about, **changes.get("about", {})}))
+    about["encoder_fingerprint"] = manifest._fingerprint(files)
+    (folder / manifest.CONFIG).write_text(json.dumps({**about, **changes.get("about", {})}))
 
 
 class Bomb:
@@ -280,14 +280,14 @@ def test_an_adapter_slipped_beside_the_encoder(saved):
 
 def test_an_encoder_swapped_under_an_old_index(saved, tmp_path):
     XMCModel(make_static_encoder(dim=16), LABELS[:5]).save_pretrained(tmp_path / "other")
-    theirs = json.loads((tmp_path / "other" / release.CONFIG).read_text())
-    mine = json.loads((saved / release.CONFIG).read_text())
+    theirs = json.loads((tmp_path / "other" / manifest.CONFIG).read_text())
+    mine = json.loads((saved / manifest.CONFIG).read_text())
     for name in mine["files"]:
         if not name.startswith("label_index/"):
             shutil.copy(tmp_path / "other" / name, saved / name)
             mine["files"][name] = {**theirs["files"][name], "size": theirs["files"][name]["size"]}
     changed = {"files": mine["files"] | {"modules.json": {"sha256": "0" * 64, "size": 1}}}
-    (saved / release.CONFIG).write_text(json.dumps(mine | changed))
+    (saved / manifest.CONFIG).write_text(json.dumps(mine | changed))
     with pytest.raises(ValueError, match="the encoder is not the one that made the label embeddings"):
         XMCModel.from_pretrained(saved)
 

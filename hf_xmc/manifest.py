@@ -1,0 +1,127 @@
+"""``xmc_config.json``: what a saved model consists of, file by file, so that only what was saved together is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from transformers.utils.versions import require_version
+
+CONFIG = "xmc_config.json"  # written last: a folder without it is not a whole model
+FORMAT_VERSION = 1
+REQUIRES = ["sentence-transformers>=6.2"]  # what reads the encoder
+# What may stand beside the encoder, each a file or a folder.
+LABEL_INDEX, TRAINING_MEMORY, CALIBRATION = "label_index", "training_memory", "calibration.json"
+PARTS = (LABEL_INDEX, TRAINING_MEMORY, CALIBRATION)
+LOADED = {".json", ".txt", ".safetensors", ".model", ".parquet", ".jinja"}  # what a release consists of
+REFUSED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".npy", ".npz", ".py", ".so"}
+
+
+def write(folder: Path, parts: Mapping[str, Mapping[str, Any]], **about: Any) -> None:
+    """Describe all files of a folder.
+
+    Args:
+        folder: everything that is to be saved.
+        parts: what each part beside the encoder says of itself, by its name.
+        about: whatever else there is to say.
+    """
+    files = {name: _identity(folder / name) for name in _files_of(folder)}
+    about = {
+        "format_version": FORMAT_VERSION,
+        "requires": REQUIRES,
+        **about,
+        "parts": dict(parts),
+        "encoder_fingerprint": _fingerprint(files),
+        "files": files,
+    }
+    (folder / CONFIG).write_text(json.dumps(about, indent=2))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """``xmc_config.json``, once it is known to name files of its own folder only, and nothing that runs code.
+
+    Raises:
+        ValueError: another format, or a manifest that is damaged or hostile.
+    """
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        version, files, parts = about.get("format_version"), about.get("files"), about.get("parts")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is not a manifest ({error}).") from None
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{path} is of format {version!r}; this version reads {FORMAT_VERSION}.")
+    if not isinstance(files, dict) or not isinstance(parts, dict) or "modules.json" not in files:
+        raise ValueError(f"{path} does not name parts, files and modules.json among them: the model is not whole.")
+    if unknown := sorted(set(parts) - set(PARTS)):
+        raise ValueError(f"{path} holds {', '.join(unknown)}, which this version does not know: update hf_xmc.")
+    for name in files:
+        names = PurePosixPath(name).parts
+        if "\\" in name or ":" in name or not names or names[0] == "/" or ".." in names or str(Path(*names)) != name:
+            raise ValueError(f"{path} names {name!r}, which is no file within the model's own folder.")
+        if PurePosixPath(name).suffix not in LOADED:
+            raise ValueError(f"{path} names {name!r}: a release holds {', '.join(sorted(LOADED))} and nothing else.")
+    for part in parts:
+        if not files_of_part(files, part):
+            raise ValueError(f"{path} names no file of {part}: the model is not whole.")
+    if about.get("encoder_fingerprint") != _fingerprint(files):
+        raise ValueError(f"{path}: the encoder is not the one that made the label embeddings.")
+    return dict(about)
+
+
+def check(folder: Path, parts: Iterable[str] = PARTS) -> dict[str, Any]:
+    """The manifest of a folder, once every file of the encoder and of these parts is the one that was saved.
+
+    Raises:
+        ValueError: as in :func:`read`; or a file is missing, changed, or was slipped in; or a library is too old.
+    """
+    about = read(folder / CONFIG)
+    try:
+        for requirement in about.get("requires", []):
+            require_version(requirement, "It is needed to read the model.")
+    except (ImportError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from None
+    files = about["files"]
+    for part in (None, *parts):
+        for name in files_of_part(files, part):
+            path = folder / name
+            if not path.is_file() or _identity(path) != files[name]:
+                raise ValueError(
+                    f"{path} is {'not the file that was saved' if path.exists() else 'missing'}: get the model again, "
+                    "or, if the encoder was changed on purpose, build its label index anew with `hf-xmc index`."
+                )
+    for name in _files_of(folder):
+        if name not in files and PurePosixPath(name).suffix in LOADED | REFUSED:
+            raise ValueError(
+                f"{folder / name} was not saved with the model, and a loader might take it for a part of it: remove it."
+            )
+    return about
+
+
+def files_of_part(files: Iterable[str], part: str | None) -> list[str]:
+    """The files of a part; of the encoder, for ``None``."""
+    owner = {name: first if (first := name.split("/")[0]) in PARTS else None for name in files}
+    return [name for name in files if owner[name] == part]
+
+
+def _fingerprint(files: Mapping[str, Any]) -> str:
+    """One digest of the files that make an embedding."""
+    encoder = {name: files[name] for name in files_of_part(files, None)}
+    return hashlib.sha256(json.dumps(encoder, sort_keys=True).encode()).hexdigest()
+
+
+def _files_of(folder: Path) -> list[str]:
+    # The card is for people, who may edit it; hidden files are the Hub's. Names, not where they lead: in the Hub's
+    # cache files are links.
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return [name for name in names if name not in ("README.md", CONFIG) and not name.startswith(".")]
+
+
+def _identity(path: Path) -> dict[str, str | int]:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {"sha256": digest.hexdigest(), "size": path.stat().st_size}
