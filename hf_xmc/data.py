@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse as sp
 from datasets import Dataset
+
+from hf_xmc.atomic import whole_folder
 
 PREPARED = "xmc_data.json"  # written last: without it, a folder is not a prepared data set
 FORMAT_VERSION = 1
@@ -100,22 +100,18 @@ class XMCData:
         folder = Path(folder)
         if folder.exists() and any(folder.iterdir()) and not (folder / PREPARED).exists():
             raise ValueError(f"{folder} exists and is not a prepared data set: choose another folder.")
-        new = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-        new.mkdir(parents=True)
-        rows = {"labels": self.num_labels}
-        self.labels.save_to_disk(new / "labels")
-        for name in SPLITS:
-            if (split := getattr(self, name)) is not None:
-                split.save_to_disk(new / name)
-                rows[name] = len(split)
-        for name, pairs in self.filter_pairs.items():
-            np.save(new / f"filter_pairs_{name}.npy", pairs)
-        about = {"format_version": FORMAT_VERSION, "rows": rows, "notes": dict(self.notes)}
-        about["filter_pairs"] = {name: len(pairs) for name, pairs in self.filter_pairs.items()}
-        (new / PREPARED).write_text(json.dumps(about, indent=2))
-        if folder.exists():
-            shutil.rmtree(folder)
-        new.rename(folder)
+        with whole_folder(folder) as new:
+            rows = {"labels": self.num_labels}
+            self.labels.save_to_disk(new / "labels")
+            for name in SPLITS:
+                if (split := getattr(self, name)) is not None:
+                    split.save_to_disk(new / name)
+                    rows[name] = len(split)
+            for name, pairs in self.filter_pairs.items():
+                np.save(new / f"filter_pairs_{name}.npy", pairs)
+            about = {"format_version": FORMAT_VERSION, "rows": rows, "notes": dict(self.notes)}
+            about["filter_pairs"] = {name: len(pairs) for name, pairs in self.filter_pairs.items()}
+            (new / PREPARED).write_text(json.dumps(about, indent=2))
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> None:
         """Publish as a data set of the Hub, which ``load_xmc(repo_id)`` reads: a commit for each table.

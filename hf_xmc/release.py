@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,11 @@ from torch import Tensor
 
 import hf_xmc
 from hf_xmc import manifest
+from hf_xmc.atomic import whole_folder
+from hf_xmc.finite import first_non_finite, refuse_non_finite
 from hf_xmc.manifest import CONFIG, LABEL_INDEX
+
+logger = logging.getLogger(__name__)
 
 LABELS, EMBEDDINGS = "labels.parquet", "embeddings.safetensors"
 
@@ -43,13 +46,13 @@ def save(folder: str | Path, encoder: SentenceTransformer, parts: Mapping[str, W
 
     Raises:
         ValueError: the folder holds something else, which is left alone.
+        FloatingPointError: the encoder has weights that are NaN or infinite.
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
         raise ValueError(f"{folder} exists and holds no saved XMCModel: choose another folder, it is left as it is.")
-    new, old = (folder.with_name(f"{folder.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
-    new.mkdir(parents=True)
-    try:
+    refuse_non_finite(encoder.named_parameters(), "the weights of the encoder")
+    with whole_folder(folder) as new:
         encoder.save_pretrained(str(new))
         said = {name: write(new / name) for name, write in parts.items()}
         manifest.write(
@@ -59,12 +62,6 @@ def save(folder: str | Path, encoder: SentenceTransformer, parts: Mapping[str, W
             embedding_dim=encoder.get_embedding_dimension(),
             similarity=encoder.similarity_fn_name,
         )
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def load(folder: Path, device: str | None = None) -> Release:
@@ -88,6 +85,8 @@ def load(folder: Path, device: str | None = None) -> Release:
         encoder = SentenceTransformer(str(folder), device=device, local_files_only=True)
     except (SafetensorError, ValueError, KeyError, OSError) as error:
         raise ValueError(f"{folder}: the encoder does not load ({error}).") from error
+    if name := first_non_finite(encoder.named_parameters()):
+        logger.warning("%s: the weights %s hold NaN or infinity; texts that use them cannot be embedded.", folder, name)
     return Release(encoder, folder, about["parts"])
 
 

@@ -58,6 +58,19 @@ def max_(x: Tensor, shard: LabelShard | None) -> Tensor:
     return x
 
 
+def max_over_processes(x: Tensor) -> Tensor:
+    """The maximum of ``x`` over all processes, in place: what they decide by it, they decide alike."""
+    if world_size() > 1:
+        dist.all_reduce(x, op=dist.ReduceOp.MAX)
+    return x
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 def gather_rows(x: Tensor, fill: float = 0) -> Tensor:
     """The rows of all processes, in the order of their ranks; numbers of rows, and of columns, may differ.
 

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
 from torch import Tensor
 from transformers.trainer_utils import HubStrategy
 
 from hf_xmc.batching import AllLabels, LabelTable, XMCCollator
+from hf_xmc.checkpoints import CheckpointingTrainer
 from hf_xmc.encoding import embed, embed_in_chunks
+from hf_xmc.finite import UpdateWatch
 from hf_xmc.losses import DecoupledSoftmaxLoss
 from hf_xmc.model import XMCModel
 from hf_xmc.sharding import IGNORE_INDEX, gather_queries, gather_rows, scale_gradient
@@ -29,7 +31,7 @@ LOSS_WEIGHTS = "loss.safetensors"
 LABEL_CHUNK_SIZE = 1024
 
 
-class XMCTrainer(SentenceTransformerTrainer):
+class XMCTrainer(CheckpointingTrainer):
     """A ``SentenceTransformerTrainer`` in which every query is scored against every label.
 
     Args:
@@ -50,7 +52,7 @@ class XMCTrainer(SentenceTransformerTrainer):
     data_collator_class = XMCCollator  # type: ignore[assignment]
     training_args_class = XMCTrainingArguments
     args: XMCTrainingArguments
-    loss: torch.nn.Module  # type: ignore[assignment]
+    loss: torch.nn.Module
     train_dataset: Dataset
 
     def __init__(
@@ -78,6 +80,7 @@ class XMCTrainer(SentenceTransformerTrainer):
         if size is None and not isinstance(self.model[0], StaticEmbedding):
             size = LABEL_CHUNK_SIZE
         self.candidates = AllLabels(table, size, self.args.device)
+        self.watch = UpdateWatch(self.args.on_nonfinite, self.loss, self._embed_queries)
 
     def _refuse_what_is_not_tested(self) -> None:
         if self.args.n_gpu > 1:
@@ -132,6 +135,21 @@ class XMCTrainer(SentenceTransformerTrainer):
         loss = scale_gradient(loss, self.accelerator.num_processes)  # DDP will take the mean where the sum is meant
         return (loss, {}) if return_outputs else loss
 
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any) -> Tensor:
+        loss: Tensor = super().training_step(model, inputs, *args)
+        self.watch.add(inputs, loss)
+        return loss
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        """Called once an update, when the gradients are complete and before they are used."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        self.watch.check(grad_norm, self.state.global_step + 1, self.accelerator.scaler)
+        return grad_norm
+
+    def _embed_queries(self, inputs: dict[str, Any]) -> Tensor:
+        (features,), _ = self.collect_features(self._prepare_inputs(inputs))
+        return embed(self.model, features)
+
     def push_to_hub(
         self,
         commit_message: str | None = "End of training",
@@ -156,12 +174,19 @@ class XMCTrainer(SentenceTransformerTrainer):
         )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self.args.hub_strategy != HubStrategy.END:
-            self.push_to_hub(f"Training in progress, step {self.state.global_step}")
+        """Nothing yet: a model is pushed when its checkpoint is whole."""
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END:
+            try:
+                self.push_to_hub(f"Training in progress, step {self.state.global_step}")
+            except RuntimeError as error:
+                logger.warning("%s The run goes on: the next checkpoint is pushed again.", error)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         logger.warning(self.describe_step())
-        return super().train(*args, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def describe_step(self) -> str:
         """One sentence on what a step does: negatives of a query, labels embedded, memory."""

@@ -21,8 +21,18 @@ class XMCTrainingArguments(SentenceTransformerTrainingArguments):
             "static encoder, which keeps no activations."
         },
     )
+    on_nonfinite: str = field(
+        default="stop",
+        metadata={
+            "help": "What to do with an update whose loss or gradient is NaN or infinite: stop, naming the rows of the "
+            "batch, or skip it on every process.",
+            "choices": ["stop", "skip"],
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.label_chunk_size is not None and self.label_chunk_size < 1:
             raise ValueError(f"label_chunk_size must be at least 1, got {self.label_chunk_size}.")
+        if self.on_nonfinite not in ("stop", "skip"):
+            raise ValueError(f"on_nonfinite is 'stop' or 'skip', got {self.on_nonfinite!r}.")

@@ -7,13 +7,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "hf_xmc"
 FLOORS = [
-    ["sharding", "metrics"],
+    ["sharding", "metrics", "atomic", "finite"],
     ["functional", "streaming"],
     ["losses", "encoding", "static"],
     ["formats", "data", "loading", "batching", "st_losses"],
     ["index", "evaluation", "evaluate_metrics"],
     ["manifest", "release", "hub", "model"],
-    ["training_args", "trainer", "cli"],
+    ["training_args", "checkpoints", "trainer", "cli"],
 ]
 ORDER = [module for floor in FLOORS for module in floor]
 OWNERS = {"torch.distributed": "sharding", "huggingface_hub": "hub", "faiss": "index", "evaluate": "evaluate_metrics"}

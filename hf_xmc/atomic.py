@@ -1,0 +1,65 @@
+"""Folders that appear whole or not at all, whenever the process or the machine stops."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A new, empty folder to write into, which takes the place of ``folder`` when the block ends.
+
+    If the block fails, ``folder`` is as it was. A process that is killed meanwhile leaves ``NAME.new-PID`` beside it,
+    which can be deleted.
+    """
+    new = folder.with_name(f"{folder.name}.new-{os.getpid()}")
+    new.mkdir(parents=True)
+    try:
+        yield new
+        put_in_place(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def put_in_place(new: Path, folder: Path) -> None:
+    """Give the folder ``new`` the name ``folder``; if there is one of that name, it gets the name ``new``.
+
+    Every byte is on the disk before the name is. On Linux the two names are exchanged in one step. Elsewhere there is a
+    moment in which the old folder has the name ``NAME.old-PID`` and ``folder`` is missing.
+    """
+    for path in [*new.rglob("*"), new]:
+        _sync(path)
+    if not folder.exists():
+        new.rename(folder)
+    elif not _exchange(new, folder):
+        old = folder.with_name(f"{folder.name}.old-{os.getpid()}")
+        folder.rename(old)
+        new.rename(folder)
+        old.rename(new)
+    _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Whether the system could exchange the names of two folders in one step."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
+    if rename is None:
+        return False
+    done: int = rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)
+    return done == 0
