@@ -4,36 +4,29 @@ A batch holds queries (first column) and candidates (the other columns: positive
 the batch is scored against every query. What is a positive of which query is told by label ids, so that a label drawn
 for one query is no negative of another query that has it too, and a label drawn twice is one candidate.
 
-:func:`in_batch_dataset` makes such batches. All labels as negatives need :class:`hf_xmc.XMCTrainer`: the stock trainer
-hands a loss the columns of a batch, and the labels are no column.
+:func:`hf_xmc.in_batch_dataset` makes such batches. All labels as negatives need :class:`hf_xmc.XMCTrainer`: the stock
+trainer hands a loss the columns of a batch, and the labels are no column.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.data_collator import BaseDataCollator
 from sentence_transformers.base.losses import CachedLossMixin, has_static_embedding_input
 from sentence_transformers.base.losses.merged_forward import embed_columns
 from sentence_transformers.util import cos_sim, dot_score
 from torch import Tensor, nn
 
-from hf_xmc import losses, sharding
+from hf_xmc import functional, losses, sharding
 from hf_xmc.batching import pad
 from hf_xmc.sharding import IGNORE_INDEX
 
-logger = logging.getLogger(__name__)
-
-SIMILARITIES = {cos_sim: "cos_sim", dot_score: "dot_score"}
+STREAMED = (cos_sim, dot_score)  # similarities that are a dot product, which need no score matrix
 
 
 class _InBatchLoss(CachedLossMixin, nn.Module):
@@ -43,11 +36,13 @@ class _InBatchLoss(CachedLossMixin, nn.Module):
         model: the encoder that is trained.
         temperature: divides the similarities; about 0.05 for cosines, 1 for dot products whose norm is free. It is one
             over the ``scale`` of ``MultipleNegativesRankingLoss``.
-        similarity_fct: ``cos_sim`` or ``dot_score`` of ``sentence_transformers.util``.
+        similarity_fct: of ``(B, D)`` and ``(C, D)``, as in ``sentence_transformers.util``. With ``cos_sim`` and
+            ``dot_score`` the score matrix is never held; with any other it is.
         gather_across_devices: score the queries of a process against the candidates of all processes.
         mini_batch_size: texts embedded at a time, with gradient caching; ``None`` for all at once.
         mini_batch_num_tokens: tokens embedded at a time, instead of texts.
-        relevance: sparse ``(N, L)``, where batches name the row of a query instead of its positives.
+        relevance: sparse ``(N, L)``, where batches name the row of a query instead of its positives; see
+            :func:`hf_xmc.relevance_matrix`.
 
     The column ``label`` holds, a row: the ids of the row's candidates, one for each candidate column (-100 for none),
     then the ids of all the query's positives, in or out of the batch, padded with -100. With ``relevance`` it holds the
@@ -57,7 +52,7 @@ class _InBatchLoss(CachedLossMixin, nn.Module):
     def __init__(
         self,
         model: SentenceTransformer,
-        loss: nn.Module,
+        loss: losses._EmbeddingLoss,
         similarity_fct: Callable[[Tensor, Tensor], Tensor] = cos_sim,
         *,
         gather_across_devices: bool = False,
@@ -67,9 +62,9 @@ class _InBatchLoss(CachedLossMixin, nn.Module):
         show_progress_bar: bool = False,
     ) -> None:
         super().__init__()
-        if similarity_fct not in SIMILARITIES:
+        if not callable(similarity_fct):
             raise ValueError(
-                f"similarity_fct is cos_sim or dot_score of sentence_transformers.util, got {similarity_fct}."
+                f"similarity_fct is a function such as those of sentence_transformers.util, got {similarity_fct!r}."
             )
         self.uses_gradient_cache = mini_batch_size is not None or mini_batch_num_tokens is not None
         if self.uses_gradient_cache and has_static_embedding_input(model):
@@ -77,9 +72,11 @@ class _InBatchLoss(CachedLossMixin, nn.Module):
                 "a StaticEmbedding keeps no activations and cannot be split into mini-batches: leave mini_batch_size "
                 "and mini_batch_num_tokens at None."
             )
-        if mini_batch_size is not None and mini_batch_size < 1:
-            raise ValueError(f"mini_batch_size must be at least 1, got {mini_batch_size}.")
-        self.model, self.loss, self.similarity_fct = model, loss, similarity_fct
+        for what, size in (("mini_batch_size", mini_batch_size), ("mini_batch_num_tokens", mini_batch_num_tokens)):
+            if size is not None and size < 1:
+                raise ValueError(f"{what} must be at least 1, got {size}.")
+        self.model, self.similarity_fct = model, similarity_fct
+        self.loss: losses._EmbeddingLoss = loss
         self.gather_across_devices = gather_across_devices
         self.mini_batch_size = mini_batch_size  # type: ignore[assignment]
         self.mini_batch_num_tokens = mini_batch_num_tokens
@@ -114,13 +111,23 @@ class _InBatchLoss(CachedLossMixin, nn.Module):
         if self.gather_across_devices:
             everything = sharding.gather_queries(everything)
             ids = sharding.gather_rows(ids[:, None], fill=IGNORE_INDEX)[:, 0]
-        if self.similarity_fct is cos_sim:
-            queries, everything = F.normalize(queries, dim=-1), F.normalize(everything, dim=-1)
         chosen, positives = match_positives(ids, known)
-        loss: Tensor = self.loss(queries, everything[chosen], positives)
+        loss = self._loss_of(queries, everything[chosen], positives)
         if with_backward:
             loss.backward()
             loss = loss.detach()
+        return loss
+
+    def _loss_of(self, queries: Tensor, candidates: Tensor, positives: Tensor) -> Tensor:
+        loss: Tensor
+        if self.similarity_fct in STREAMED:
+            if self.similarity_fct is cos_sim:
+                queries, candidates = F.normalize(queries, dim=-1), F.normalize(candidates, dim=-1)
+            loss = self.loss(queries, candidates, positives)
+        else:
+            formula = getattr(functional, self.loss.function.__name__)  # the same, on a score matrix
+            scores = self.similarity_fct(queries, candidates) / self.loss.temperature
+            loss = formula(scores, positives, **self.loss.settings())
         return loss
 
     def _ids_and_positives(self, labels: Tensor | None, num_columns: int) -> tuple[Tensor, Tensor]:
@@ -131,7 +138,7 @@ class _InBatchLoss(CachedLossMixin, nn.Module):
             raise ValueError(
                 f"{type(self).__name__} needs a column `label` of {expected} or more integers a row: the ids of the "
                 f"{num_columns} candidate(s) and of the query's positives; got {got}. "
-                "`hf_xmc.st_losses.in_batch_dataset` makes it."
+                "`hf_xmc.in_batch_dataset` makes it."
             )
         if self.relevance is None:
             return labels[:, :num_columns], labels[:, num_columns:]
@@ -146,8 +153,8 @@ class _InBatchLoss(CachedLossMixin, nn.Module):
 
     def get_config_dict(self) -> dict[str, Any]:
         config = {
-            **self.loss.get_config_dict(),  # type: ignore[operator]
-            "similarity_fct": SIMILARITIES[self.similarity_fct],
+            **self.loss.get_config_dict(),
+            "similarity_fct": getattr(self.similarity_fct, "__name__", str(self.similarity_fct)),
             "gather_across_devices": self.gather_across_devices,
         }
         if self.uses_gradient_cache:
@@ -222,60 +229,3 @@ def match_positives(ids: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError("the batch has no candidate: every candidate's id is -100.")
     place = torch.searchsorted(unique, known.contiguous()).clamp(max=len(unique) - 1)
     return first, torch.where(unique[place] == known, place, IGNORE_INDEX)
-
-
-def in_batch_dataset(
-    queries: Dataset, labels: Sequence[str] | Dataset, *, hard_negatives: np.ndarray | None = None, ragged: bool = False
-) -> Dataset:
-    """Columns ``anchor``, ``positive``, ``negative_1`` ..., ``label`` for the losses of this module.
-
-    Every time a row is read, one of its positives is drawn, by torch's generator: another one each epoch, the same ones
-    for the same seed. Labels with equal texts count as one label. Queries without labels cannot be drawn for and are
-    left out, with a line in the log that counts them.
-
-    Args:
-        queries: columns ``text`` and ``label_ids``, as in :class:`hf_xmc.XMCData`.
-        labels: label texts, or a data set with a column ``text``.
-        hard_negatives: ``(N, H)`` label ids a query, -100 for none. One that is a positive of its query is not used.
-        ragged: leave the positives as long as they are, for :class:`InBatchCollator`, instead of padding them all to
-            the longest for the stock collator.
-    """
-    texts = list(labels["text"] if isinstance(labels, Dataset) else labels)
-    first_of = {text: label for label, text in reversed(list(enumerate(texts)))}
-    canonical = np.array([first_of[text] for text in texts])
-    positives = [sorted(set(canonical[ids].tolist())) if len(ids) else [] for ids in queries["label_ids"]]
-    if hard_negatives is not None and len(hard_negatives) != len(queries):
-        raise ValueError(f"hard_negatives has {len(hard_negatives)} rows, and there are {len(queries)} queries.")
-    kept = [row for row, ids in enumerate(positives) if ids]
-    if len(kept) < len(queries):
-        logger.warning("%d of %d queries have no label and are left out.", len(queries) - len(kept), len(queries))
-    columns: dict[str, Any] = {"anchor": queries.select(kept)["text"][:], "positives": [positives[row] for row in kept]}
-    if hard_negatives is not None:
-        negatives = np.where(hard_negatives >= 0, canonical[hard_negatives], IGNORE_INDEX)[kept]
-        for row, ids in enumerate(columns["positives"]):
-            negatives[row, np.isin(negatives[row], ids)] = IGNORE_INDEX
-        columns["negatives"] = negatives.tolist()
-    width = 0 if ragged else max(map(len, columns["positives"]), default=0)
-
-    def draw(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        drawn = [ids[int(torch.randint(len(ids), ()))] for ids in batch["positives"]]
-        out: dict[str, list[Any]] = {"anchor": batch["anchor"], "positive": [texts[label] for label in drawn]}
-        others = batch.get("negatives") or [[] for _ in drawn]
-        for number, column in enumerate(zip(*others, strict=True), start=1):
-            out[f"negative_{number}"] = [texts[label] if label >= 0 else "" for label in column]
-        out["label"] = [
-            [label, *negatives, *ids, *[IGNORE_INDEX] * (width - len(ids))]
-            for label, negatives, ids in zip(drawn, others, batch["positives"], strict=True)
-        ]
-        return out
-
-    return Dataset.from_dict(columns).with_transform(draw)
-
-
-@dataclass
-class InBatchCollator(BaseDataCollator):
-    """The stock collator, for a column ``label`` whose rows differ in length."""
-
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        label = pad([row["label"] for row in features])
-        return super().__call__([{**row, "label": ids} for row, ids in zip(features, label, strict=True)])

@@ -7,20 +7,11 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
-from conftest import LABELS, POSITIVES, make_bert_encoder, relevance_of
+from conftest import LABELS, POSITIVES, make_bert_encoder
 from datasets import Dataset
-from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 
-from hf_xmc import (
-    ExtremeMultilabelClassificationEvaluator,
-    XMCTrainer,
-    XMCTrainingArguments,
-    losses,
-    sharding,
-    st_losses,
-)
+from hf_xmc import XMCTrainer, XMCTrainingArguments, losses, sharding
 
 GLOBAL_BATCH = 6  # of 13 queries, against 11 labels
 CASES = {
@@ -64,49 +55,6 @@ def train(bert_folder, folder, loss, settings, world_size):
     return {"weights": weights, "losses": values, "world_size": trainer.accelerator.num_processes}
 
 
-STOCK_CASES = {
-    "gathered": (st_losses.DecoupledSoftmaxLoss, {"gather_across_devices": True}),
-    "gathered, cached": (st_losses.SoftTopKLoss, {"gather_across_devices": True, "mini_batch_size": 2}),
-    "gathered bce, cached": (st_losses.BCELoss, {"gather_across_devices": True, "mini_batch_size": 2}),
-    "apart": (st_losses.DecoupledSoftmaxLoss, {}),
-    "apart, bce, cached": (st_losses.BCELoss, {"mini_batch_size": 2}),
-}
-
-
-def train_stock(bert_folder, folder, loss, settings, world_size, apart=1):
-    """In the trainer of sentence-transformers. ``apart``: one process in the place of several that gather nothing."""
-    torch.manual_seed(7)
-    queries = Dataset.from_dict({"text": [f"text {i} about" for i in range(13)], "label_ids": POSITIVES})
-    hard = np.random.default_rng(0).integers(0, len(LABELS), (13, 1))
-    drawn = st_losses.in_batch_dataset(queries, LABELS, hard_negatives=hard)
-    rows = Dataset.from_list([drawn[i] for i in range(len(drawn))])
-    encoder = make_bert_encoder(bert_folder)
-    args = SentenceTransformerTrainingArguments(
-        str(folder),
-        use_cpu=True,
-        per_device_train_batch_size=GLOBAL_BATCH // world_size // apart,
-        gradient_accumulation_steps=apart,
-        max_steps=2,
-        optim="sgd",
-        learning_rate=0.1,
-        lr_scheduler_type="constant",
-        max_grad_norm=0.0,
-        dataloader_drop_last=True,
-        report_to="none",
-        save_strategy="no",
-        eval_strategy="steps",
-        eval_steps=2,
-        disable_tqdm=True,
-    )
-    evaluator = ExtremeMultilabelClassificationEvaluator(queries["text"], relevance_of(POSITIVES), LABELS)
-    loss = loss(encoder, **settings)
-    trainer = SentenceTransformerTrainer(encoder, args, rows, loss=loss, evaluator=evaluator)
-    trainer.train()
-    weights = {name.replace("model.module.", "model."): p.detach() for name, p in loss.named_parameters()}
-    metrics = [entry for entry in trainer.state.log_history if "eval_P@5" in entry]
-    return {"weights": weights, "metrics": metrics, "world_size": trainer.accelerator.num_processes}
-
-
 def collectives():
     """Ragged rows and columns, gathered; a gradient through the gathering; labels that do not divide."""
     rank, size = sharding.rank(), sharding.world_size()
@@ -122,8 +70,6 @@ def main(bert_folder, output_folder):
     results = {}
     for name, (loss, settings) in CASES.items():
         results[name] = train(bert_folder, Path(output_folder) / "run", loss, settings, world_size)
-    for name, (loss, settings) in STOCK_CASES.items():
-        results[name] = train_stock(bert_folder, Path(output_folder) / "run", loss, settings, world_size)
     results["collectives"] = collectives()
     torch.save(results, Path(output_folder) / f"rank{rank}.pt")
 

@@ -64,23 +64,6 @@ def test_processes_train_what_one_would(case, alone, together):
             assert torch.equal(got["weights"][name], together[0][case]["weights"][name]), "the processes differ"
 
 
-@pytest.mark.parametrize("case", distributed_steps.STOCK_CASES)
-def test_in_batch_losses_in_the_stock_trainer(case, together, still_bert, tmp_path):
-    """Gathered: the update of one process with the whole batch. Apart: of one that takes the batches in turn."""
-    loss, settings = distributed_steps.STOCK_CASES[case]
-    apart = 1 if settings.get("gather_across_devices") else len(together)
-    expected = distributed_steps.train_stock(still_bert, tmp_path, loss, settings, 1, apart)
-    assert (expected["world_size"], len(expected["metrics"])) == (1, 1)
-    for result in together:
-        assert result[case]["world_size"] == len(together)
-        for name, weight in expected["weights"].items():
-            torch.testing.assert_close(
-                result[case]["weights"][name], weight, rtol=1e-4, atol=1e-5, msg=lambda t, name=name: f"{name}: {t}"
-            )
-    (mine,), (theirs,) = expected["metrics"], together[0][case]["metrics"]
-    assert {k: theirs[k] for k in theirs if "@" in k} == {k: mine[k] for k in mine if "@" in k}
-
-
 def test_the_steps_moved_the_weights(alone, still_bert):
     start = dict(distributed_steps.make_bert_encoder(still_bert).named_parameters())
     for case, result in alone.items():

@@ -10,77 +10,37 @@ import pytest
 import torch
 from conftest import LABELS, POSITIVES, make_bert, make_bert_encoder, make_static_encoder, relevance_of
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from in_batch import (
+    BIAS,
+    LOSSES,
+    TEMPERATURE,
+    Recording,
+    arguments,
+    assert_same_weights,
+    hard_negatives,
+    one_step_after,
+    rows,
+)
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.modules import Router
-from sentence_transformers.util import cos_sim, dot_score
+from sentence_transformers.util import cos_sim, dot_score, euclidean_sim
 
-from hf_xmc import ExtremeMultilabelClassificationEvaluator, XMCData, functional, st_losses
-
-LOSSES = {
-    "decoupled": (st_losses.DecoupledSoftmaxLoss, functional.decoupled_softmax_loss, {}),
-    "softmax": (st_losses.SoftmaxLoss, functional.softmax_loss, {}),
-    "soft top-k": (st_losses.SoftTopKLoss, lambda s, p: functional.soft_top_k_loss(s, p, 3), {"k": 3}),
-    "bce": (st_losses.BCELoss, lambda s, p: functional.bce_loss(s, p, bias=-3.0), {"bias": -3.0}),
-}
-
-
-def rows(queries, **settings):
-    """The data set, its positives drawn once and for all."""
-    torch.manual_seed(7)
-    drawn = st_losses.in_batch_dataset(queries, LABELS, **settings)
-    return Dataset.from_list([drawn[i] for i in range(len(drawn))])
-
-
-def hard_negatives():
-    return np.random.default_rng(0).integers(-1, len(LABELS), (len(POSITIVES), 2)).clip(-100)
+import hf_xmc.in_batch
+from hf_xmc import (
+    ExtremeMultilabelClassificationEvaluator,
+    InBatchCollator,
+    XMCData,
+    functional,
+    in_batch_dataset,
+    relevance_matrix,
+    st_losses,
+)
 
 
 @pytest.fixture(scope="module")
 def still_bert(tmp_path_factory):
     return make_bert(tmp_path_factory.mktemp("still"), dropout=0.0)
-
-
-class Recording(SentenceTransformerTrainer):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.batches = []
-
-    def compute_loss(self, model, inputs, *rest, **kwargs):
-        self.batches.append(copy.deepcopy(inputs))
-        return super().compute_loss(model, inputs, *rest, **kwargs)
-
-
-def arguments(folder, **settings):
-    defaults = {
-        "use_cpu": True,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "per_device_train_batch_size": 6,
-        "max_steps": 1,
-        "optim": "sgd",
-        "learning_rate": 1.0,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 0.0,
-    }
-    return SentenceTransformerTrainingArguments(str(folder), **{**defaults, **settings})
-
-
-def oracle(encoder, trainer, formula, similarity):
-    """The float64 gradient, with a table of all labels where those of the batch have been put in their places."""
-    exact = encoder.double()
-    for batch in trainer.batches:
-        features, label = trainer.collect_features(batch)
-        queries, *candidates = (exact(column)["sentence_embedding"] for column in features)
-        ids = label[:, : len(candidates)].T.reshape(-1).tolist()
-        present = sorted({i for i in ids if i >= 0})
-        chosen = torch.cat(candidates)[[ids.index(i) for i in present]]
-        known = [[present.index(i) for i in row if i in present] for row in label[:, len(candidates) :].tolist()]
-        width = max(map(len, known))
-        positives = torch.tensor([row + [-100] * (width - len(row)) for row in known])
-        (formula(similarity(queries, chosen) / 0.5, positives) / len(trainer.batches)).backward()
-    return exact
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -89,10 +49,13 @@ def oracle(encoder, trainer, formula, similarity):
     [
         ("static", {}, 1, dot_score, False),
         ("static", {}, 2, cos_sim, True),
+        ("static", {}, 1, euclidean_sim, True),
         ("bert", {}, 1, cos_sim, True),
+        ("bert", {}, 2, dot_score, False),
         ("bert", {"mini_batch_size": 4}, 1, cos_sim, True),
         ("bert", {"mini_batch_size": 4}, 2, dot_score, False),
-        ("bert", {"mini_batch_num_tokens": 20}, 1, cos_sim, False),
+        ("bert", {"mini_batch_num_tokens": 20}, 1, euclidean_sim, False),
+        ("bert", {"mini_batch_num_tokens": 20}, 2, cos_sim, True),
     ],
 )
 def test_a_step_is_the_gradient_of_the_formula(
@@ -100,26 +63,22 @@ def test_a_step_is_the_gradient_of_the_formula(
 ):
     encoder = make_static_encoder() if kind == "static" else make_bert_encoder(still_bert)
     before = copy.deepcopy(encoder)
-    make, formula, settings = LOSSES[name]
-    loss = make(encoder, temperature=0.5, similarity_fct=similarity, **settings, **cache)
+    make, _, own = LOSSES[name]
+    loss = make(encoder, temperature=TEMPERATURE, similarity_fct=similarity, **own, **cache)
     dataset = rows(queries, hard_negatives=hard_negatives() if negatives else None)
     trainer = Recording(encoder, arguments(tmp_path, gradient_accumulation_steps=accumulation), dataset, loss=loss)
     trainer.train()
     assert len(trainer.batches) == accumulation
-    exact = oracle(before, trainer, formula, similarity)
-    for (parameter, after), start in zip(encoder.named_parameters(), exact.parameters(), strict=True):
-        expected = start if start.grad is None else start - start.grad
-        torch.testing.assert_close(
-            after.double(), expected, rtol=1e-4, atol=2e-5, msg=lambda text, parameter=parameter: f"{parameter}: {text}"
-        )
-    assert max(float(p.grad.norm()) for p in exact.parameters() if p.grad is not None) > 0.01
+    expected, largest = one_step_after(before, name, [[batch] for batch in trainer.batches], similarity)
+    assert largest > 0.01
+    assert_same_weights(dict(loss.named_parameters()), expected)
 
 
-def gradients(encoder, loss, features, label):
+def gradients(encoder, loss, features, label, forward=None):
     encoder.zero_grad()
     loss.zero_grad()
     torch.manual_seed(3)
-    value = loss([dict(column) for column in features], label)
+    value = (forward or loss)([dict(column) for column in features], label)
     (value / 2).backward()
     return value.item(), {n: p.grad.clone() for n, p in loss.named_parameters() if p.grad is not None}
 
@@ -146,24 +105,84 @@ def test_caching_changes_no_gradient_with_dropout_on(name, queries, bert_folder)
     assert value != pytest.approx(plain[0], rel=1e-5), "dropout is off"
 
 
-def test_the_three_ways_to_tell_positives_are_one(queries):
-    encoder = make_static_encoder()
-    padded = rows(queries)
-    features, label = collated(encoder, padded)
-    kept = [row for row, ids in enumerate(POSITIVES) if ids]
-    by_row = torch.tensor([[row, ids[0]] for row, ids in zip(kept, label.tolist(), strict=False)])
-    expected = gradients(encoder, st_losses.DecoupledSoftmaxLoss(encoder), features, label)
-    given = gradients(
-        encoder, st_losses.DecoupledSoftmaxLoss(encoder, relevance=relevance_of(POSITIVES)), features, by_row
+@pytest.mark.parametrize("name", LOSSES)
+def test_mini_batches_replay_their_own_masks(name, queries, bert_folder):
+    """What is cached equals the same mini-batches embedded with a gradient, all kept, with the same dropout."""
+    encoder = make_bert_encoder(bert_folder).train()
+    features, label = collated(encoder, rows(queries, hard_negatives=hard_negatives(1)))
+    make, _, settings = LOSSES[name]
+    cached = gradients(encoder, make(encoder, mini_batch_size=4, **settings), features, label)
+    loss = make(encoder, **settings)
+
+    def embed(column, start):
+        width = int(column["attention_mask"][start : start + 4].sum(1).max())  # mini-batches hold no needless padding
+        part = {k: v[start : start + 4, :width] if torch.is_tensor(v) else v for k, v in column.items()}
+        return encoder(part)["sentence_embedding"]
+
+    def kept(features, label):
+        return loss.calculate_loss([[embed(column, start) for start in (0, 4)] for column in features], label)
+
+    plain = gradients(encoder, loss, features, label, forward=kept)
+    assert cached[0] == pytest.approx(plain[0], rel=1e-5)
+    assert cached[1].keys() == plain[1].keys()
+    assert max(float(gradient.norm()) for gradient in plain[1].values()) > 0.01
+    for parameter, gradient in plain[1].items():
+        torch.testing.assert_close(cached[1][parameter], gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("positives", ["ragged", "row"])
+def test_the_three_ways_to_tell_positives_train_the_same(positives, queries, tmp_path):
+    """Label 11 has the text of label 0: they are one, in whichever way it is told."""
+    labels = [*LABELS, LABELS[0]]
+    ids = [[11 if i == 0 and row % 2 else i for i in known] for row, known in enumerate(POSITIVES)]
+    queries = queries.remove_columns("label_ids").add_column("label_ids", ids)
+
+    def trained(positives, collator=None, **settings):
+        torch.manual_seed(7)
+        drawn = in_batch_dataset(queries, labels, hard_negatives=hard_negatives(1), positives=positives)
+        dataset = Dataset.from_list([drawn[i] for i in range(len(drawn))])
+        encoder = make_static_encoder()
+        loss = st_losses.DecoupledSoftmaxLoss(encoder, **settings)
+        collator = collator and collator(preprocess_fn=encoder.preprocess, router_mapping={}, prompts={})
+        trainer = Recording(encoder, arguments(tmp_path, max_steps=2), dataset, loss=loss, data_collator=collator)
+        trainer.train()
+        return dict(encoder.named_parameters()), [label.shape[1] for _, label in trainer.batches]
+
+    if positives == "ragged":
+        got, widths = trained("ragged", InBatchCollator)
+    else:
+        got, widths = trained("row", relevance=relevance_matrix(queries, labels))
+    expected, padded = trained("padded")
+    assert_same_weights(got, expected)
+    assert max(widths) <= max(padded)
+    assert not torch.equal(expected["0.embedding.weight"], make_static_encoder()[0].embedding.weight)
+
+
+@pytest.mark.parametrize("cache", [{}, {"mini_batch_size": 4}], ids=["plain", "cached"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_matryoshka_is_the_sum_over_the_dimensions(name, cache, queries, still_bert):
+    encoder = make_bert_encoder(still_bert)
+    features, label = collated(encoder, rows(queries))
+    make, formula, settings = LOSSES[name]
+    inner = make(encoder, temperature=TEMPERATURE, **settings, **cache)
+    got = gradients(encoder, MatryoshkaLoss(encoder, inner, matryoshka_dims=[16, 5]), features, label)
+    exact = copy.deepcopy(encoder).double()
+    queries, candidates = (exact(dict(column))["sentence_embedding"] for column in features)
+    chosen, positives = st_losses.match_positives(label[:, 0], label[:, 1:])
+    learned = {"loss.bias": torch.tensor(BIAS).double(), "loss.log_scale": torch.tensor(0.0).double()}
+    total = sum(
+        formula(cos_sim(queries[:, :dim], candidates[chosen, :dim]) / TEMPERATURE, positives, learned)
+        for dim in (16, 5)
     )
-    collator = st_losses.InBatchCollator(preprocess_fn=encoder.preprocess, router_mapping={}, prompts={})
-    ragged = rows(queries, ragged=True)
-    assert len({len(ids) for ids in ragged[:6]["label"]}) > 1
-    batch = collator([ragged[i] for i in range(6)])
-    collated_ragged = gradients(encoder, st_losses.DecoupledSoftmaxLoss(encoder), features, batch["label"])
-    for got in (given, collated_ragged):
-        assert got[0] == pytest.approx(expected[0], rel=1e-6)
-        torch.testing.assert_close(got[1], expected[1])
+    assert got[0] == pytest.approx(total.item(), rel=1e-5)
+    (total / 2).backward()
+    gradients_of = {n.split("model.", 1)[1]: g for n, g in got[1].items() if "model." in n}
+    found = 0
+    for parameter, weight in exact.named_parameters():
+        if weight.grad is not None:
+            torch.testing.assert_close(gradients_of[parameter].double(), weight.grad, rtol=1e-3, atol=1e-5)
+            found += float(weight.grad.norm()) > 0.01
+    assert found > 5
 
 
 def test_a_known_positive_is_no_negative_and_a_label_drawn_twice_counts_once():
@@ -186,13 +205,13 @@ def test_labels_with_equal_texts_are_one():
 
 
 def rows_of(queries, labels):
-    dataset = st_losses.in_batch_dataset(queries, labels)
+    dataset = in_batch_dataset(queries, labels)
     return [dataset[i] for i in range(len(dataset))]
 
 
 def test_positives_are_drawn_anew_and_all_of_them_come(queries):
     torch.manual_seed(0)
-    dataset = st_losses.in_batch_dataset(queries, LABELS)
+    dataset = in_batch_dataset(queries, LABELS)
     seen = {dataset[11 - 1]["positive"] for _ in range(60)}  # the query of labels 0, 8 and 3
     assert seen == {"boat", "blue", "animal"}
     torch.manual_seed(0)
@@ -210,25 +229,43 @@ def test_a_hard_negative_that_is_a_positive_is_not_used(queries):
         assert second == (-100 if 5 in known else 5)
 
 
-def test_prompts_routers_and_matryoshka(queries, still_bert, tmp_path):
+@pytest.mark.parametrize("cache", [{}, {"mini_batch_size": 4}], ids=["plain", "cached"])
+def test_prompts_and_routers_in_the_stock_trainer(cache, queries, still_bert, tmp_path):
+    """Queries take their prompt and their route, labels theirs; the gradient is that of the formula."""
     first, second = make_bert_encoder(still_bert), make_bert_encoder(still_bert)
     router = Router.for_query_document(query_modules=list(first), document_modules=list(second))
-    encoder = SentenceTransformer(modules=[router], device="cpu", prompts={"query": "text about ", "document": ""})
-    before = {name: p.detach().clone() for name, p in encoder.named_parameters()}
-    inner = st_losses.DecoupledSoftmaxLoss(encoder, mini_batch_size=4)
+    encoder = SentenceTransformer(modules=[router], device="cpu")
+    before = copy.deepcopy(encoder)
     args = arguments(
-        tmp_path,
-        router_mapping={"anchor": "query", "positive": "document"},
-        prompts={"anchor": "text about "},
-        max_steps=2,
+        tmp_path, router_mapping={"anchor": "query", "positive": "document"}, prompts={"anchor": "text about "}
     )
-    trainer = SentenceTransformerTrainer(
-        encoder, args, rows(queries), loss=MatryoshkaLoss(encoder, inner, matryoshka_dims=[16, 8])
-    )
+    loss = st_losses.DecoupledSoftmaxLoss(encoder, temperature=TEMPERATURE, **cache)
+    dataset = rows(queries)
+    trainer = Recording(encoder, args, dataset, loss=loss)
     trainer.train()
-    moved = {name for name, p in encoder.named_parameters() if not torch.equal(p, before[name])}
-    assert any("query" in name for name in moved)
-    assert any("document" in name for name in moved)
+    ((asked, answers), _) = trainer.batches[0]
+    assert (asked["task"], answers["task"]) == ("query", "document")
+    plain = encoder.preprocess(dataset["anchor"], task="query")["input_ids"]
+    assert asked["input_ids"].shape[1] == plain.shape[1] + 2, "the prompt is missing"
+    expected, _ = one_step_after(before, "decoupled", [trainer.batches], cos_sim)
+    assert_same_weights(dict(loss.named_parameters()), expected)
+    moved = {n for n, p in before.named_parameters() if not torch.equal(p.double(), expected[f"model.{n}"])}
+    assert {name.split(".")[2] for name in moved} == {"query", "document"}
+
+
+def test_every_epoch_draws_its_own_positives(queries, tmp_path):
+    encoder = make_static_encoder()
+    dataset = in_batch_dataset(queries, LABELS)
+    args = arguments(tmp_path, max_steps=-1, num_train_epochs=6, learning_rate=0.1)
+    trainer = Recording(encoder, args, dataset, loss=st_losses.DecoupledSoftmaxLoss(encoder))
+    trainer.train()
+    drawn = {}
+    for _, label in trainer.batches:
+        for first, *known in label.tolist():
+            drawn.setdefault(tuple(known), []).append(first)
+    assert all(len(labels) % 6 == 0 for labels in drawn.values())
+    assert all(label in known for known, labels in drawn.items() for label in labels)
+    assert len(set(drawn[(0, 3, 8)])) > 1
 
 
 def test_the_card_and_the_model_need_nothing_of_ours(queries, tmp_path):
@@ -247,7 +284,7 @@ def test_the_card_and_the_model_need_nothing_of_ours(queries, tmp_path):
     trainer = SentenceTransformerTrainer(
         encoder,
         args,
-        st_losses.in_batch_dataset(queries, LABELS),
+        in_batch_dataset(queries, LABELS),
         loss=st_losses.DecoupledSoftmaxLoss(encoder, temperature=0.1),
         evaluator=ExtremeMultilabelClassificationEvaluator.from_data(data, "validation"),
     )
@@ -272,7 +309,7 @@ def test_the_card_and_the_model_need_nothing_of_ours(queries, tmp_path):
     assert list(map(float, done.stdout.split())) == pytest.approx(encoder.encode("boat").tolist())
 
 
-def test_bad_input_says_what_was_got(queries):
+def test_bad_input_says_what_was_got(queries, bert_folder):
     encoder = make_static_encoder()
     features, label = collated(encoder, rows(queries))
     loss = st_losses.DecoupledSoftmaxLoss(encoder)
@@ -286,12 +323,18 @@ def test_bad_input_says_what_was_got(queries):
         loss(features, torch.full((6, 2), -100))
     with pytest.raises(ValueError, match="a row below 13; got 2 numbers, rows up to 99"):
         st_losses.DecoupledSoftmaxLoss(encoder, relevance=relevance_of(POSITIVES))(features, torch.full((6, 2), 99))
-    with pytest.raises(ValueError, match="similarity_fct is cos_sim or dot_score"):
-        st_losses.DecoupledSoftmaxLoss(encoder, similarity_fct=torch.cdist)
+    with pytest.raises(ValueError, match="similarity_fct is a function such as"):
+        st_losses.DecoupledSoftmaxLoss(encoder, similarity_fct="cosine")
     with pytest.raises(ValueError, match="cannot be split into mini-batches"):
         st_losses.DecoupledSoftmaxLoss(encoder, mini_batch_size=4)
+    with pytest.raises(ValueError, match="mini_batch_num_tokens must be at least 1, got 0"):
+        st_losses.DecoupledSoftmaxLoss(make_bert_encoder(bert_folder), mini_batch_num_tokens=0)
+    with pytest.raises(ValueError, match="positives is one of padded, ragged, row, got 'sparse'"):
+        in_batch_dataset(queries, LABELS, positives="sparse")
+    with pytest.raises(ValueError, match="query 0 has label id 1, but there are only 1 labels"):
+        in_batch_dataset(queries, LABELS[:1])
     with pytest.raises(ValueError, match="hard_negatives has 2 rows, and there are 13 queries"):
-        st_losses.in_batch_dataset(queries, LABELS, hard_negatives=np.zeros((2, 1), dtype=int))
+        in_batch_dataset(queries, LABELS, hard_negatives=np.zeros((2, 1), dtype=int))
 
 
 def test_with_one_positive_each_softmax_is_the_loss_it_replaces():
@@ -303,6 +346,7 @@ def test_with_one_positive_each_softmax_is_the_loss_it_replaces():
 
 
 def test_the_doctests_hold():
-    results = doctest.testmod(st_losses)
-    assert results.attempted >= 3
-    assert results.failed == 0
+    for module, examples in ((st_losses, 3), (hf_xmc.in_batch, 2)):
+        results = doctest.testmod(module)
+        assert results.attempted >= examples
+        assert results.failed == 0

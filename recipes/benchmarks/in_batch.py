@@ -28,7 +28,14 @@ from sentence_transformers.sentence_transformer.modules import Normalize
 from sentence_transformers.util import cos_sim, dot_score
 from transformers import set_seed
 
-from hf_xmc import ExtremeMultilabelClassificationEvaluator, XMCData, load_xmc, st_losses, static_encoder
+from hf_xmc import (
+    ExtremeMultilabelClassificationEvaluator,
+    XMCData,
+    in_batch_dataset,
+    load_xmc,
+    st_losses,
+    static_encoder,
+)
 
 METRICS = ("P@1", "P@5", "PSP@5", "R@100")
 SIMILARITIES = {"cosine": cos_sim, "dot": dot_score}
@@ -53,7 +60,7 @@ def make_losses(mini_batch_size: int, temperature: float, similarity: str) -> di
 def draw_rows(data: XMCData, number: int, seed: int) -> Dataset:
     """Queries in random order, again and again until there are enough, each with one of its labels."""
     set_seed(seed)
-    pairs = st_losses.in_batch_dataset(data.train, data.labels)
+    pairs = in_batch_dataset(data.train, data.labels)
     order = torch.cat([torch.randperm(len(pairs)) for _ in range(-(-number // len(pairs)))])[:number]
     return Dataset.from_dict(pairs[order.tolist()])
 

@@ -1,0 +1,124 @@
+"""Rows for the losses of :mod:`hf_xmc.st_losses`: a query, one of its labels, and word of all of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from datasets import Dataset
+from sentence_transformers.base.data_collator import BaseDataCollator
+
+from hf_xmc.batching import pad
+from hf_xmc.sharding import IGNORE_INDEX
+
+logger = logging.getLogger(__name__)
+
+POSITIVES = ("padded", "ragged", "row")
+
+
+def in_batch_dataset(
+    queries: Dataset,
+    labels: Sequence[str] | Dataset,
+    *,
+    hard_negatives: np.ndarray | None = None,
+    positives: str = "padded",
+) -> Dataset:
+    """Columns ``anchor``, ``positive``, ``negative_1`` ..., ``label`` for the losses of :mod:`hf_xmc.st_losses`.
+
+    Every time a row is read, one of its positives is drawn, by torch's generator: another one each epoch, the same ones
+    for the same seed. Labels with equal texts count as one label. Queries without labels cannot be drawn for and are
+    left out, with a line in the log that counts them.
+
+    Args:
+        queries: columns ``text`` and ``label_ids``, as in :class:`hf_xmc.XMCData`.
+        labels: label texts, or a data set with a column ``text``.
+        hard_negatives: ``(N, H)`` label ids a query, -100 for none. One that is a positive of its query is not used.
+        positives: how ``label`` tells all positives of a query. ``"padded"`` to the longest, for the stock collator;
+            ``"ragged"``, for :class:`InBatchCollator`; or ``"row"``, the query's place in ``queries``, for a loss that
+            is given ``relevance=relevance_matrix(queries, labels)``: the shortest batch where a query has many.
+
+    Raises:
+        ValueError: arguments that do not fit each other, or a label id out of range.
+    """
+    if positives not in POSITIVES:
+        raise ValueError(f"positives is one of {', '.join(POSITIVES)}, got {positives!r}.")
+    if hard_negatives is not None and len(hard_negatives) != len(queries):
+        raise ValueError(f"hard_negatives has {len(hard_negatives)} rows, and there are {len(queries)} queries.")
+    texts, canonical, ids_of = _known_positives(queries, labels)
+    kept = [row for row, ids in enumerate(ids_of) if ids]
+    if len(kept) < len(queries):
+        logger.warning("%d of %d queries have no label and are left out.", len(queries) - len(kept), len(queries))
+    columns: dict[str, Any] = {
+        "anchor": queries.select(kept)["text"][:],
+        "row": kept,
+        "positives": [ids_of[row] for row in kept],
+    }
+    if hard_negatives is not None:
+        negatives = np.where(hard_negatives >= 0, canonical[hard_negatives], IGNORE_INDEX)[kept]
+        for row, ids in enumerate(columns["positives"]):
+            negatives[row, np.isin(negatives[row], ids)] = IGNORE_INDEX
+        columns["negatives"] = negatives.tolist()
+    width = max(map(len, columns["positives"]), default=0) if positives == "padded" else 0
+
+    def draw(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        drawn = [ids[int(torch.randint(len(ids), ()))] for ids in batch["positives"]]
+        out: dict[str, list[Any]] = {"anchor": batch["anchor"], "positive": [texts[label] for label in drawn]}
+        others = batch.get("negatives") or [[] for _ in drawn]
+        for number, column in enumerate(zip(*others, strict=True), start=1):
+            out[f"negative_{number}"] = [texts[label] if label >= 0 else "" for label in column]
+        candidates = [[label, *negatives] for label, negatives in zip(drawn, others, strict=True)]
+        if positives == "row":
+            out["label"] = [[row, *ids] for row, ids in zip(batch["row"], candidates, strict=True)]
+        else:
+            known = [[*ids, *[IGNORE_INDEX] * (width - len(ids))] for ids in batch["positives"]]
+            out["label"] = [[*ids, *all_of_them] for ids, all_of_them in zip(candidates, known, strict=True)]
+        return out
+
+    return Dataset.from_dict(columns).with_transform(draw)
+
+
+def relevance_matrix(queries: Dataset, labels: Sequence[str] | Dataset) -> sp.csr_array:
+    """``(N, L)``, the positives of each query, where labels with equal texts count as the first of them.
+
+    >>> queries = Dataset.from_dict({"text": ["a", "b"], "label_ids": [[2], [1, 2]]})
+    >>> relevance_matrix(queries, ["boat", "car", "boat"]).toarray()
+    array([[1., 0., 0.],
+           [1., 1., 0.]], dtype=float32)
+    """
+    texts, _, ids_of = _known_positives(queries, labels)
+    offsets = np.cumsum([0, *map(len, ids_of)])
+    columns = np.array([label for ids in ids_of for label in ids], dtype=np.int64)
+    return sp.csr_array((np.ones(len(columns), np.float32), columns, offsets), shape=(len(queries), len(texts)))
+
+
+def _known_positives(
+    queries: Dataset, labels: Sequence[str] | Dataset
+) -> tuple[list[str], np.ndarray, list[list[int]]]:
+    """Label texts, the first label of each text, and the positives of each query in those numbers."""
+    texts = list(labels["text"] if isinstance(labels, Dataset) else labels)
+    first_of = {text: label for label, text in reversed(list(enumerate(texts)))}
+    canonical = np.array([first_of[text] for text in texts], dtype=np.int64)
+    positives = []
+    for row, ids in enumerate(queries["label_ids"]):
+        for label in ids:
+            if not 0 <= label < len(texts):
+                raise ValueError(
+                    f"query {row} has label id {label}, but there are only {len(texts)} labels (ids 0 to "
+                    f"{len(texts) - 1}). Were the queries and the labels loaded from the same data set?"
+                )
+        positives.append(sorted(set(canonical[ids].tolist())) if len(ids) else [])
+    return texts, canonical, positives
+
+
+@dataclass
+class InBatchCollator(BaseDataCollator):
+    """The stock collator, for a column ``label`` whose rows differ in length."""
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        label = pad([row["label"] for row in features])
+        return super().__call__([{**row, "label": ids} for row, ids in zip(features, label, strict=True)])
