@@ -1,18 +1,27 @@
-# Two commands: `make demo` and `make test`. Each sets itself up in .venv first.
+# `make demo`, `make test` and `make test-all`: each sets itself up in .venv first.
 PYTHON ?= python3
 VENV   ?= .venv
 DATA   ?= recipes/data/wordnet-hypernyms
 OUT    ?= runs/demo
+EXAMPLES ?= 20000
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint
+.PHONY: demo test test-slow test-all fuzz lint
 demo: $(INSTALLED)  ## train, evaluate, index and predict on real data, then write $(OUT)/report.html
 	$(BIN)/python recipes/demo.py --data $(DATA) --output_dir $(OUT)
 
-test: $(INSTALLED)  ## the whole test suite
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## the tests that take seconds each
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(INSTALLED)  ## the ones that take minutes
+	$(BIN)/python -m pytest -m slow
+
+test-all: test test-slow  ## all of them, as CI does; runs/faults.json then counts what was survived
+
+fuzz: $(INSTALLED)  ## the property tests on fresh random input, EXAMPLES of it for each
+	HYPOTHESIS_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/test_fuzz.py -m ""
 
 lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff check .

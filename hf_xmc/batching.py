@@ -124,6 +124,8 @@ class AllLabels:
 class XMCCollator(BaseDataCollator):
     """Queries tokenised, their positives ``(b, P)`` padded as ``label``, and ``label_weights`` where there are any.
 
+    A column ``row``, the place of a query in its data set, goes along.
+
     The batch key is ``label``, never ``labels``: with that name the Trainer takes the loss for one that is already
     divided by the accumulation steps.
     """
@@ -133,6 +135,8 @@ class XMCCollator(BaseDataCollator):
         batch["label"] = pad([row["label_ids"] for row in features])
         if "label_scores" in features[0]:
             batch["label_weights"] = pad([row["label_scores"] for row in features], fill=0.0)
+        if "row" in features[0]:
+            batch["row"] = torch.tensor([row["row"] for row in features])
         return batch
 
 

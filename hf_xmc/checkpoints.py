@@ -47,8 +47,10 @@ def saved_whole(folder: Path, is_main: bool) -> Iterator[Path]:
             (staged / MARKER).write_text(json.dumps({"num_processes": sharding.world_size(), "files": files}, indent=2))
             put_in_place(staged, folder)
     except BaseException as error:
-        whole = newest(folder.parent)
-        logger.error("%s was not saved (%s); the newest whole checkpoint is %s.", folder, error, whole)
+        free, whole = shutil.disk_usage(folder.parent).free >> 20, newest(folder.parent)
+        logger.error(
+            "%s was not saved (%s; %s MiB are free); the newest whole checkpoint is %s.", folder, error, free, whole
+        )
         raise
     finally:
         if is_main:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
@@ -72,6 +73,9 @@ class XMCTrainer(CheckpointingTrainer):
                 f"train_dataset has no column {', '.join(sorted(missing))}; it has "
                 f"{', '.join(self.train_dataset.column_names)}. `load_xmc(...).train` has what is needed."
             )
+        used = [name for name in ("text", "label_ids", "label_scores") if name in self.train_dataset.column_names]
+        rows = np.arange(len(self.train_dataset))
+        self.train_dataset = self.train_dataset.select_columns(used).add_column("row", rows)
         self.labels = labels
         self.model.similarity_fn_name = "dot"  # what the losses score by; after a Normalize module it is the cosine
         texts = labels["text"] if isinstance(labels, Dataset) else labels

@@ -7,9 +7,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test processes share few cores
 
 import numpy as np
+import promises
 import pytest
 import torch
 from datasets import Dataset
+
+RESULTS = pytest.StashKey[dict]()
 
 torch.set_num_threads(1)
 
@@ -92,3 +95,26 @@ def relevance_of(positives):
         (np.ones(offsets[-1], np.float32), np.concatenate(positives).astype(int), offsets),
         shape=(len(positives), len(LABELS)),
     )
+
+
+@pytest.fixture
+def tally(request):
+    """Counts what a test of a promise survived, for ``runs/faults.json``."""
+    request.node.tally = promises.Tally()
+    return request.node.tally
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    promise = item.get_closest_marker("promise")
+    if promise and (report.when == "call" or report.failed):
+        counts = item.tally.counts if hasattr(item, "tally") else dict.fromkeys(promises.KINDS, 0)
+        result = {"promise": promise.args[0], "passed": report.passed, **counts}
+        item.config.stash.setdefault(RESULTS, {})[item.nodeid] = result
+    return report
+
+
+def pytest_sessionfinish(session):
+    if results := session.config.stash.get(RESULTS, None):
+        promises.record(results)

@@ -1,0 +1,370 @@
+"""Whatever stops a save, and whenever: what was there before is whole, and a run goes on from it bit for bit."""
+
+import json
+import logging
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import LABELS, make_static_encoder
+from datasets import Dataset
+
+from hf_xmc import (
+    ExtremeMultilabelClassificationEvaluator,
+    XMCData,
+    XMCModel,
+    XMCTrainer,
+    XMCTrainingArguments,
+    atomic,
+    checkpoints,
+    load_xmc,
+)
+
+SEEDS = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26]
+FILE_OPERATIONS = {
+    "open",
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.scandir",
+    "os.listdir",
+    "shutil.rmtree",
+}
+
+
+def trainer_of(folder, queries, max_steps, save_steps=2, evaluator=None, **settings):
+    args = XMCTrainingArguments(
+        str(folder),
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        per_device_train_batch_size=5,
+        learning_rate=0.05,
+        max_steps=max_steps,
+        save_strategy="steps",
+        save_steps=save_steps,
+        **settings,
+    )
+    return XMCTrainer(make_static_encoder(), args, queries, labels=LABELS, evaluator=evaluator)
+
+
+def weights(encoder):
+    return encoder[0].embedding.weight.detach().clone()
+
+
+def in_a_process_of_its_own(work):
+    """Run ``work`` in a forked process; what it exited with, or minus the signal that killed it."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            logging.disable()
+            work()
+            code = 0
+        except BaseException:
+            code = 2
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def killed_at(number, work):
+    """Run ``work`` in a process that is killed before its file operation of this number; whether it was."""
+
+    def limited():
+        left = [number]
+
+        def hook(event, _):
+            if event in FILE_OPERATIONS:
+                left[0] -= 1
+                if left[0] < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+        work()
+
+    code = in_a_process_of_its_own(limited)
+    assert code in (0, -signal.SIGKILL)
+    return code != 0
+
+
+def moments(work, every):
+    """0, ``every``, ... as long as ``work`` has a file operation of that number to be killed at; and the last one."""
+    number = last = 0
+    while killed_at(number, work):
+        yield number
+        last, number = number, number + every
+    assert last > 20, "the work touched no files: the test tests nothing"
+
+
+sparsely_and_fully = pytest.mark.parametrize(
+    "every", [pytest.param(7, id="7th"), pytest.param(1, marks=pytest.mark.slow)]
+)
+
+
+@pytest.fixture
+def run(queries, tmp_path):
+    """A run with a checkpoint at step 2, about to save step 4; its weights at both."""
+    trainer = trainer_of(tmp_path / "run", queries, max_steps=4)
+    saved = {}
+    stock = trainer._save_checkpoint
+
+    def save(model, trial):
+        saved[trainer.state.global_step] = weights(trainer.model)
+        if trainer.state.global_step == 2:
+            stock(model, trial)
+
+    trainer._save_checkpoint = save
+    trainer.train()
+    trainer._save_checkpoint = stock
+    assert not torch.equal(saved[2], saved[4])
+    return trainer, tmp_path / "run", saved
+
+
+def loaded(checkpoint):
+    """The weights of a checkpoint, read by a trainer of the same kind, optimizer and all."""
+    step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
+    trainer = trainer_of(checkpoint.parent / "again", Dataset.from_dict({"text": ["x"], "label_ids": [[0]]}), step)
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+    return step, weights(trainer.model)
+
+
+@pytest.mark.promise("Killed at any file operation of saving a checkpoint, a run has a whole one")
+@sparsely_and_fully
+def test_killed_at_every_file_operation_of_a_save(every, run, tally, tmp_path):
+    trainer, folder, saved = run
+    shutil.copytree(folder, tmp_path / "before")
+    seen = set()
+    for _ in moments(lambda: trainer._save_checkpoint(trainer.model, None), every):
+        found = checkpoints.newest(folder)
+        step, got = loaded(found)
+        assert found.name == f"checkpoint-{step}"
+        tally(faults=1, lost=int(not torch.equal(got, saved[step])))
+        assert torch.equal(got, saved[step])
+        seen.add(step)
+        shutil.rmtree(folder)
+        shutil.copytree(tmp_path / "before", folder)
+    assert seen <= {2, 4}
+    assert every > 1 or seen == {2, 4}, "no kill came after the new checkpoint was in place"
+
+
+@pytest.mark.promise("Killed at any file operation of replacing a model or data set, the old or the new is whole")
+@pytest.mark.parametrize("kind", ["model", "data"])
+@sparsely_and_fully
+def test_killed_at_every_file_operation_of_replacing_a_folder(every, kind, queries, tally, tmp_path):
+    folder = tmp_path / "saved"
+    labels = Dataset.from_dict({"label_id": LABELS, "text": LABELS})
+    if kind == "model":
+        old, new = XMCModel(make_static_encoder(), LABELS), XMCModel(make_static_encoder(), LABELS[:7])
+        save = (lambda: old.save_pretrained(folder)), (lambda: new.save_pretrained(folder))
+
+        def size():
+            return XMCModel.from_pretrained(folder, device="cpu").index.num_labels
+    else:
+        data = XMCData(train=queries, labels=labels), XMCData(train=queries.select(range(7)), labels=labels)
+        save = (lambda: data[0].save(folder)), (lambda: data[1].save(folder))
+
+        def size():
+            return len(load_xmc(folder).train)
+
+    save[0]()
+    seen, before = set(), size()
+    for _ in moments(save[1], every):
+        seen.add(found := size())
+        tally(faults=1, lost=int(found not in (before, 7)))
+        if found != before:
+            save[0]()
+        for leftover in tmp_path.glob("saved.*"):
+            shutil.rmtree(leftover)
+    save[1]()
+    assert seen <= {before, 7}
+    assert size() == 7
+    assert every > 1 or seen == {before, 7}, "no kill came after the new one was in place"
+
+
+@pytest.mark.promise("Killed at random moments, again and again, a run that is resumed ends where it would have")
+@pytest.mark.parametrize("seed", [*SEEDS[:2], *(pytest.param(seed, marks=pytest.mark.slow) for seed in SEEDS[2:])])
+def test_killed_again_and_again_and_resumed(seed, queries, tally, tmp_path):
+    def work():
+        trainer = trainer_of(tmp_path / "run", queries, max_steps=12, save_steps=1, save_total_limit=2)
+        trainer.train(resume_from_checkpoint=checkpoints.newest(tmp_path / "run") is not None)
+        torch.save(weights(trainer.model), tmp_path / "end.pt")
+
+    rng = random.Random(seed)
+    for _ in range(4):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                logging.disable()
+                work()
+            finally:
+                os._exit(0)
+        time.sleep(rng.uniform(0.05, 1.0))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        tally(faults=1)
+    work()
+    whole = trainer_of(tmp_path / "whole", queries, max_steps=12, save_steps=20)
+    whole.train()
+    assert torch.equal(torch.load(tmp_path / "end.pt"), weights(whole.model))
+
+
+def test_every_byte_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
+    """A power cut keeps what was synced: each file and folder of the new one, then the rename, then the parent."""
+    synced, renamed = [], []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
+    stock = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda self, to: (renamed.append(list(synced)), stock(self, to))[1])
+    with atomic.whole_folder(tmp_path / "a") as new:
+        (new / "inner").mkdir()
+        (new / "inner" / "file").write_text("x")
+        inodes = {path.stat().st_ino for path in [new, new / "inner", new / "inner" / "file"]}
+    assert inodes <= set(renamed[0])
+    assert synced[-1] == tmp_path.stat().st_ino
+
+
+def test_where_names_cannot_be_exchanged_a_folder_is_replaced_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+    for content in ("old", "new"):
+        with atomic.whole_folder(tmp_path / "a") as new:
+            (new / content).touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "new"]
+
+
+def mount(folder, options):
+    """Whether a disk in memory could be mounted, which only root may do."""
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    return os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder, and a context in which it has room for so many bytes more; without a disk to fill, a limit of files."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if not mount(folder, "size=64m"):
+        yield folder, no_file_beyond
+        return
+
+    @contextmanager
+    def no_room_beyond(size):
+        used = shutil.disk_usage(folder).used
+        assert mount(folder, f"remount,size={used + size}")
+        try:
+            yield
+        finally:
+            assert mount(folder, "remount,size=64m")
+
+    yield folder, no_room_beyond
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@contextmanager
+def no_file_beyond(size):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails with EFBIG
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.promise("A disk that fills while saving leaves the checkpoint before, and the next save works")
+@pytest.mark.parametrize("kind", ["disk", "file"])
+def test_a_full_disk(kind, run, small_disk, tally, caplog):
+    trainer, folder, saved = run
+    disk, limit = small_disk
+    if kind == "file":
+        limit = no_file_beyond
+    shutil.copytree(folder / "checkpoint-2", disk / "checkpoint-2")
+    trainer.args.output_dir = str(disk)
+    sizes = [path.stat().st_size for path in (folder / "checkpoint-2").rglob("*") if path.is_file()]
+    top = max(sizes) if limit is no_file_beyond else sum(sizes)
+    for eighth in range(8):
+        caplog.clear()
+        with limit(top * eighth // 8 + 4096 * (limit is not no_file_beyond)), pytest.raises(Exception) as raised:
+            trainer._save_checkpoint(trainer.model, None)
+        # safetensors and Python name the error; torch has these two for it.
+        words = "No space left|File too large|unexpected pos|iostream error"
+        assert re.search(words, str(raised.value)), raised.value
+        assert f"checkpoint-4 was not saved ({raised.value}; " in caplog.text
+        assert f"the newest whole checkpoint is {disk / 'checkpoint-2'}" in caplog.text
+        assert [path.name for path in disk.iterdir()] == ["checkpoint-2"]
+        assert torch.equal(loaded(checkpoints.newest(disk))[1], saved[2])
+        shutil.rmtree(disk / "again", ignore_errors=True)
+        tally(faults=1)
+    trainer._save_checkpoint(trainer.model, None)
+    assert torch.equal(loaded(checkpoints.newest(disk))[1], saved[4])
+
+
+@pytest.mark.promise("A checkpoint that is torn or changed is passed over, with the reason")
+def test_the_newest_whole_checkpoint_is_found_and_what_was_skipped_is_said(run, tally, caplog):
+    trainer, folder, _ = run
+    trainer._save_checkpoint(trainer.model, None)
+    assert checkpoints.newest(folder).name == "checkpoint-4"
+    torn = folder / "checkpoint-4"
+    names = [path.relative_to(torn).as_posix() for path in torn.rglob("*") if path.is_file()]
+    assert {"checkpoint.json", "optimizer.pt", "rng_state.pth", "model.safetensors"} <= {Path(n).name for n in names}
+    for name in names:
+        content = (torn / name).read_bytes()
+        for damage in ("missing", "cut"):
+            (torn / name).write_bytes(content[:-1]) if damage == "cut" else (torn / name).unlink()
+            caplog.clear()
+            assert checkpoints.newest(folder).name == "checkpoint-2"
+            assert f"Skipping {torn}: " in caplog.text
+            assert name in caplog.text
+            with pytest.raises(ValueError, match=r"checkpoint-4 is no whole checkpoint: .*Resume with `resume_from"):
+                trainer.train(resume_from_checkpoint=str(torn))
+            tally(faults=1)
+            (torn / name).write_bytes(content)
+    assert checkpoints.newest(folder) == torn
+
+
+def test_where_there_is_nothing_to_resume_from(run, tmp_path):
+    trainer, folder, _ = run
+    trainer.args.output_dir = str(tmp_path / "empty")
+    with pytest.raises(ValueError, match="empty holds no whole checkpoint to resume from"):
+        trainer.train(resume_from_checkpoint=True)
+    about = folder / "checkpoint-2" / "checkpoint.json"
+    about.write_text("[]")
+    assert "checkpoint.json is damaged" in checkpoints.why_torn(folder / "checkpoint-2")
+
+
+def test_old_checkpoints_go_when_the_new_one_is_whole_and_the_best_one_stays(queries, tmp_path):
+    data = XMCData(train=queries, labels=Dataset.from_dict({"text": LABELS}), validation=queries)
+    trainer = trainer_of(
+        tmp_path,
+        queries,
+        max_steps=6,
+        save_steps=1,
+        save_total_limit=2,
+        evaluator=ExtremeMultilabelClassificationEvaluator.from_data(data, "validation"),
+        eval_strategy="steps",
+        eval_steps=1,
+        metric_for_best_model="P@5",
+        load_best_model_at_end=True,
+    )
+    trainer.args.learning_rate = 3.0  # too high on purpose: some later step is worse
+    trainer.train()
+    kept = {path.name for path in tmp_path.glob("checkpoint-*")}
+    best = f"checkpoint-{trainer.state.best_global_step}"
+    assert kept == {"checkpoint-6", best}
+    assert trainer.state.best_model_checkpoint == str(tmp_path / best)
+    about = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())
+    assert about["best_model_checkpoint"] == str(tmp_path / best)
+    (tmp_path / best / "optimizer.pt").unlink()
+    with pytest.raises(ValueError, match=r"is no whole checkpoint: optimizer\.pt is missing"):
+        trainer._load_best_model()
