@@ -46,7 +46,13 @@ def static_encoder(
     Raises:
         ValueError: no text has a word.
     """
-    tokenizer = train_tokenizer(texts, vocab_size)
+    return encoder_of(train_tokenizer(texts, vocab_size), embedding_dim, std, seed, device)
+
+
+def encoder_of(
+    tokenizer: Tokenizer, embedding_dim: int, std: float, seed: int, device: str | None
+) -> SentenceTransformer:
+    """The untrained encoder of a tokenizer; arguments as in :func:`static_encoder`."""
     if tokenizer.get_vocab_size() <= 1:
         raise ValueError("no word was found in the texts: a tokenizer is trained on the queries and labels at hand.")
     embedding = StaticEmbedding(tokenizer, embedding_dim=embedding_dim)

@@ -1,0 +1,140 @@
+"""A static encoder that knows phrases: every word has a vector, and so has every frequent pair of neighbouring words.
+
+A tokenizer cuts a text into pieces that do not overlap, but *small cat* and *cat family* both contain *cat*. So a text
+is first rewritten, pairs after words:
+
+    a small cat  ->  a small cat a_small small_cat
+
+and the tokens of that are looked up and averaged as in any static encoder. For training, :func:`with_phrases` rewrites
+the data once, and :func:`phrase_encoder` makes the encoder of such texts. Afterwards :func:`standalone` puts the trained
+table behind a tokenizer that rewrites by itself: its chat template, a small program that stock tokenizers run over what
+they are given, is the rewriting. What comes out reads plain text and loads in sentence-transformers alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from tempfile import TemporaryDirectory
+
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import OpenAIGPTConfig, OpenAIGPTModel, PreTrainedTokenizerFast
+
+from hf_xmc.data import SPLITS, XMCData
+from hf_xmc.static import UNKNOWN, encoder_of
+
+MAX_WORDS = 512  # of a text: the rest is not read
+MAX_TOKENS = 4 * MAX_WORDS  # words and pairs, and room for words that fall into pieces
+PUNCTUATION = {ord(mark): " " for mark in "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"}
+TEMPLATE = (
+    f"{{%- set words = messages[-1].content.translate({PUNCTUATION}).split()[:{MAX_WORDS}] -%}}"
+    f"{{{{- words | join(' ') or '{UNKNOWN}' -}}}}"  # a text without a word is one unknown token, never none
+    "{%- for i in range(1, words | length) %} {{ words[i - 1] }}_{{ words[i] }}{%- endfor -%}"
+)
+
+
+def write_phrases(texts: Sequence[str]) -> list[str]:
+    """Each text as its words, then its pairs of neighbouring words; punctuation counts as space.
+
+    >>> write_phrases(["A small cat."])
+    ['A small cat A_small small_cat']
+    """
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({}, UNKNOWN)))
+    conversations = [[{"role": "user", "content": text}] for text in texts]
+    rewritten: list[str] = tokenizer.apply_chat_template(conversations, chat_template=TEMPLATE, tokenize=False)
+    return rewritten
+
+
+def with_phrases(data: XMCData) -> XMCData:
+    """The same data set, its texts rewritten by :func:`write_phrases`."""
+    tables: dict[str, Dataset] = {name: getattr(data, name) for name in (*SPLITS, "labels")}
+    return replace(
+        data,
+        **{
+            name: table.map(lambda rows: {"text": write_phrases(rows["text"])}, batched=True, desc=f"phrases of {name}")
+            for name, table in tables.items()
+            if table is not None
+        },
+    )
+
+
+def train_tokenizer(texts: Sequence[str], vocab_size: int = 50_000, num_phrases: int = 100_000) -> Tokenizer:
+    """Tokens of rewritten texts: word pieces (Schuster & Nakajima, 2012), and the most frequent pairs.
+
+    A rare word falls into pieces, a rare pair is one unknown token.
+    """
+    lower = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    split_texts = [lower.normalize_str(text).split() for text in texts]
+    pieces = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+    pieces.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=[UNKNOWN], show_progress=False)
+    pieces.train_from_iterator((" ".join(w for w in words if "_" not in w) for words in split_texts), trainer)
+    vocab = pieces.get_vocab()
+    pairs = Counter(word for words in split_texts for word in words if "_" in word)
+    repeated = (pair for pair, count in pairs.most_common(num_phrases) if count > 1)
+    vocab |= {pair: number for number, pair in enumerate(repeated, start=len(vocab))}
+
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token=UNKNOWN))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = lower, pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([UNKNOWN])
+    return tokenizer
+
+
+def phrase_encoder(
+    texts: Sequence[str],
+    *,
+    embedding_dim: int = 256,
+    vocab_size: int = 50_000,
+    num_phrases: int = 100_000,
+    std: float = 0.5,
+    seed: int = 0,
+    device: str | None = None,
+) -> SentenceTransformer:
+    """An encoder of **rewritten** texts, for training; :func:`standalone` makes of it one of plain texts.
+
+    Args:
+        texts: what :func:`write_phrases` gave, such as those of the training queries and the labels.
+        embedding_dim: size of the vectors.
+        vocab_size, num_phrases: how many word pieces, and how many pairs, have one at most; a pair occurs twice at least.
+        std, seed, device: as in :func:`hf_xmc.static_encoder`.
+
+    Raises:
+        ValueError: no text has a word.
+    """
+    return encoder_of(train_tokenizer(texts, vocab_size, num_phrases), embedding_dim, std, seed, device)
+
+
+def standalone(encoder: SentenceTransformer) -> SentenceTransformer:
+    """What :func:`phrase_encoder` made, once it is trained, as an encoder of plain texts.
+
+    Embeddings are those of the rewritten texts. The table becomes the input embedding of a transformer without layers,
+    the only stock module whose tokenizer runs a chat template; positions are given a zero.
+
+    Raises:
+        ValueError: the encoder is of another make.
+    """
+    if len(encoder) != 1 or not isinstance(encoder[0], StaticEmbedding):
+        raise ValueError(
+            f"expected one StaticEmbedding, as phrase_encoder makes, got {', '.join(type(m).__name__ for m in encoder)}."
+        )
+    table = encoder[0].embedding.weight.detach().cpu()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=encoder[0].tokenizer,
+        unk_token=UNKNOWN,
+        pad_token=UNKNOWN,
+        model_max_length=MAX_TOKENS,
+        chat_template=TEMPLATE,
+    )
+    size = {"vocab_size": len(table), "n_embd": table.shape[1], "n_positions": MAX_TOKENS}
+    lookup = OpenAIGPTModel(OpenAIGPTConfig(**size, n_layer=0, n_head=1, embd_pdrop=0.0))
+    lookup.tokens_embed.weight.data.copy_(table)
+    lookup.positions_embed.weight.data.zero_()
+    with TemporaryDirectory() as folder:
+        lookup.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        modules = [Transformer(folder), Pooling(table.shape[1], "mean")]
+    return SentenceTransformer(modules=modules, similarity_fn_name=encoder.similarity_fn_name, device=encoder.device)
