@@ -11,6 +11,7 @@ _HOME = {
     "static": ["static_encoder"],
     "data": ["XMCData"],
     "loading": ["load_xmc"],
+    "phrases": ["phrase_encoder", "standalone", "with_phrases", "write_phrases"],
     "in_batch": ["in_batch_dataset", "relevance_matrix", "InBatchCollator"],
     "training_args": ["XMCTrainingArguments"],
     "trainer": ["XMCTrainer"],

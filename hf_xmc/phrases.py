@@ -6,9 +6,9 @@ is first rewritten, pairs after words:
     a small cat  ->  a small cat a_small small_cat
 
 and the tokens of that are looked up and averaged as in any static encoder. For training, :func:`with_phrases` rewrites
-the data once, and :func:`phrase_encoder` makes the encoder of such texts. Afterwards :func:`standalone` puts the trained
-table behind a tokenizer that rewrites by itself: its chat template, a small program that stock tokenizers run over what
-they are given, is the rewriting. What comes out reads plain text and loads in sentence-transformers alone.
+the data once, and :func:`phrase_encoder` makes the encoder of such texts. Afterwards :func:`standalone` puts the
+trained table behind a tokenizer that rewrites by itself: its chat template, a small program that stock tokenizers run
+over what they are given, is the rewriting. What comes out reads plain text and loads in sentence-transformers alone.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
@@ -45,7 +46,7 @@ def write_phrases(texts: Sequence[str]) -> list[str]:
     """
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({}, UNKNOWN)))
     conversations = [[{"role": "user", "content": text}] for text in texts]
-    rewritten: list[str] = tokenizer.apply_chat_template(conversations, chat_template=TEMPLATE, tokenize=False)
+    rewritten: Any = tokenizer.apply_chat_template(conversations, chat_template=TEMPLATE, tokenize=False)
     return rewritten
 
 
@@ -68,7 +69,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int = 50_000, num_phrases:
     A rare word falls into pieces, a rare pair is one unknown token.
     """
     lower = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    split_texts = [lower.normalize_str(text).split() for text in texts]
+    split_texts = [lower.normalize_str(text).split() for text in texts if text != UNKNOWN]
     pieces = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
     pieces.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=[UNKNOWN], show_progress=False)
@@ -99,7 +100,8 @@ def phrase_encoder(
     Args:
         texts: what :func:`write_phrases` gave, such as those of the training queries and the labels.
         embedding_dim: size of the vectors.
-        vocab_size, num_phrases: how many word pieces, and how many pairs, have one at most; a pair occurs twice at least.
+        vocab_size, num_phrases: how many word pieces and how many pairs have one at most; a pair that occurs once has
+            none.
         std, seed, device: as in :func:`hf_xmc.static_encoder`.
 
     Raises:
@@ -118,9 +120,8 @@ def standalone(encoder: SentenceTransformer) -> SentenceTransformer:
         ValueError: the encoder is of another make.
     """
     if len(encoder) != 1 or not isinstance(encoder[0], StaticEmbedding):
-        raise ValueError(
-            f"expected one StaticEmbedding, as phrase_encoder makes, got {', '.join(type(m).__name__ for m in encoder)}."
-        )
+        modules = ", ".join(type(module).__name__ for module in encoder)
+        raise ValueError(f"expected one StaticEmbedding, as phrase_encoder makes, got {modules}.")
     table = encoder[0].embedding.weight.detach().cpu()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=encoder[0].tokenizer,
@@ -129,12 +130,13 @@ def standalone(encoder: SentenceTransformer) -> SentenceTransformer:
         model_max_length=MAX_TOKENS,
         chat_template=TEMPLATE,
     )
-    size = {"vocab_size": len(table), "n_embd": table.shape[1], "n_positions": MAX_TOKENS}
+    size: dict[str, Any] = {"vocab_size": len(table), "n_embd": table.shape[1], "n_positions": MAX_TOKENS}
     lookup = OpenAIGPTModel(OpenAIGPTConfig(**size, n_layer=0, n_head=1, embd_pdrop=0.0))
     lookup.tokens_embed.weight.data.copy_(table)
     lookup.positions_embed.weight.data.zero_()
     with TemporaryDirectory() as folder:
         lookup.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        modules = [Transformer(folder), Pooling(table.shape[1], "mean")]
-    return SentenceTransformer(modules=modules, similarity_fn_name=encoder.similarity_fn_name, device=encoder.device)
+        parts = [Transformer(folder), Pooling(table.shape[1], "mean")]
+    device = str(encoder.device)
+    return SentenceTransformer(modules=parts, similarity_fn_name=encoder.similarity_fn_name, device=device)

@@ -25,7 +25,10 @@ from hf_xmc import (
     XMCTrainingArguments,
     load_xmc,
     losses,
+    phrase_encoder,
+    standalone,
     static_encoder,
+    with_phrases,
 )
 from hf_xmc.metrics import by_frequency_decile, label_counts
 
@@ -41,10 +44,16 @@ LOSSES = {
 class RecipeArguments:
     data: str = field(metadata={"help": "A folder in any layout that load_xmc reads, or a data set of the Hub."})
     model: str = field(
-        default="static", metadata={"help": "A sentence-transformers model, by folder or Hub name, or `static`."}
+        default="static",
+        metadata={
+            "help": "A sentence-transformers model, by folder or Hub name, or one made from the data: `static`, or "
+            "`phrases`, which knows pairs of words too."
+        },
     )
-    embedding_dim: int = field(default=512, metadata={"help": "Of a static model."})
-    vocab_size: int = field(default=50_000, metadata={"help": "Of a static model."})
+    embedding_dim: int = field(default=512, metadata={"help": "Of a model made from the data."})
+    vocab_size: int = field(default=50_000, metadata={"help": "Of a model made from the data."})
+    num_phrases: int = field(default=100_000, metadata={"help": "Pairs of words in `phrases`."})
+    initial_std: float = field(default=0.5, metadata={"help": "Of the vectors of a model made from the data."})
     max_seq_length: int | None = field(default=None, metadata={"help": "Tokens of a text that are read."})
     loss: str = field(default="decoupled_softmax", metadata={"help": f"One of {', '.join(LOSSES)}."})
     temperature: float = field(default=1.0, metadata={"help": "Divides the scores; about 0.05 for cosines."})
@@ -63,16 +72,17 @@ def main(argv: list[str]) -> None:
         print(f"{recipe.data}: {what}: {count}")
     carve = recipe.validation_size > 0 and full.validation is None
     data = full.carve_validation(recipe.validation_size) if carve else full
+    read = with_phrases(data) if recipe.model == "phrases" else data  # texts as the encoder in training reads them
 
     trainer = XMCTrainer(
-        build_encoder(recipe, data, args.seed),
+        build_encoder(recipe, read, args.seed),
         args,
-        data.train,
-        labels=data.labels,
+        read.train,
+        labels=read.labels,
         loss=build_loss(recipe),
         evaluator=None
-        if data.validation is None
-        else ExtremeMultilabelClassificationEvaluator.from_data(data, "validation", propensity=recipe.propensity),
+        if read.validation is None
+        else ExtremeMultilabelClassificationEvaluator.from_data(read, "validation", propensity=recipe.propensity),
     )
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -81,7 +91,7 @@ def main(argv: list[str]) -> None:
     # Encoding is shared among the processes by hand of the trainer only; the rest is for one.
     if trainer.is_world_process_zero():
         output_dir = Path(args.output_dir)
-        model = XMCModel(trainer.model, data.labels)
+        model = XMCModel(standalone(trainer.model) if recipe.model == "phrases" else trainer.model, data.labels)
         model.save_pretrained(output_dir / "model")
         metrics = evaluate(model, full, recipe.propensity)
         # Settings of the recipe and of the loop, and what they gave.
@@ -103,9 +113,17 @@ def parse(argv: list[str]) -> tuple[RecipeArguments, XMCTrainingArguments]:
 
 
 def build_encoder(recipe: RecipeArguments, data: XMCData, seed: int) -> SentenceTransformer:
-    if recipe.model == "static":
+    settings = {
+        "embedding_dim": recipe.embedding_dim,
+        "vocab_size": recipe.vocab_size,
+        "std": recipe.initial_std,
+        "seed": seed,
+    }
+    if recipe.model in ("static", "phrases"):
         texts = [*data.train["text"], *data.labels["text"]]
-        return static_encoder(texts, embedding_dim=recipe.embedding_dim, vocab_size=recipe.vocab_size, seed=seed)
+        if recipe.model == "static":
+            return static_encoder(texts, **settings)
+        return phrase_encoder(texts, num_phrases=recipe.num_phrases, **settings)
     encoder = SentenceTransformer(recipe.model)
     if recipe.max_seq_length is not None:
         encoder.max_seq_length = recipe.max_seq_length

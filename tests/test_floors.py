@@ -10,7 +10,7 @@ FLOORS = [
     ["sharding", "metrics", "atomic", "finite"],
     ["functional", "streaming"],
     ["losses", "encoding", "static"],
-    ["formats", "data", "loading", "batching", "in_batch", "st_losses"],
+    ["formats", "data", "loading", "phrases", "batching", "in_batch", "st_losses"],
     ["index", "evaluation", "evaluate_metrics"],
     ["manifest", "release", "hub", "model"],
     ["training_args", "checkpoints", "trainer", "cli"],

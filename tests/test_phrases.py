@@ -1,0 +1,99 @@
+"""Words and pairs of neighbouring words: written by a template, looked up in one table, read by stock modules."""
+
+import subprocess
+import sys
+
+import layouts
+import numpy as np
+import pytest
+import torch
+from sentence_transformers.sentence_transformer.modules import Normalize
+
+from hf_xmc import load_xmc, phrase_encoder, standalone, with_phrases, write_phrases
+from hf_xmc.phrases import MAX_WORDS, train_tokenizer
+
+TEXTS = ["a red boat", "a red boat sails", "the sea, under_the sun"]
+
+
+@pytest.fixture
+def encoder():
+    return phrase_encoder(write_phrases(TEXTS), embedding_dim=8, vocab_size=100)
+
+
+@pytest.mark.parametrize(
+    ("text", "rewritten"),
+    [
+        ("A small cat", "A small cat A_small small_cat"),
+        ("boat", "boat"),
+        ("sea, (under_the) sun's", "sea under the sun s sea_under under_the the_sun sun_s"),
+        ("{{ 7 * 7 }} {% x %}", "7 7 x 7_7 7_x"),  # a text is read, not run
+        (" .\n", "[UNK]"),
+    ],
+)
+def test_pairs_stand_after_the_words(text, rewritten):
+    assert write_phrases([text]) == [rewritten]
+
+
+def test_the_rest_of_a_very_long_text_is_not_read():
+    assert len(write_phrases(["w " * (MAX_WORDS + 9)])[0].split()) == 2 * MAX_WORDS - 1
+
+
+def test_pairs_that_occur_once_have_no_vector_and_there_is_a_limit():
+    texts = write_phrases(["a red boat", "A red boat", "a red car"])
+    pairs = {token for token in train_tokenizer(texts, 100).get_vocab() if "_" in token}
+    assert pairs == {"a_red", "red_boat"}
+    pairs = {token for token in train_tokenizer(texts, 100, num_phrases=1).get_vocab() if "_" in token}
+    assert pairs == {"a_red"}
+
+
+def test_the_embedding_is_the_mean_over_words_and_pairs(encoder):
+    table, vocab = encoder[0].embedding.weight, encoder[0].tokenizer.get_vocab()
+    expected = table[[vocab[token] for token in ("a", "red", "boat", "a_red", "red_boat")]].mean(0)
+    torch.testing.assert_close(encoder.encode(write_phrases(["a RED boat"]), convert_to_tensor=True)[0], expected)
+
+
+def test_standalone_reads_plain_text_in_stock_sentence_transformers(encoder, tmp_path):
+    texts = ["A red boat!", "the boat sails", "unseen words", "", "boat " * (MAX_WORDS + 9)]
+    expected = encoder.encode(write_phrases(texts))
+    assert np.abs(expected).sum(1).all()
+    alone = standalone(encoder)
+    assert alone.similarity_fn_name == "dot"
+    for encode in (alone.encode, alone.encode_query, alone.encode_document):
+        np.testing.assert_allclose(encode(texts), expected, rtol=1e-4)  # the sum of 1,000 vectors
+
+    alone.save_pretrained(str(tmp_path / "model"))
+    np.save(tmp_path / "expected.npy", expected)
+    program = """if True:
+        import sys
+        sys.modules["hf_xmc"] = None  # importing it would fail
+        import numpy as np
+        from sentence_transformers import SentenceTransformer
+        folder, *texts = sys.argv[1:]
+        model = SentenceTransformer(folder + "/model", device="cpu")
+        np.testing.assert_allclose(model.encode(texts), np.load(folder + "/expected.npy"), rtol=1e-4)
+    """
+    command = [sys.executable, "-c", program, str(tmp_path), *texts]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_standalone_refuses_another_encoder(encoder):
+    encoder.append(Normalize())
+    with pytest.raises(ValueError, match=r"expected one StaticEmbedding, .* got StaticEmbedding, Normalize"):
+        standalone(encoder)
+
+
+def test_with_phrases_rewrites_texts_and_nothing_else(tmp_path):
+    layouts.write_reference(tmp_path)
+    data = load_xmc(tmp_path)
+    phrased = with_phrases(data)
+    for name in ("train", "test", "labels"):
+        before, after = getattr(data, name), getattr(phrased, name)
+        assert list(after["text"]) == write_phrases(before["text"])
+        assert after.remove_columns("text")[:] == before.remove_columns("text")[:]
+    assert phrased.filter_pairs.keys() == data.filter_pairs.keys()
+
+
+def test_texts_without_a_word():
+    with pytest.raises(ValueError, match="no word was found in the texts"):
+        phrase_encoder(write_phrases(["", " . "]))
