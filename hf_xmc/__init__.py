@@ -16,6 +16,7 @@ _HOME = {
     "training_args": ["XMCTrainingArguments"],
     "trainer": ["XMCTrainer"],
     "index": ["LabelIndex", "TopK"],
+    "memory": ["TrainingMemory", "MemorySettings"],
     "evaluation": ["ExtremeMultilabelClassificationEvaluator"],
     "evaluate_metrics": ["metric_path"],
     "model": ["XMCModel", "Prediction"],

@@ -55,9 +55,7 @@ class XMCData:
 
     def relevance(self, name: str) -> sp.csr_array:
         """``(N, L)`` float32: the scores of a split's positives, 1 where they are not graded."""
-        offsets, label_ids, scores = ragged(self.split(name))
-        values = np.ones(len(label_ids), dtype=np.float32) if scores is None else scores
-        return sp.csr_array((values, label_ids, offsets), shape=(len(offsets) - 1, self.num_labels))
+        return relevance_of(self.split(name), self.num_labels)
 
     def label_counts(self) -> np.ndarray:
         """How many training queries each label has, ``(L,)``."""
@@ -130,6 +128,15 @@ class XMCData:
             table.push_to_hub(repo_id, "filter_pairs", split=name, **settings)
         # Last: without its labels a data set does not load.
         self.labels.push_to_hub(repo_id, "labels", **settings)
+
+
+def relevance_of(queries: Dataset, num_labels: int) -> sp.csr_array:
+    """``(N, L)`` float32: the scores of the queries' positives, 1 where they are not graded."""
+    offsets, label_ids, scores = ragged(queries)
+    for wrong in label_ids[(label_ids < 0) | (label_ids >= num_labels)][:1]:
+        raise ValueError(f"label_ids contain {wrong}, but there are only {num_labels} labels.")
+    values = np.ones(len(label_ids), dtype=np.float32) if scores is None else scores
+    return sp.csr_array((values, label_ids, offsets), shape=(len(offsets) - 1, num_labels))
 
 
 def ragged(dataset: Dataset, where: str = "row ") -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

@@ -31,14 +31,15 @@ class LabelIndex:
     """
 
     def __init__(self, embeddings: np.ndarray | Tensor) -> None:
-        embeddings = torch.as_tensor(embeddings)
-        if embeddings.ndim != 2 or embeddings.dtype not in (torch.float32, torch.float16):
-            raise ValueError(
-                f"label embeddings are a (L, D) table of float32 or float16, got shape {tuple(embeddings.shape)} of "
-                f"{embeddings.dtype}."
-            )
-        _refuse_non_finite(embeddings, "label")
-        self.embeddings = embeddings
+        self.embeddings = _checked(embeddings)
+
+    def add(self, embeddings: np.ndarray | Tensor) -> None:
+        """More labels, ``(A, D)``; their ids follow those that are there."""
+        self.embeddings = torch.cat([self.embeddings, _checked(embeddings, self.embeddings)])
+
+    def remove(self, label_ids: Iterable[int]) -> None:
+        """Labels that go; the ids of those after them move up, as in a list."""
+        self.embeddings = self.embeddings[torch.from_numpy(~self._marked(label_ids))]
 
     @property
     def num_labels(self) -> int:
@@ -74,7 +75,8 @@ class LabelIndex:
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}.")
         _refuse_non_finite(queries, "query")
-        hidden = self._hidden(allow, deny)
+        visible = self.visible(allow, deny)
+        hidden = None if visible is None else ~torch.from_numpy(visible)
         pairs = self._checked_pairs(exclude, len(queries))
         blocks = [
             self._search_block(
@@ -104,17 +106,24 @@ class LabelIndex:
             best = best[:, :k]
         return best, best_ids.masked_fill(best == -torch.inf, -1)
 
-    def _hidden(self, allow: Iterable[int] | None, deny: Iterable[int] | None) -> Tensor | None:
+    def visible(self, allow: Iterable[int] | None = None, deny: Iterable[int] | None = None) -> np.ndarray | None:
+        """``(L,)``, whether a label may be returned; ``None`` where all may.
+
+        Raises:
+            ValueError: an id out of range.
+        """
         if allow is None and deny is None:
             return None
-        hidden = torch.full((self.num_labels,), allow is not None)
-        for label_ids, hide in ((allow, False), (deny, True)):
-            if label_ids is not None:
-                chosen = torch.as_tensor(list(label_ids), dtype=torch.long)
-                for wrong in chosen[(chosen < 0) | (chosen >= self.num_labels)][:1]:
-                    raise ValueError(f"label id {int(wrong)} is not one of {self.num_labels} labels.")
-                hidden[chosen] = hide
-        return hidden
+        visible = np.ones(self.num_labels, dtype=bool) if allow is None else self._marked(allow)
+        return visible if deny is None else visible & ~self._marked(deny)
+
+    def _marked(self, label_ids: Iterable[int]) -> np.ndarray:
+        chosen = np.array(list(label_ids), dtype=np.int64)
+        for wrong in chosen[(chosen < 0) | (chosen >= self.num_labels)][:1]:
+            raise ValueError(f"label id {wrong} is not one of {self.num_labels} labels.")
+        marked = np.zeros(self.num_labels, dtype=bool)
+        marked[chosen] = True
+        return marked
 
     def _checked_pairs(self, exclude: np.ndarray | None, num_queries: int) -> Tensor:
         if exclude is None or len(exclude) == 0:
@@ -127,6 +136,19 @@ class LabelIndex:
                 f"{self.num_labels} labels: are the pairs those of this split?"
             )
         return pairs
+
+
+def _checked(embeddings: np.ndarray | Tensor, like: Tensor | None = None) -> Tensor:
+    embeddings = torch.as_tensor(embeddings).detach().cpu()
+    if embeddings.ndim != 2 or embeddings.dtype not in (torch.float32, torch.float16):
+        raise ValueError(
+            f"label embeddings are a (L, D) table of float32 or float16, got shape {tuple(embeddings.shape)} of "
+            f"{embeddings.dtype}."
+        )
+    if like is not None and embeddings.shape[1] != like.shape[1]:
+        raise ValueError(f"the labels there have embeddings of {like.shape[1]} numbers, got {embeddings.shape[1]}.")
+    _refuse_non_finite(embeddings, "label")
+    return embeddings if like is None else embeddings.to(like.dtype)
 
 
 def _top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from datasets import Dataset
@@ -15,8 +15,10 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from hf_xmc import hub, release
+from hf_xmc.data import relevance_of
 from hf_xmc.index import LabelIndex, TopK
-from hf_xmc.manifest import LABEL_INDEX
+from hf_xmc.manifest import LABEL_INDEX, TRAINING_MEMORY
+from hf_xmc.memory import TrainingMemory
 
 PREDICT_BATCH = 1024
 REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -56,6 +58,7 @@ class XMCModel:
         if "label_id" not in labels.column_names:
             labels = labels.add_column("label_id", [str(row) for row in range(len(labels))])
         self.encoder = encoder
+        self.memory: TrainingMemory | None = None
         self.labels = labels.select_columns(["label_id", "text"])
         if embeddings is None:
             texts = list(self.labels["text"])
@@ -78,9 +81,40 @@ class XMCModel:
         deny: Iterable[int] | None = None,
     ) -> TopK:
         """The best labels of each text as row numbers and scores; arguments as in :meth:`LabelIndex.search`."""
+        queries = self.embed(texts)
+        if self.memory is None:
+            return self.index.search(queries, top_k, exclude=exclude, allow=allow, deny=deny)
+        return self.memory.search(queries, top_k, self.index, exclude=exclude, allow=allow, deny=deny)
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """``(N, D)`` embeddings of queries."""
         queries = self.encoder.encode_query(list(texts), convert_to_tensor=True, batch_size=PREDICT_BATCH)
-        queries = queries.float().cpu().reshape(len(texts), self.index.embedding_dim)  # of no text, `encode` makes (0,)
-        return self.index.search(queries, top_k, exclude=exclude, allow=allow, deny=deny)
+        return queries.float().cpu().reshape(len(texts), self.index.embedding_dim)  # of no text, `encode` makes (0,)
+
+    def remember(self, queries: Dataset) -> None:
+        """Let queries with known labels vote from now on, see :class:`hf_xmc.TrainingMemory`; nothing is trained.
+
+        Args:
+            queries: columns ``text`` and ``label_ids``, rows of :attr:`labels`: those of the training, or newer ones.
+        """
+        texts = list(queries["text"])
+        known = self.embed(texts), relevance_of(queries, len(self.labels)), texts
+        if self.memory is None:
+            self.memory = TrainingMemory(*known)
+        else:
+            self.memory.add(*known)
+
+    def tune_memory(self, validation: Dataset, **settings: Any) -> dict[str, Any]:
+        """Choose how the votes count on queries that the memory does not hold; as :meth:`hf_xmc.TrainingMemory.tune`.
+
+        Args:
+            validation: columns ``text`` and ``label_ids``.
+            settings: ``metric``, ``inverse_propensity``, ``tolerance``, ``exclude``.
+        """
+        if self.memory is None:
+            raise ValueError("there is no memory to tune: call `remember` with the training queries first.")
+        queries, relevance = self.embed(validation["text"]), relevance_of(validation, len(self.labels))
+        return self.memory.tune(queries, relevance, self.index, **settings)
 
     @overload
     def predict(self, texts: str, top_k: int = 5) -> list[Prediction]: ...  # type: ignore[overload-overlap]
@@ -118,7 +152,10 @@ class XMCModel:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that :meth:`from_pretrained` reads, and ``SentenceTransformer(folder)`` alone too."""
         index = partial(release.write_label_index, labels=self.labels, embeddings=self.index.embeddings)
-        release.save(folder, self.encoder, {LABEL_INDEX: index})
+        parts = {LABEL_INDEX: index}
+        if self.memory is not None:
+            parts[TRAINING_MEMORY] = partial(release.write_training_memory, memory=self.memory)
+        release.save(folder, self.encoder, parts)
 
     def push_to_hub(
         self,
@@ -180,4 +217,6 @@ class XMCModel:
                 name, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
             )
         saved = release.load(folder, device)
-        return cls(saved.encoder, *release.read_label_index(saved))
+        model = cls(saved.encoder, *release.read_label_index(saved))
+        model.memory = release.read_training_memory(saved)
+        return model

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import scipy.sparse as sp
+import torch
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
@@ -19,11 +23,13 @@ import hf_xmc
 from hf_xmc import manifest
 from hf_xmc.atomic import whole_folder
 from hf_xmc.finite import first_non_finite, refuse_non_finite
-from hf_xmc.manifest import CONFIG, LABEL_INDEX
+from hf_xmc.manifest import CONFIG, LABEL_INDEX, TRAINING_MEMORY
+from hf_xmc.memory import MemorySettings, TrainingMemory
 
 logger = logging.getLogger(__name__)
 
 LABELS, EMBEDDINGS = "labels.parquet", "embeddings.safetensors"
+TEXTS = "texts.parquet"
 
 Writer = Callable[[Path], Mapping[str, Any]]  # writes a part where it is told to, and says what the part is
 
@@ -121,3 +127,39 @@ def read_label_index(release: Release) -> tuple[Dataset, Tensor]:
             f"{expected}."
         )
     return labels, embeddings
+
+
+def write_training_memory(folder: Path, memory: TrainingMemory) -> dict[str, Any]:
+    """The part ``training_memory``: embeddings in half precision, the labels of each query, and the texts."""
+    folder.mkdir()
+    tensors = {
+        "embeddings": memory.index.embeddings.half().contiguous(),
+        "offsets": torch.from_numpy(memory.relevance.indptr.astype(np.int64)),
+        "label_ids": torch.from_numpy(memory.relevance.indices.astype(np.int32)),
+    }
+    save_file(tensors, folder / EMBEDDINGS)
+    if memory.texts is not None:
+        pq.write_table(pa.table({"text": memory.texts}), folder / TEXTS)
+    num_queries, num_labels = memory.relevance.shape
+    return {"num_queries": num_queries, "num_labels": num_labels, "settings": asdict(memory.settings)}
+
+
+def read_training_memory(release: Release) -> TrainingMemory | None:
+    """The memory, if the release has one.
+
+    Raises:
+        ValueError: files that hold something else.
+    """
+    if TRAINING_MEMORY not in release.parts:
+        return None
+    folder, said = release.folder / TRAINING_MEMORY, release.parts[TRAINING_MEMORY]
+    try:
+        tensors = load_file(folder / EMBEDDINGS)
+        label_ids, offsets = tensors["label_ids"].numpy(), tensors["offsets"].numpy()
+        shape = (said["num_queries"], said["num_labels"])
+        relevance = sp.csr_array((np.ones(len(label_ids), np.float32), label_ids, offsets), shape=shape)
+        relevance.check_format()
+        texts = pq.read_table(folder / TEXTS)["text"].to_pylist() if (folder / TEXTS).exists() else None
+        return TrainingMemory(tensors["embeddings"], relevance, texts, settings=MemorySettings(**said["settings"]))
+    except (SafetensorError, pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder} does not hold a memory as it was saved ({error}).") from None

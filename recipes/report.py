@@ -41,7 +41,7 @@ def write(run: Path, data_folder: str) -> Path:
         f"labels. Model <b>{html.escape(recipe['model'])}</b>, loss <b>{html.escape(recipe['loss'])}</b>, all labels "
         f"as negatives; trained in {metrics['train_seconds']:.0f} s.</p>",
         f"<h2>On the {split} split</h2>",
-        table(metrics["labels"], Path(data_folder) / "peers.json"),
+        table(metrics, Path(data_folder) / "peers.json"),
         "<h2>Training</h2><img src='training.png' alt='loss and validation metrics by epoch'>",
         *by_frequency(metrics["deciles"], split, run / "deciles.png"),
         f"<h2>{NUM_EXAMPLES} {split} queries</h2><p>Drawn at random. Labels that are right are "
@@ -53,14 +53,17 @@ def write(run: Path, data_folder: str) -> Path:
     return path
 
 
-def table(ours: dict[str, float], peers_file: Path) -> str:
+def table(metrics: dict, peers_file: Path) -> str:
     """Metrics in percent, ours above those of other systems where the data comes with such a file."""
     peers = json.loads(peers_file.read_text()) if peers_file.exists() else {"percent": {}, "note": ""}
-    rows = [("hf_xmc", {name: 100 * value for name, value in ours.items()}), *peers["percent"].items()]
-    columns = [name for name in COLUMNS if name in ours]
+    ways = {"hf_xmc, labels": "labels", "hf_xmc, labels and memory": "memory"}
+    ours = {name: metrics[way] for name, way in ways.items() if way in metrics}
+    rows = {name: {at: 100 * value for at, value in values.items()} for name, values in ours.items()}
+    rows |= peers["percent"]
+    columns = [name for name in COLUMNS if name in metrics["labels"]]
     lines = ["<table><tr><th></th>", *(f"<th>{name}</th>" for name in columns), "</tr>"]
-    for system, values in rows:
-        lines.append(f"<tr{' class=ours' if system == 'hf_xmc' else ''}><td>{html.escape(system)}</td>")
+    for system, values in rows.items():
+        lines.append(f"<tr{' class=ours' if system in ours else ''}><td>{html.escape(system)}</td>")
         lines += [f"<td>{values[name]:.2f}</td>" if name in values else "<td></td>" for name in columns]
         lines.append("</tr>")
     return "".join(lines) + f"</table><p><small>{html.escape(peers['note'])}</small></p>"

@@ -9,7 +9,7 @@ Settings stand in a YAML file; flags after it override them. `--help` lists them
 import json
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from hf_xmc import (
     static_encoder,
     with_phrases,
 )
-from hf_xmc.metrics import by_frequency_decile, label_counts
+from hf_xmc.metrics import PROPENSITY_PRESETS, by_frequency_decile, inverse_propensity, label_counts
 
 LOSSES = {
     "decoupled_softmax": losses.DecoupledSoftmaxLoss,
@@ -62,6 +62,10 @@ class RecipeArguments:
         default=0.02, metadata={"help": "Share of train to validate on where the data has no such split; 0 for none."}
     )
     propensity: str = field(default="default", metadata={"help": "Preset of A and B for PSP@k."})
+    memory: bool = field(default=True, metadata={"help": "Let the nearest training queries vote on the labels."})
+    memory_tolerance: float = field(
+        default=0.003, metadata={"help": "P@5 on validation that tuning the memory may give up for PSP@5."}
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -92,13 +96,20 @@ def main(argv: list[str]) -> None:
     if trainer.is_world_process_zero():
         output_dir = Path(args.output_dir)
         model = XMCModel(standalone(trainer.model) if recipe.model == "phrases" else trainer.model, data.labels)
-        model.save_pretrained(output_dir / "model")
         metrics = evaluate(model, full, recipe.propensity)
+        if recipe.memory:
+            tuned = add_memory(model, data, recipe)
+            if carve:
+                model.remember(data.validation)
+            with_memory = evaluate(model, full, recipe.propensity)
+            metrics = {**with_memory, "labels": metrics["labels"], "memory": with_memory["labels"]}
+            metrics["memory_settings"] = tuned
+        model.save_pretrained(output_dir / "model")
         # Settings of the recipe and of the loop, and what they gave.
         report = {**metrics, "train_seconds": train_seconds, "recipe": vars(recipe), "arguments": args.to_dict()}
         write_json(output_dir / "metrics.json", report)
         write_json(output_dir / "history.json", trainer.state.log_history)
-        print(json.dumps(metrics["labels"], indent=2))
+        print(json.dumps({name: metrics[name] for name in ("labels", "memory") if name in metrics}, indent=2))
 
 
 def parse(argv: list[str]) -> tuple[RecipeArguments, XMCTrainingArguments]:
@@ -133,6 +144,20 @@ def build_encoder(recipe: RecipeArguments, data: XMCData, seed: int) -> Sentence
 def build_loss(recipe: RecipeArguments) -> losses.DecoupledSoftmaxLoss:
     extra = {"k": recipe.k} if recipe.loss == "soft_top_k" else {}
     return LOSSES[recipe.loss](temperature=recipe.temperature, **extra)
+
+
+def add_memory(model: XMCModel, data: XMCData, recipe: RecipeArguments) -> dict:
+    """Remember the training queries, with settings chosen on validation, if there is one."""
+    model.remember(data.train)
+    if data.validation is None:
+        return asdict(model.memory.settings)
+    a, b = PROPENSITY_PRESETS[recipe.propensity]
+    return model.tune_memory(
+        data.validation,
+        inverse_propensity=inverse_propensity(data.label_counts(), len(data.train), a, b),
+        tolerance=recipe.memory_tolerance,
+        exclude=data.filter_pairs.get("validation"),
+    )
 
 
 def evaluate(model: XMCModel, data: XMCData, propensity: str) -> dict:

@@ -11,7 +11,7 @@ FLOORS = [
     ["functional", "streaming"],
     ["losses", "encoding", "static"],
     ["formats", "data", "loading", "phrases", "batching", "in_batch", "st_losses"],
-    ["index", "evaluation", "evaluate_metrics"],
+    ["index", "memory", "evaluation", "evaluate_metrics"],
     ["manifest", "release", "hub", "model"],
     ["training_args", "checkpoints", "trainer", "cli"],
 ]

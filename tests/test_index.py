@@ -93,6 +93,19 @@ def test_bad_input_says_what_was_got(call, message):
         call()
 
 
+def test_labels_come_and_go_and_ids_close_up():
+    labels, queries = whole_numbers(23, 3, seed=1), whole_numbers(5, 3)
+    grown = LabelIndex(labels[:20])
+    grown.add(labels[20:])
+    grown.remove([22, 0, 7, 7])
+    found, expected = grown.search(queries, 6), LabelIndex(np.delete(labels, [0, 7, 22], axis=0)).search(queries, 6)
+    np.testing.assert_array_equal(found.label_ids, expected.label_ids)
+    with pytest.raises(ValueError, match="label id 20 is not one of 20 labels"):
+        grown.remove([20])
+    with pytest.raises(ValueError, match="have embeddings of 3 numbers, got 4"):
+        grown.add(np.zeros((1, 4), np.float32))
+
+
 def test_torch_and_numpy_give_the_same():
     queries, labels = whole_numbers(5, 3), whole_numbers(23, 3, seed=1)
     one, other = (

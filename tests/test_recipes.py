@@ -26,10 +26,12 @@ def data(tmp_path):
 
 def check(folder):
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert set(metrics["labels"]) == METRICS
-    assert all(0 <= value <= 1 for value in metrics["labels"].values())
+    for way in ("labels", "memory"):
+        assert set(metrics[way]) == METRICS
+        assert all(0 <= value <= 1 for value in metrics[way].values())
     assert metrics["split"] == "test"
     assert metrics["train_seconds"] > 0
+    assert metrics["memory_settings"]["validation"]["num_queries"] > 0
     (prediction,) = XMCModel.from_pretrained(folder / "model").predict("a red boat", top_k=1)
     assert prediction.text in layouts.LABELS
 
