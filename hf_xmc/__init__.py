@@ -20,6 +20,8 @@ _HOME = {
     "evaluation": ["ExtremeMultilabelClassificationEvaluator"],
     "evaluate_metrics": ["metric_path"],
     "model": ["XMCModel", "Prediction"],
+    "card": ["XMCCard"],
+    "pipelines": ["pipeline"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE_OF)  # noqa: PLE0605

@@ -66,12 +66,10 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 def _index(arguments: argparse.Namespace) -> None:
-    from sentence_transformers import SentenceTransformer
-
     from hf_xmc.model import XMCModel
 
     labels = _labels(arguments.labels)
-    XMCModel(SentenceTransformer(arguments.encoder), labels).save_pretrained(arguments.output_dir)
+    XMCModel.from_pretrained(arguments.encoder, labels=labels).save_pretrained(arguments.output_dir)
     _write({"num_labels": len(labels), "model": str(arguments.output_dir)})
 
 

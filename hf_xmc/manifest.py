@@ -17,7 +17,7 @@ REQUIRES = ["sentence-transformers>=6.2"]  # what reads the encoder
 LABEL_INDEX, TRAINING_MEMORY, CALIBRATION = "label_index", "training_memory", "calibration.json"
 PARTS = (LABEL_INDEX, TRAINING_MEMORY, CALIBRATION)
 LOADED = {".json", ".txt", ".safetensors", ".model", ".parquet", ".jinja"}  # what a release consists of
-REFUSED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".npy", ".npz", ".py", ".so"}
+REFUSED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".npy", ".npz", ".py", ".so", ".faiss"}
 
 
 def write(folder: Path, parts: Mapping[str, Mapping[str, Any]], **about: Any) -> None:
@@ -34,10 +34,10 @@ def write(folder: Path, parts: Mapping[str, Mapping[str, Any]], **about: Any) ->
         "requires": REQUIRES,
         **about,
         "parts": dict(parts),
-        "encoder_fingerprint": _fingerprint(files),
+        "encoder_fingerprint": fingerprint_of(files),
         "files": files,
     }
-    (folder / CONFIG).write_text(json.dumps(about, indent=2))
+    (folder / CONFIG).write_text(json.dumps({**about, "digest": digest_of(about)}, indent=2))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -55,6 +55,8 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is of format {version!r}; this version reads {FORMAT_VERSION}.")
     if not isinstance(files, dict) or not isinstance(parts, dict) or "modules.json" not in files:
         raise ValueError(f"{path} does not name parts, files and modules.json among them: the model is not whole.")
+    if about.get("digest") != digest_of(about):
+        raise ValueError(f"{path} is not the file that was saved: get the model again.")
     if unknown := sorted(set(parts) - set(PARTS)):
         raise ValueError(f"{path} holds {', '.join(unknown)}, which this version does not know: update hf_xmc.")
     for name in files:
@@ -66,7 +68,7 @@ def read(path: Path) -> dict[str, Any]:
     for part in parts:
         if not files_of_part(files, part):
             raise ValueError(f"{path} names no file of {part}: the model is not whole.")
-    if about.get("encoder_fingerprint") != _fingerprint(files):
+    if about.get("encoder_fingerprint") != fingerprint_of(files):
         raise ValueError(f"{path}: the encoder is not the one that made the label embeddings.")
     return dict(about)
 
@@ -106,7 +108,13 @@ def files_of_part(files: Iterable[str], part: str | None) -> list[str]:
     return [name for name in files if owner[name] == part]
 
 
-def _fingerprint(files: Mapping[str, Any]) -> str:
+def digest_of(about: Mapping[str, Any]) -> str:
+    """Of a manifest, but for the entry that holds it."""
+    rest = {name: value for name, value in about.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def fingerprint_of(files: Mapping[str, Any]) -> str:
     """One digest of the files that make an embedding."""
     encoder = {name: files[name] for name in files_of_part(files, None)}
     return hashlib.sha256(json.dumps(encoder, sort_keys=True).encode()).hexdigest()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import logging
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,18 +10,25 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, overload
 
 import numpy as np
-from datasets import Dataset
+import torch
+from datasets import Dataset, Features, Value
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from hf_xmc import hub, release
+from hf_xmc import card, hub, release
 from hf_xmc.data import relevance_of
 from hf_xmc.index import LabelIndex, TopK
-from hf_xmc.manifest import LABEL_INDEX, TRAINING_MEMORY
+from hf_xmc.manifest import LABEL_INDEX, PARTS, TRAINING_MEMORY
 from hf_xmc.memory import TrainingMemory
 
+logger = logging.getLogger(__name__)
+
 PREDICT_BATCH = 1024
-REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+HOW_TO_INDEX = (
+    "XMCModel.from_pretrained(name, labels=[...]) embeds labels and indexes them, and so does "
+    "`hf-xmc index name --labels FILE --output_dir FOLDER`"
+)
+NO_LABELS = Features({"label_id": Value("string"), "text": Value("string")})
 
 
 class Prediction(NamedTuple):
@@ -38,8 +45,10 @@ class XMCModel:
     Args:
         encoder: any ``SentenceTransformer``, such as :class:`hf_xmc.XMCTrainer` leaves.
         labels: label texts, or a data set with a column ``text`` and, where labels have names of their own outside,
-            ``label_id``.
+            ``label_id``. Without any, the model holds the encoder alone, and predicts nothing yet.
         embeddings: ``(L, D)``, those of the labels; by default they are computed.
+
+    ``card`` is the text of the model card, where one was loaded or set; without, one is made of what is known.
 
     Raises:
         ValueError: no label, or embeddings that are not those of the labels.
@@ -49,25 +58,31 @@ class XMCModel:
     """
 
     def __init__(
-        self, encoder: SentenceTransformer, labels: Sequence[str] | Dataset, embeddings: Tensor | None = None
+        self,
+        encoder: SentenceTransformer,
+        labels: Sequence[str] | Dataset | None = None,
+        embeddings: Tensor | None = None,
     ) -> None:
-        if not isinstance(labels, Dataset):
-            labels = Dataset.from_dict({"text": list(labels)})
-        if not len(labels):
+        dim = encoder.get_embedding_dimension() or 0
+        if labels is not None and not len(labels):
             raise ValueError("there is no label: a model predicts one of its labels.")
-        if "label_id" not in labels.column_names:
-            labels = labels.add_column("label_id", [str(row) for row in range(len(labels))])
+        if labels is None:
+            table, embeddings = Dataset.from_dict({"label_id": [], "text": []}, NO_LABELS), torch.empty(0, dim)
+        else:
+            table = labels if isinstance(labels, Dataset) else Dataset.from_dict({"text": list(labels)})
+        if "label_id" not in table.column_names:
+            table = table.add_column("label_id", [str(row) for row in range(len(table))])
         self.encoder = encoder
+        self.card: str | None = None
         self.memory: TrainingMemory | None = None
-        self.labels = labels.select_columns(["label_id", "text"])
+        self.labels = table.select_columns(["label_id", "text"])
         if embeddings is None:
             texts = list(self.labels["text"])
             embeddings = encoder.encode_document(texts, convert_to_tensor=True, batch_size=PREDICT_BATCH)
         self.index = LabelIndex(embeddings.detach().cpu())
-        dim = encoder.get_embedding_dimension()
-        if (self.index.num_labels, self.index.embedding_dim) != (len(labels), dim):
+        if (self.index.num_labels, self.index.embedding_dim) != (len(table), dim):
             raise ValueError(
-                f"embeddings have shape {tuple(embeddings.shape)}; expected ({len(labels)}, {dim}): a row for each "
+                f"embeddings have shape {tuple(embeddings.shape)}; expected ({len(table)}, {dim}): a row for each "
                 "label, made by this encoder."
             )
 
@@ -88,6 +103,8 @@ class XMCModel:
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """``(N, D)`` embeddings of queries."""
+        if not len(self.labels):
+            raise ValueError(f"the model has no label to predict: {HOW_TO_INDEX}.")
         queries = self.encoder.encode_query(list(texts), convert_to_tensor=True, batch_size=PREDICT_BATCH)
         return queries.float().cpu().reshape(len(texts), self.index.embedding_dim)  # of no text, `encode` makes (0,)
 
@@ -152,10 +169,10 @@ class XMCModel:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that :meth:`from_pretrained` reads, and ``SentenceTransformer(folder)`` alone too."""
         index = partial(release.write_label_index, labels=self.labels, embeddings=self.index.embeddings)
-        parts = {LABEL_INDEX: index}
+        parts: dict[str, release.Writer] = {LABEL_INDEX: index} if len(self.labels) else {}
         if self.memory is not None:
             parts[TRAINING_MEMORY] = partial(release.write_training_memory, memory=self.memory)
-        release.save(folder, self.encoder, parts)
+        release.save(folder, self.encoder, parts, self.card or card.of_model(self.encoder, len(self.labels)))
 
     def push_to_hub(
         self,
@@ -194,6 +211,7 @@ class XMCModel:
         cls,
         name: str | Path,
         *,
+        labels: Sequence[str] | Dataset | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
@@ -202,8 +220,12 @@ class XMCModel:
     ) -> XMCModel:
         """Read a saved model, once every file is found to be the one that was saved.
 
+        A model of sentence-transformers that was not saved by this package loads too. It has no labels; give some.
+
         Args:
             name: a folder, or ``org/name`` of a model of the Hub.
+            labels: labels to predict in the place of those that the model was saved with, whose index is then neither
+                downloaded nor read. They are embedded.
             revision, token, cache_dir, local_files_only: as everywhere on the Hub.
             device: where the encoder goes; by default the best there is.
 
@@ -211,12 +233,19 @@ class XMCModel:
             FileNotFoundError: a path that leads nowhere.
             ValueError: the model is not whole, not the one that was saved, or not to be found.
         """
-        folder = Path(name)
-        if not folder.is_dir() and isinstance(name, str) and REPO_ID.fullmatch(name):
-            folder = hub.pull(
-                name, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
-            )
-        saved = release.load(folder, device)
-        model = cls(saved.encoder, *release.read_label_index(saved))
+        where: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        where["local_files_only"] = local_files_only
+        parts = PARTS if labels is None else ()
+        folder = hub.find(name, parts=parts, **where)
+        if folder is None:
+            if labels is None:
+                logger.warning("%s is an encoder without labels, and predicts nothing yet: %s.", name, HOW_TO_INDEX)
+            return cls(hub.plain_encoder(str(name), device=device, **where), labels)
+        saved = release.load(folder, device, parts)
+        embeddings = None
+        if LABEL_INDEX in saved.parts:
+            labels, embeddings = release.read_label_index(saved)
+        model = cls(saved.encoder, labels, embeddings)
         model.memory = release.read_training_memory(saved)
+        model.card = saved.card if parts else None  # one of other labels
         return model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,11 +23,12 @@ import hf_xmc
 from hf_xmc import manifest
 from hf_xmc.atomic import whole_folder
 from hf_xmc.finite import first_non_finite, refuse_non_finite
-from hf_xmc.manifest import CONFIG, LABEL_INDEX, TRAINING_MEMORY
+from hf_xmc.manifest import CONFIG, LABEL_INDEX, PARTS, TRAINING_MEMORY
 from hf_xmc.memory import MemorySettings, TrainingMemory
 
 logger = logging.getLogger(__name__)
 
+CARD = "README.md"
 LABELS, EMBEDDINGS = "labels.parquet", "embeddings.safetensors"
 TEXTS = "texts.parquet"
 
@@ -40,15 +41,17 @@ class Release(NamedTuple):
     encoder: SentenceTransformer
     folder: Path
     parts: Mapping[str, Mapping[str, Any]]  # what each part says of itself
+    card: str | None
 
 
-def save(folder: str | Path, encoder: SentenceTransformer, parts: Mapping[str, Writer]) -> None:
+def save(folder: str | Path, encoder: SentenceTransformer, parts: Mapping[str, Writer], card: str) -> None:
     """Write encoder and parts; the folder appears whole or not at all.
 
     Args:
         folder: a new folder, or one that holds a saved model, which is replaced.
         encoder: what stands at the root, where sentence-transformers reads it.
         parts: by their names, which are those of :data:`hf_xmc.manifest.PARTS`, what writes them.
+        card: the text of ``README.md``.
 
     Raises:
         ValueError: the folder holds something else, which is left alone.
@@ -60,6 +63,7 @@ def save(folder: str | Path, encoder: SentenceTransformer, parts: Mapping[str, W
     refuse_non_finite(encoder.named_parameters(), "the weights of the encoder")
     with whole_folder(folder) as new:
         encoder.save_pretrained(str(new))
+        (new / CARD).write_text(card, encoding="utf-8")
         said = {name: write(new / name) for name, write in parts.items()}
         manifest.write(
             new,
@@ -70,30 +74,26 @@ def save(folder: str | Path, encoder: SentenceTransformer, parts: Mapping[str, W
         )
 
 
-def load(folder: Path, device: str | None = None) -> Release:
+def load(folder: Path, device: str | None = None, parts: Collection[str] = PARTS) -> Release:
     """Read what :func:`save` wrote, after a check that every file is the one that was saved.
 
+    Args:
+        folder: of a saved model.
+        device: where the encoder goes; by default the best there is.
+        parts: what is wanted beside the encoder; what is not wanted need not be there.
+
     Raises:
-        FileNotFoundError: no such folder.
         ValueError: it is not a whole model, or a file was changed.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder.")
-    if not (folder / CONFIG).exists():
-        if (folder / "modules.json").exists():
-            raise ValueError(
-                f"{folder} is an encoder without a label index: make one with "
-                f"`hf-xmc index {folder} --labels LABELS --output_dir FOLDER`, or XMCModel(encoder, labels)."
-            )
-        raise ValueError(f"{folder} has no {CONFIG}: it is not a saved XMCModel, or was not saved to the end.")
-    about = manifest.check(folder)
+    about = manifest.check(folder, parts)
     try:
         encoder = SentenceTransformer(str(folder), device=device, local_files_only=True)
-    except (SafetensorError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # whatever its many loaders raise of files that are none
         raise ValueError(f"{folder}: the encoder does not load ({error}).") from error
     if name := first_non_finite(encoder.named_parameters()):
         logger.warning("%s: the weights %s hold NaN or infinity; texts that use them cannot be embedded.", folder, name)
-    return Release(encoder, folder, about["parts"])
+    card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else None
+    return Release(encoder, folder, {name: said for name, said in about["parts"].items() if name in parts}, card)
 
 
 def write_label_index(folder: Path, labels: Dataset, embeddings: Tensor) -> dict[str, Any]:
@@ -108,11 +108,9 @@ def read_label_index(release: Release) -> tuple[Dataset, Tensor]:
     """Labels and embeddings ``(L, D)``, both mapped into memory rather than read.
 
     Raises:
-        ValueError: a release without labels, or files that hold something else.
+        ValueError: files that hold something else.
     """
     folder = release.folder / LABEL_INDEX
-    if LABEL_INDEX not in release.parts:
-        raise ValueError(f"{release.folder} has no {LABEL_INDEX}: it is an encoder without labels.")
     try:
         labels = Dataset(pq.read_table(folder / LABELS, memory_map=True))
         with safe_open(folder / EMBEDDINGS, framework="pt") as file:

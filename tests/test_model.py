@@ -4,15 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import LABELS, make_bert_encoder, make_static_encoder
 from datasets import Dataset
+from forge import forge
 from sentence_transformers import SentenceTransformer
 
-from hf_xmc import Prediction, XMCModel
+from hf_xmc import Prediction, XMCModel, pipeline
 
 TEXTS = ["a red boat", "old oak tree", "dog and cat"]
 
@@ -67,6 +69,7 @@ def test_a_saved_model_predicts_the_same(kind, bert_folder, tmp_path):
 def test_the_encoder_loads_where_this_package_cannot_be_imported(saved, encoder):
     code = """
 import sys
+from pathlib import Path
 class Absent:
     def find_spec(self, name, *_):
         if name.split(".")[0] == "hf_xmc":
@@ -145,17 +148,67 @@ def test_the_card_may_be_edited(saved, model):
 def test_folders_that_are_no_model(saved, encoder, tmp_path):
     with pytest.raises(FileNotFoundError, match="is no folder"):
         XMCModel.from_pretrained(tmp_path / "nothing")
-    about = json.loads((saved / "xmc_config.json").read_text())
-    (saved / "xmc_config.json").write_text(json.dumps({**about, "format_version": 99}))
+    forge(saved, format_version=99)
     with pytest.raises(ValueError, match="is of format 99; this version reads 1"):
         XMCModel.from_pretrained(saved)
     (saved / "xmc_config.json").unlink()
-    with pytest.raises(ValueError, match="encoder without a label index: make one with `hf-xmc index"):
+    with pytest.raises(ValueError, match=r"a label_index and no xmc_config.json: it was not saved, or not uploaded"):
         XMCModel.from_pretrained(saved)
     assert SentenceTransformer(str(saved)).get_embedding_dimension() == 16
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"has no xmc_config.json: it is not a saved XMCModel"):
+    with pytest.raises(ValueError, match=r"has no xmc_config.json, and does not load as a model of sentence-transf"):
         XMCModel.from_pretrained(tmp_path / "empty")
+
+
+def test_a_plain_encoder_loads_and_says_what_to_build(encoder, tmp_path, caplog):
+    encoder.save_pretrained(str(tmp_path / "plain"))
+    model = XMCModel.from_pretrained(tmp_path / "plain")
+    assert (
+        "an encoder without labels, and predicts nothing yet: XMCModel.from_pretrained(name, labels=[...])"
+        in caplog.text
+    )
+    with pytest.raises(ValueError, match=r"the model has no label to predict: .* `hf-xmc index name --labels FILE"):
+        model.predict(TEXTS)
+    labelled = XMCModel.from_pretrained(tmp_path / "plain", labels=LABELS)
+    assert labelled.predict(TEXTS) == XMCModel(encoder, LABELS).predict(TEXTS)
+    model.save_pretrained(tmp_path / "unlabelled")
+    again = XMCModel.from_pretrained(tmp_path / "unlabelled")
+    assert (len(again.labels), again.encoder.encode("boat").tolist()) == (0, encoder.encode("boat").tolist())
+    assert not (tmp_path / "unlabelled" / "label_index").exists()
+
+
+def test_other_labels_take_the_place_of_the_saved_ones(saved, encoder):
+    (saved / "label_index" / "embeddings.safetensors").unlink()  # they are not read
+    model = XMCModel.from_pretrained(saved, labels=["boat", "oak"])
+    assert model.predict(TEXTS) == XMCModel(encoder, ["boat", "oak"]).predict(TEXTS)
+    assert len(model.labels) == 2
+    (saved / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(ValueError, match=r"model.safetensors is not the file that was saved"):
+        XMCModel.from_pretrained(saved, labels=["boat", "oak"])
+
+
+def test_a_part_of_a_later_version_and_a_library_that_is_too_old(saved):
+    about = json.loads((saved / "xmc_config.json").read_text())
+    assert about["requires"] == ["sentence-transformers>=6.2"]
+    assert about["requires"][0] in (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    forge(saved, requires=["sentence-transformers>=99"])
+    with pytest.raises(ValueError, match="sentence-transformers>=99 is required"):
+        XMCModel.from_pretrained(saved)
+    forge(saved, requires=about["requires"], parts={**about["parts"], "wings": {}})
+    with pytest.raises(ValueError, match="holds wings, which this version does not know: update hf_xmc"):
+        XMCModel.from_pretrained(saved)
+    forge(saved, parts={**about["parts"], "calibration.json": {}})
+    with pytest.raises(ValueError, match=r"names no file of calibration.json: the model is not whole"):
+        XMCModel.from_pretrained(saved)
+
+
+def test_the_pipeline_gives_dictionaries(model, saved):
+    pipe = pipeline(saved)
+    best = model.predict(TEXTS, top_k=2)
+    assert pipe(TEXTS, top_k=2) == [
+        [{"label": p.text, "score": p.score, "label_id": p.label_id} for p in ps] for ps in best
+    ]
+    assert [answer["label"] for answer in pipeline(model)(TEXTS[0])] == [p.text for p in model.predict(TEXTS[0])]
 
 
 def test_bad_input_says_what_was_got(encoder, model):

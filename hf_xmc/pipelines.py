@@ -1,0 +1,40 @@
+"""A model as a callable, in the manner of ``transformers.pipeline``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_xmc.model import Prediction, XMCModel
+
+
+def pipeline(model: str | Path | XMCModel, **settings: Any) -> Callable[..., list[Any]]:
+    """A function from texts to labels, ``pipe(texts, top_k=5)``.
+
+    Args:
+        model: a folder, ``org/name`` of a model of the Hub, or a model.
+        settings: of :meth:`XMCModel.from_pretrained`.
+
+    Returns a function that gives, for one text, a list of ``{"label", "score", "label_id"}``, best first, and for
+    several a list of such lists.
+
+    It is no task of ``transformers.pipeline``, which takes a repository's ``config.json`` for one of its own models: it
+    would load neither the encoder, with its pooling, nor the labels.
+
+    >>> pipe = pipeline("runs/demo/model")  # doctest: +SKIP
+    >>> pipe("a small boat with a sail", top_k=1)  # doctest: +SKIP
+    [{'label': 'boat', 'score': 12.3, 'label_id': 'n02858304'}]
+    """
+    loaded = model if isinstance(model, XMCModel) else XMCModel.from_pretrained(model, **settings)
+
+    def pipe(texts: str | Sequence[str], top_k: int = 5) -> list[Any]:
+        if isinstance(texts, str):
+            return _as_dicts(loaded.predict(texts, top_k))
+        return [_as_dicts(labels) for labels in loaded.predict(texts, top_k)]
+
+    return pipe
+
+
+def _as_dicts(labels: Sequence[Prediction]) -> list[dict[str, Any]]:
+    return [{"label": label.text, "score": label.score, "label_id": label.label_id} for label in labels]
