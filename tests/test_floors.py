@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "hf_xmc"
 FLOORS = [
     ["sharding", "metrics", "atomic", "finite"],
-    ["functional", "streaming"],
+    ["threshold", "functional", "blocks", "criteria", "soft_top_k", "streaming"],
     ["losses", "encoding", "static"],
     ["formats", "data", "loading", "phrases", "batching", "in_batch", "st_losses"],
     ["index", "memory", "evaluation", "evaluate_metrics"],

@@ -24,6 +24,18 @@ def test_a_module_is_its_function_at_its_temperature(module, settings, function,
     assert module(**settings, temperature=0.5).get_config_dict()["temperature"] == 0.5
 
 
+def test_the_precision_of_the_gradient_products_reaches_the_function():
+    torch.manual_seed(0)
+    queries, labels, positives = torch.randn(5, 4), torch.randn(13, 4), torch.randint(13, (5, 2))
+    for module, settings, *_ in CASES:
+        made = []
+        for dtype in (None, torch.bfloat16):
+            x = queries.clone().requires_grad_()
+            module(**settings, gradient_dtype=dtype)(x, labels, positives).backward()
+            made.append(x.grad)
+        assert 0 < (made[0] - made[1]).norm() < 0.02 * made[0].norm()
+
+
 def test_bias_and_scale_are_learned_and_stay_out_without_a_bias():
     loss = losses.BCELoss(bias=-2.0)
     loss(torch.randn(3, 4), torch.randn(5, 4), torch.tensor([[0], [1], [2]])).backward()

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from hf_xmc import functional, streaming
+from hf_xmc import blocks, functional, streaming
 
 PAD = functional.IGNORE_INDEX
 LOSSES = {
@@ -15,10 +17,18 @@ LOSSES = {
 WHOLE_ROWS, CHUNKS = 2**28, 7 * 100 * 8  # bytes: the second holds 7 queries against 100 labels
 
 
+@pytest.fixture(params=["whole rows", "blocks", "chunks"])
+def memory_budget(request, monkeypatch):
+    """11 queries at once, in blocks of 4, 4 and 3 that keep their rows, and in blocks of 6 and 5 that do not."""
+    if request.param == "blocks":
+        monkeypatch.setattr(streaming, "MAX_BLOCK", 4)
+    return CHUNKS if request.param == "chunks" else WHOLE_ROWS
+
+
 @pytest.fixture
 def step(monkeypatch):
     """11 queries, 457 labels, every odd row; chunks of 100 labels do not divide them."""
-    monkeypatch.setattr(streaming, "CHUNK", 100)
+    monkeypatch.setattr(blocks, "CHUNK", 100)
     generator = torch.Generator().manual_seed(0)
     queries = torch.randn(11, 6, dtype=torch.float64, generator=generator)
     labels = torch.randn(457, 6, dtype=torch.float64, generator=generator)
@@ -46,7 +56,6 @@ def plain(name):
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("memory_budget", [WHOLE_ROWS, CHUNKS], ids=["whole rows", "chunks"])
 def test_streaming_changes_memory_and_nothing_else(step, name, weighted, memory_budget):
     queries, labels, positives, weights = step
     settings = dict(LOSSES[name], weights=weights if weighted else None)
@@ -58,7 +67,6 @@ def test_streaming_changes_memory_and_nothing_else(step, name, weighted, memory_
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("memory_budget", [WHOLE_ROWS, CHUNKS], ids=["whole rows", "chunks"])
 @pytest.mark.parametrize("num_labels", [1, 3])
 def test_few_labels(step, name, memory_budget, num_labels):
     """All labels positive, k above their number, fewer labels than a chunk."""
@@ -93,6 +101,81 @@ def test_half_precision_embeddings_are_scored_in_float32(step, dtype):
     assert torch.equal(got[2], expected[2].to(dtype))
 
 
+class Created(TorchDispatchMode):
+    """Precision and size of the memory that operations take, beside that of tensors known before."""
+
+    def __init__(self, *known):
+        super().__init__()
+        self.known = {tensor.untyped_storage().data_ptr(): tensor for tensor in known}
+        self.sizes = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), settings=None):
+        result = function(*arguments, **(settings or {}))
+        for tensor in (r for r in tree_leaves(result) if isinstance(r, torch.Tensor) and r.numel()):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in self.known:
+                self.known[storage.data_ptr()] = tensor  # kept alive: no address is used twice
+                self.sizes.append((tensor.dtype, storage.nbytes() // tensor.itemsize))
+        return result
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_neither_the_score_matrix_nor_a_copy_of_the_labels_is_made(step, name, dtype):
+    queries, labels, positives, _ = step
+    queries, labels = queries.float().requires_grad_(), labels.to(dtype).requires_grad_()
+    with Created(queries, labels) as forward:
+        value = getattr(streaming, name)(queries, labels, positives, **LOSSES[name], memory_budget=CHUNKS)
+    assert (torch.float32, labels.numel()) in forward.sizes, "the gradient of the labels"
+    assert sum(size >= labels.numel() for _, size in forward.sizes) == 1 < len(queries) * len(labels) / labels.numel()
+    with Created(*forward.known.values()) as backward:
+        torch.autograd.grad(value, [queries, labels])
+    assert (labels.numel() in [size for _, size in backward.sizes]) == (dtype == torch.bfloat16), "converted at the end"
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_low_precision_of_the_gradient_products_leaves_the_value_alone(step, name, memory_budget):
+    queries, labels, positives, _ = step
+    arguments = queries.float(), labels.float(), positives
+    settings = dict(LOSSES[name], memory_budget=memory_budget)
+    exact = value_and_gradients(getattr(streaming, name), *arguments, **settings)
+    got = value_and_gradients(getattr(streaming, name), *arguments, **settings, gradient_dtype=torch.bfloat16)
+    torch.testing.assert_close(got[0], exact[0], rtol=1e-6, atol=0)
+    for low, full in zip(got[1:], exact[1:], strict=True):
+        assert 1e-5 * full.norm() < (low - full).norm() < 1e-2 * full.norm()
+
+
+@pytest.mark.parametrize("k", [0.3, 1, 2.5, 20, 100, 300, 456, 457, 500])
+def test_soft_top_k_from_one_label_to_all_of_them(step, k, memory_budget):
+    """Where ``2 k`` labels are listed one by one, some of them, and all."""
+    queries, labels, positives, weights = step
+    settings = {"k": k, "alpha": 2.0, "weights": weights}
+    expected = value_and_gradients(plain("soft_top_k_loss"), queries, labels, positives, **settings)
+    got = value_and_gradients(
+        streaming.soft_top_k_loss, queries, labels, positives, **settings, memory_budget=memory_budget
+    )
+    torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize(("k", "alpha"), [(1, 1.0), (5, 2.0), (5, 20.0), (100, 1.0)])
+def test_the_threshold_of_soft_top_k_takes_few_walks_over_the_labels(step, k, alpha, monkeypatch):
+    walks = []
+    scores = blocks.ScoreBlock.scores
+    monkeypatch.setattr(blocks.ScoreBlock, "scores", lambda self: walks.append(self) or scores(self))
+    queries, labels, positives, _ = step
+    streaming.soft_top_k_loss(queries.float(), labels.float(), positives, k=k, alpha=alpha)
+    assert 3 <= len(walks) <= 5  # for the list, for the start, and one to three Newton steps
+
+
+def test_gradients_are_handed_over_once(step):
+    queries, labels, positives, _ = step
+    queries.requires_grad_()
+    loss = streaming.softmax_loss(queries, labels, positives)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="call the loss again"):
+        loss.backward()
+
+
 def test_autocast_does_not_reach_the_scores(step):
     queries, labels, positives, _ = step
     queries, labels = queries.float(), labels.float()
@@ -115,5 +198,9 @@ def test_bias_and_scale_of_bce_receive_gradients(step):
 def test_bad_shapes_say_what_was_got():
     with pytest.raises(ValueError, match=r"queries has shape \(2, 3\) and labels \(4, 5\)"):
         streaming.softmax_loss(torch.zeros(2, 3), torch.zeros(4, 5), torch.zeros(2, 1, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"gradient_dtype must be None or torch.bfloat16, got torch.float16"):
+        streaming.softmax_loss(
+            torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(2, 1).long(), gradient_dtype=torch.float16
+        )
     with pytest.raises(ValueError, match="label id 4, but there are only 4 labels"):
         streaming.softmax_loss(torch.zeros(2, 3), torch.zeros(4, 3), torch.full((2, 1), 4))
