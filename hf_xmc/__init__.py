@@ -17,6 +17,7 @@ _HOME = {
     "trainer": ["XMCTrainer"],
     "index": ["LabelIndex", "TopK"],
     "memory": ["TrainingMemory", "MemorySettings"],
+    "mining": ["HardNegativeMiner", "mine_hard_negatives"],
     "evaluation": ["ExtremeMultilabelClassificationEvaluator"],
     "evaluate_metrics": ["metric_path"],
     "model": ["XMCModel", "Prediction"],

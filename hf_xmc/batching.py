@@ -1,10 +1,10 @@
-"""The tensors of one step: tokenised labels, padded positives, and which labels take part."""
+"""The tensors of one step: queries and their positives from the collator, labels from a table of their tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +12,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.data_collator import BaseDataCollator
 from torch import Tensor
 
-from hf_xmc import sharding
 from hf_xmc.encoding import Features
-from hf_xmc.functional import check_positives
-from hf_xmc.sharding import IGNORE_INDEX, LabelShard
+from hf_xmc.functional import positive_weights
+from hf_xmc.sharding import IGNORE_INDEX
 
 TOKENIZE_BATCH = 8192
 
@@ -27,11 +26,23 @@ class LabelTable:
         encoder: its ``preprocess`` tokenises; it may pad (a transformer) or return one flat stream (static embeddings).
         texts: the label texts.
         prompt, task: as in ``SentenceTransformer.encode``; labels are documents.
+        chunk_size, chunk_tokens: how many labels, and how many tokens with their padding, a chunk holds at most;
+            ``None`` for any number.
+        device: where the encoder is.
     """
 
     def __init__(
-        self, encoder: SentenceTransformer, texts: Sequence[str], prompt: str | None = None, task: str = "document"
+        self,
+        encoder: SentenceTransformer,
+        texts: Sequence[str],
+        *,
+        prompt: str | None = None,
+        task: str = "document",
+        chunk_size: int | None = None,
+        chunk_tokens: int | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
+        self.chunk_size, self.chunk_tokens, self.device = chunk_size, chunk_tokens, device
         tokens, lengths = [], []
         self.constant: Features = {}  # what is the same for every text, such as the route to take
         for start in range(0, len(texts), TOKENIZE_BATCH):
@@ -61,7 +72,24 @@ class LabelTable:
         """Tokens a label, ``(L,)``."""
         return np.diff(self.offsets)
 
-    def features(self, label_ids: np.ndarray, device: torch.device | str = "cpu") -> Features:
+    def by_length(self, label_ids: np.ndarray) -> np.ndarray:
+        """The same labels, short ones first, so that a chunk holds little padding."""
+        return label_ids if self.flat else label_ids[np.argsort(self.lengths[label_ids], kind="stable")]
+
+    def chunks(self, label_ids: np.ndarray) -> Iterator[tuple[slice, Features]]:
+        """The labels in pieces of at most ``chunk_size`` labels and ``chunk_tokens`` tokens, one label at least."""
+        lengths = self.lengths[label_ids]
+        start = 0
+        while start < len(label_ids):
+            stop = len(label_ids) if self.chunk_size is None else min(len(label_ids), start + self.chunk_size)
+            if self.chunk_tokens is not None:
+                ahead = lengths[start:stop]
+                tokens = ahead.cumsum() if self.flat else np.maximum.accumulate(ahead) * np.arange(1, len(ahead) + 1)
+                stop = start + max(1, int(np.searchsorted(tokens, self.chunk_tokens, side="right")))
+            yield slice(start, stop), self.features(label_ids[start:stop])
+            start = stop
+
+    def features(self, label_ids: np.ndarray) -> Features:
         """What ``encoder.preprocess`` would give for these labels' texts."""
         lengths = self.lengths[label_ids]
         ends = lengths.cumsum()
@@ -69,55 +97,14 @@ class LabelTable:
         flat = np.arange(lengths.sum()) - np.repeat(starts - self.offsets[label_ids], lengths)
         tokens = torch.from_numpy(self.tokens[flat].astype(np.int64))
         if self.flat:
-            return {**self.constant, "input_ids": tokens.to(device), "offsets": torch.from_numpy(starts).to(device)}
+            offsets = torch.from_numpy(starts)
+            return {**self.constant, "input_ids": tokens.to(self.device), "offsets": offsets.to(self.device)}
         mask = torch.arange(int(lengths.max(initial=0))) < torch.from_numpy(lengths)[:, None]
         ids = torch.full(mask.shape, self.pad_token_id).masked_scatter_(mask, tokens)
-        padded: Features = {"input_ids": ids.to(device), "attention_mask": mask.long().to(device)}
+        padded: Features = {"input_ids": ids.to(self.device), "attention_mask": mask.long().to(self.device)}
         if self.token_types:
             padded["token_type_ids"] = torch.zeros_like(padded["input_ids"])
         return {**self.constant, **padded}
-
-
-class Candidates(NamedTuple):
-    """The labels that this process scores in a step.
-
-    ``chunks`` are features, in the order of the scores' columns; ``positives`` counts in the columns of all processes,
-    of which ``shard`` are this one's.
-    """
-
-    chunks: list[Features]
-    positives: Tensor
-    shard: LabelShard
-
-
-class AllLabels:
-    """Every label takes part in every step; each process has its shard of them.
-
-    Args:
-        table: the tokenised labels.
-        label_chunk_size: labels embedded at a time; ``None`` for all at once, which suits an encoder that keeps no
-            activations.
-        device: where the encoder is.
-    """
-
-    def __init__(self, table: LabelTable, label_chunk_size: int | None, device: torch.device | str = "cpu") -> None:
-        if len(table) < sharding.world_size():
-            raise ValueError(f"{len(table)} labels cannot be shared by {sharding.world_size()} processes: start fewer.")
-        self.shard = LabelShard.of(len(table), sharding.rank(), sharding.world_size())
-        mine = np.arange(self.shard.start, self.shard.stop)
-        # By length, so that a chunk of a transformer holds little padding. Columns are numbered in this order.
-        mine = mine[np.argsort(table.lengths[mine], kind="stable")] if not table.flat else mine
-        self.column_of = torch.empty(len(table), dtype=torch.long)
-        orders = sharding.gather_rows(torch.from_numpy(mine)[:, None].to(device))[:, 0].cpu()
-        self.column_of[orders] = torch.arange(len(table))
-        size = max(1, len(mine)) if label_chunk_size is None else label_chunk_size
-        self.chunks = [table.features(mine[i : i + size], device) for i in range(0, len(mine), size)]
-        self.num_labels = len(table)
-
-    def __call__(self, positives: Tensor) -> Candidates:
-        check_positives(positives, self.num_labels)
-        columns = self.column_of.to(positives.device)[positives.clamp(min=0)]
-        return Candidates(self.chunks, torch.where(positives == IGNORE_INDEX, IGNORE_INDEX, columns), self.shard)
 
 
 @dataclass
@@ -138,6 +125,18 @@ class XMCCollator(BaseDataCollator):
         if "row" in features[0]:
             batch["row"] = torch.tensor([row["row"] for row in features])
         return batch
+
+
+def draw_positives(positives: Tensor, weights: Tensor | None, number: int) -> Tensor:
+    """``(B, P)`` weights: 1 for up to ``number`` positives of each query, drawn by their weights, 0 for the others.
+
+    Without replacement, by the largest of ``log(u) / weight`` (Efraimidis and Spirakis, Weighted Random Sampling with a
+    Reservoir, 2006); random numbers come from torch's generator of the CPU.
+    """
+    _, weights = positive_weights(positives, weights, torch.float32)
+    keys = torch.rand(positives.shape).to(weights).log() / weights  # minus infinity where the weight is 0
+    drawn = keys.topk(min(number, keys.shape[1]), dim=1).indices
+    return torch.zeros_like(weights).scatter(1, drawn, 1.0) * (weights > 0)
 
 
 def pad(rows: Sequence[Sequence[float]], fill: float = IGNORE_INDEX) -> Tensor:

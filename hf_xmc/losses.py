@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_xmc import sharding, streaming
@@ -14,6 +15,7 @@ from hf_xmc.sharding import LabelShard
 
 class _EmbeddingLoss(nn.Module):
     function: ClassVar[Callable[..., Tensor]]
+    weighs_labels: ClassVar[bool] = False  # whether a label can stand for several
 
     def __init__(self, temperature: float, memory_budget: int, gradient_dtype: torch.dtype | None = None) -> None:
         super().__init__()
@@ -30,10 +32,25 @@ class _EmbeddingLoss(nn.Module):
         positives: Tensor,
         weights: Tensor | None = None,
         shard: LabelShard | None = None,
+        label_weights: Tensor | None = None,
     ) -> Tensor:
-        """The loss of embeddings ``(B, D)`` and ``(L, D)``; arguments as in :mod:`hf_xmc.streaming`."""
+        """The loss of embeddings ``(B, D)`` and ``(L, D)``; arguments as in :mod:`hf_xmc.streaming`.
+
+        Args:
+            label_weights: ``(L,)``, how many labels each stands for in the sums over labels; 1 for a positive.
+
+        Raises:
+            ValueError: the loss has no such sums.
+        """
+        queries = queries / self.temperature
+        if label_weights is not None:
+            if not self.weighs_labels:
+                raise ValueError(f"{type(self).__name__} cannot weigh labels: use it with all of them.")
+            # w e^s = e^(s + log w), and <q, y> + log w = <(q, 1), (y, log w)>: weights need no code of their own.
+            queries = F.pad(queries, (0, 1), value=1.0)
+            labels = torch.cat([labels, label_weights.log()[:, None].to(labels.dtype)], dim=1)
         return self.function(
-            queries / self.temperature,
+            queries,
             labels,
             positives,
             weights=weights,
@@ -66,6 +83,7 @@ class DecoupledSoftmaxLoss(_EmbeddingLoss):
     """
 
     function = staticmethod(streaming.decoupled_softmax_loss)
+    weighs_labels = True
 
     def __init__(
         self,
@@ -80,6 +98,7 @@ class SoftmaxLoss(_EmbeddingLoss):
     """Module form of :func:`hf_xmc.functional.softmax_loss`; settings as in :class:`DecoupledSoftmaxLoss`."""
 
     function = staticmethod(streaming.softmax_loss)
+    weighs_labels = True
 
     def __init__(
         self,

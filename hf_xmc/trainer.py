@@ -17,23 +17,28 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Static
 from torch import Tensor
 from transformers.trainer_utils import HubStrategy
 
-from hf_xmc.batching import AllLabels, LabelTable, XMCCollator
+from hf_xmc import sharding
+from hf_xmc.bank import LabelBank
+from hf_xmc.batching import LabelTable, XMCCollator, draw_positives
 from hf_xmc.checkpoints import CheckpointingTrainer
-from hf_xmc.encoding import embed, embed_in_chunks
+from hf_xmc.encoding import embed
 from hf_xmc.finite import UpdateWatch
+from hf_xmc.functional import check_positives
 from hf_xmc.losses import DecoupledSoftmaxLoss
 from hf_xmc.model import XMCModel
+from hf_xmc.negatives import AllLabels, MinedNegatives, Step
 from hf_xmc.sharding import IGNORE_INDEX, gather_queries, gather_rows, scale_gradient
 from hf_xmc.training_args import XMCTrainingArguments
 
 logger = logging.getLogger(__name__)
 
 LOSS_WEIGHTS = "loss.safetensors"
-LABEL_CHUNK_SIZE = 1024
+NEGATIVES = "negatives-{rank}.safetensors"
+LABEL_CHUNK_TOKENS = 8192
 
 
 class XMCTrainer(CheckpointingTrainer):
-    """A ``SentenceTransformerTrainer`` in which every query is scored against every label.
+    """A ``SentenceTransformerTrainer`` in which every query is scored against every label, or a fair sample of them.
 
     Args:
         model: any ``SentenceTransformer``. What it becomes loads without this package.
@@ -47,7 +52,8 @@ class XMCTrainer(CheckpointingTrainer):
         ValueError: a column is missing, or a way of running that would train something else, as ``DataParallel``.
 
     Queries take the model's ``query`` prompt, labels its ``document`` prompt, as ``encode_query`` and
-    ``encode_document`` do afterwards.
+    ``encode_document`` do afterwards. Which labels a step scores is a value, ``trainer.negatives``: see
+    :mod:`hf_xmc.negatives` and the ``label_mode`` of the arguments.
     """
 
     data_collator_class = XMCCollator  # type: ignore[assignment]
@@ -79,12 +85,33 @@ class XMCTrainer(CheckpointingTrainer):
         self.labels = labels
         self.model.similarity_fn_name = "dot"  # what the losses score by; after a Normalize module it is the cosine
         texts = labels["text"] if isinstance(labels, Dataset) else labels
-        table = LabelTable(self.model, texts, prompt=self.model.prompts.get("document"))
-        size = self.args.label_chunk_size
-        if size is None and not isinstance(self.model[0], StaticEmbedding):
-            size = LABEL_CHUNK_SIZE
-        self.candidates = AllLabels(table, size, self.args.device)
+        static = isinstance(self.model[0], StaticEmbedding)
+        tokens = self.args.label_chunk_tokens
+        if tokens is None and not static:
+            tokens = LABEL_CHUNK_TOKENS
+        table = LabelTable(
+            self.model,
+            texts,
+            prompt=self.model.prompts.get("document"),
+            chunk_size=self.args.label_chunk_size,
+            chunk_tokens=tokens,
+            device=self.args.device,
+        )
+        self.negatives = self._negatives(table, self.args.label_mode or ("exact" if static else "fresh"))
         self.watch = UpdateWatch(self.args.on_nonfinite, self.loss, self._embed_queries)
+
+    def _negatives(self, table: LabelTable, mode: str) -> AllLabels | LabelBank | MinedNegatives:
+        args, normalised = self.args, isinstance(self.model[-1], Normalize)
+        if mode == "mined":
+            return MinedNegatives(table, len(self.train_dataset), args.num_hard_negatives, args.num_random_negatives)
+        if mode == "bank":
+            if not getattr(self.loss, "weighs_labels", False):
+                raise ValueError(
+                    f"{type(self.loss).__name__} cannot weigh labels, which label_mode `bank` needs: use `fresh`, or "
+                    "DecoupledSoftmaxLoss or SoftmaxLoss."
+                )
+            return LabelBank(table, self.loss, args.label_sample_share, args.label_bank_max_age, normalised)
+        return AllLabels(table, None if mode == "exact" else args.label_sample_share, normalised)
 
     def _refuse_what_is_not_tested(self) -> None:
         if self.args.n_gpu > 1:
@@ -129,12 +156,17 @@ class XMCTrainer(CheckpointingTrainer):
         (features,), positives = self.collect_features(inputs)
         weights = inputs.get("label_weights")
         assert positives is not None  # the collator makes them
+        check_positives(positives, len(self.labels))
+        if self.args.num_positives is not None:
+            weights = draw_positives(positives, weights, self.args.num_positives)
 
         queries = gather_queries(embed(model, features))  # (B, D), through DDP: arms the synchronisation
-        candidates = self.candidates(gather_rows(positives, fill=IGNORE_INDEX))  # (B, P), and whose labels are mine
-        weights = None if weights is None else gather_rows(weights)  # of size (B, P), as the positives
-        labels = embed_in_chunks(encoder, candidates.chunks)  # (L / W, D), beside DDP: embedded again in backward
-        loss = self.loss(queries, labels, candidates.positives, weights, candidates.shard)
+        positives = gather_rows(positives, fill=IGNORE_INDEX)  # (B, P)
+        weights = None if weights is None else gather_rows(weights)
+        step = Step(queries.detach(), positives, weights, inputs.get("row"))
+        candidates = self.negatives.select(encoder, step)  # whose labels are mine
+        labels = self.negatives.embed(encoder, candidates)  # (L / W, D), beside DDP: embedded again in backward
+        loss = self.loss(queries, labels, candidates.positives, weights, candidates.shard, candidates.label_weights)
 
         loss = scale_gradient(loss, self.accelerator.num_processes)  # DDP will take the mean where the sum is meant
         return (loss, {}) if return_outputs else loss
@@ -196,16 +228,16 @@ class XMCTrainer(CheckpointingTrainer):
         """One sentence on what a step does: negatives of a query, labels embedded, memory."""
         world_size = self.accelerator.num_processes
         batch = self.args.train_batch_size * world_size
-        labels, chunks = self.candidates.num_labels, len(self.candidates.chunks)
         dim = self.model.get_embedding_dimension() or 0
         sample = self.train_dataset[:1000]["label_ids"]
         positives = sum(len(ids) for ids in sample) / max(1, len(sample))
-        embeddings = 2 * 4 * dim * labels / world_size
-        scores = min(getattr(self.loss, "memory_budget", 0), 4 * batch * labels / world_size)
+        labels = len(self.labels)
+        scored, embedded = self.negatives.describe(batch, positives)
+        embeddings = 2 * 4 * dim * scored / world_size
+        scores = min(getattr(self.loss, "memory_budget", 0), 4 * batch * scored / world_size)
         sentence = (
-            f"Each of {batch} queries a step ({world_size} process(es)) is scored against all {labels} labels: about "
-            f"{labels - positives:.0f} negatives a query. Each process embeds {labels // world_size} labels a step in "
-            f"{chunks} chunk(s){', twice' if chunks > 1 else ''}, and holds about "
+            f"Each of {batch} queries a step ({world_size} process(es)) is scored against {scored:.0f} of {labels} "
+            f"labels: about {scored - positives:.0f} negatives a query. Each process {embedded}, and holds about "
             f"{(embeddings + scores) / 2**20:.0f} MiB of label embeddings, gradients and scores."
         )
         temperature = float(getattr(self.loss, "temperature", 0))
@@ -221,6 +253,10 @@ class XMCTrainer(CheckpointingTrainer):
         if learned := self._learned_by_the_loss():
             save_file(learned, os.path.join(output_dir or str(self.args.output_dir), LOSS_WEIGHTS))
 
+    def save_state(self, folder: Path) -> None:
+        if state := self.negatives.state_dict():
+            save_file(state, folder / NEGATIVES.format(rank=sharding.rank()))
+
     def _load_from_checkpoint(self, checkpoint_path: str, *args: Any) -> None:
         super()._load_from_checkpoint(checkpoint_path, *args)
         if learned := self._learned_by_the_loss():
@@ -228,6 +264,14 @@ class XMCTrainer(CheckpointingTrainer):
             with torch.no_grad():
                 for name, parameter in learned.items():
                     parameter.copy_(saved[name])
+        if not isinstance(self.negatives, AllLabels):
+            path = os.path.join(checkpoint_path, NEGATIVES.format(rank=self.negatives.state_of))
+            if not os.path.exists(path):
+                raise ValueError(
+                    f"{checkpoint_path} has no {os.path.basename(path)}: it was saved with another label_mode or by "
+                    "fewer processes. Resume with the settings that the run began with."
+                )
+            self.negatives.load_state_dict(load_file(path))
 
     def _learned_by_the_loss(self) -> dict[str, Tensor]:
         """Parameters of the loss itself, such as a bias, which the encoder's own files do not hold."""

@@ -3,6 +3,7 @@
 torchrun --nproc_per_node 2 tests/distributed_steps.py BERT_FOLDER OUTPUT_FOLDER
 """
 
+import copy
 import os
 import sys
 from pathlib import Path
@@ -10,49 +11,93 @@ from pathlib import Path
 import torch
 from conftest import LABELS, POSITIVES, make_bert_encoder
 from datasets import Dataset
+from transformers import TrainerCallback
 
-from hf_xmc import XMCTrainer, XMCTrainingArguments, losses, sharding
+from hf_xmc import HardNegativeMiner, XMCTrainer, XMCTrainingArguments, losses, sharding
 
-GLOBAL_BATCH = 6  # of 13 queries, against 11 labels
+GLOBAL_BATCH, STEPS = 6, 20  # of 13 queries, against 11 labels
+TWICE = {"gradient_accumulation_steps": 2}
 CASES = {
     "decoupled": (losses.DecoupledSoftmaxLoss, {}),
     "decoupled in chunks": (losses.DecoupledSoftmaxLoss, {"label_chunk_size": 2}),
-    "decoupled, accumulated": (losses.DecoupledSoftmaxLoss, {"label_chunk_size": 3, "gradient_accumulation_steps": 2}),
-    "softmax": (losses.SoftmaxLoss, {}),
+    "decoupled, accumulated": (losses.DecoupledSoftmaxLoss, {"label_chunk_size": 3, **TWICE}),
+    "softmax": (losses.SoftmaxLoss, {"label_chunk_size": 3}),
+    "softmax, accumulated": (losses.SoftmaxLoss, {"label_chunk_tokens": 7, **TWICE}),
     "soft top-k": (losses.SoftTopKLoss, {"label_chunk_size": 2}),
+    "soft top-k, accumulated": (losses.SoftTopKLoss, {"label_chunk_size": 4, **TWICE}),
     "bce": (losses.BCELoss, {}),
+    "bce, accumulated": (losses.BCELoss, {"label_chunk_size": 3, **TWICE}),
+    "fresh": (losses.SoftTopKLoss, {"label_mode": "fresh", "label_sample_share": 1.0, "label_chunk_size": 2}),
+    "fresh, accumulated": (losses.BCELoss, {"label_mode": "fresh", "label_sample_share": 1.0, **TWICE}),
+    "bank": (losses.DecoupledSoftmaxLoss, {"label_mode": "bank", "label_sample_share": 1.0, "label_chunk_size": 3}),
+    "mined": (losses.SoftmaxLoss, {"label_mode": "mined", "num_hard_negatives": 11, "label_chunk_size": 2}),
 }
+RAGGED = {"label_chunk_size": 2, "dataloader_drop_last": False}
 
 
-def train(bert_folder, folder, loss, settings, world_size):
-    queries = Dataset.from_dict(
+def queries():
+    return Dataset.from_dict(
         {
             "text": [f"text {i} about {' and '.join(LABELS[p] for p in ids)}" for i, ids in enumerate(POSITIVES)],
             "label_ids": POSITIVES,
             "label_scores": [[1.0 + i % 3 for i in ids] for ids in POSITIVES],
         }
     )
+
+
+class Recorder(TrainerCallback):
+    """The gradients of the first update, and every loss."""
+
+    def __init__(self, trainer):
+        self.trainer, self.gradients, self.losses, self.batches = trainer, None, [], []
+        compute_loss = trainer.compute_loss
+
+        def recorded(model, inputs, *args, **kwargs):
+            self.batches.append(copy.deepcopy(inputs))
+            loss = compute_loss(model, inputs, *args, **kwargs)
+            self.losses.append(loss.item())
+            return loss
+
+        trainer.compute_loss = recorded
+
+    def on_pre_optimizer_step(self, *args, **kwargs):
+        if self.gradients is None:
+            named = self.trainer.loss.named_parameters()
+            self.gradients = {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+def train(bert_folder, folder, loss, settings, world_size):
     args = XMCTrainingArguments(
         str(folder),
-        use_cpu=True,
-        per_device_train_batch_size=GLOBAL_BATCH // world_size,
-        max_steps=2,
-        optim="sgd",
-        learning_rate=0.1,
-        lr_scheduler_type="constant",
-        max_grad_norm=0.5,
-        dataloader_drop_last=True,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        **settings,
+        **{
+            "use_cpu": True,
+            "per_device_train_batch_size": GLOBAL_BATCH // world_size,
+            "max_steps": STEPS,
+            "optim": "sgd",
+            "learning_rate": 0.02,
+            "lr_scheduler_type": "constant",
+            "max_grad_norm": 0.0,
+            "dataloader_drop_last": True,
+            "report_to": "none",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "label_mode": "exact",
+            **settings,
+        },
     )
-    trainer = XMCTrainer(make_bert_encoder(bert_folder), args, queries, labels=LABELS, loss=loss())
-    values = []
-    trainer.loss.register_forward_hook(lambda module, inputs, output: values.append(output.item()))
+    trainer = XMCTrainer(make_bert_encoder(bert_folder), args, queries(), labels=LABELS, loss=loss())
+    if args.label_mode == "mined":
+        trainer.add_callback(HardNegativeMiner(trainer, depth=11))
+    recorder = Recorder(trainer)
+    trainer.add_callback(recorder)
     trainer.train()
-    weights = {name: p.detach() for name, p in trainer.loss.named_parameters()}
-    return {"weights": weights, "losses": values, "world_size": trainer.accelerator.num_processes}
+    return {
+        "weights": {name: p.detach() for name, p in trainer.loss.named_parameters()},
+        "gradients": recorder.gradients,
+        "losses": recorder.losses,
+        "batches": recorder.batches,
+        "world_size": trainer.accelerator.num_processes,
+    }
 
 
 def collectives():
@@ -70,6 +115,9 @@ def main(bert_folder, output_folder):
     results = {}
     for name, (loss, settings) in CASES.items():
         results[name] = train(bert_folder, Path(output_folder) / "run", loss, settings, world_size)
+        del results[name]["batches"]
+    ragged = train(bert_folder, Path(output_folder) / "run", losses.DecoupledSoftmaxLoss, RAGGED, world_size)
+    results["ragged"] = {"losses": ragged["losses"], "weights": ragged["weights"]}
     results["collectives"] = collectives()
     torch.save(results, Path(output_folder) / f"rank{rank}.pt")
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from conftest import LABELS, make_bert_encoder, make_static_encoder
 
-from hf_xmc.batching import AllLabels, LabelTable, XMCCollator, pad
-from hf_xmc.encoding import embed, embed_in_chunks
+from hf_xmc.batching import LabelTable, XMCCollator, draw_positives, pad
+from hf_xmc.encoding import embed
 
 
 @pytest.fixture(params=["static", "bert"])
@@ -33,42 +33,31 @@ def test_a_prompt_is_part_of_every_label(bert_folder):
     assert torch.equal(table.features(np.array([0]))["input_ids"], expected)
 
 
-@pytest.mark.parametrize("size", [None, 1, 4, 11, 100])
-def test_every_label_has_one_column_and_positives_point_at_it(any_encoder, size):
-    any_encoder.eval()
-    all_labels = AllLabels(LabelTable(any_encoder, LABELS), size)
-    candidates = all_labels(torch.tensor([[3, -100], [10, 0]]))
-    assert sorted(all_labels.column_of.tolist()) == list(range(11))
-    columns = embed_in_chunks(any_encoder, candidates.chunks)
-    expected = any_encoder.encode([LABELS[3], LABELS[10], LABELS[0]], convert_to_tensor=True)
-    assert candidates.positives[0, 1] == -100
-    torch.testing.assert_close(columns[candidates.positives[[0, 1, 1], [0, 0, 1]]], expected)
+@pytest.mark.parametrize(("size", "tokens"), [(None, None), (4, None), (None, 9), (3, 9), (100, 1)])
+def test_chunks_hold_every_label_once_and_no_more_than_they_may(any_encoder, size, tokens):
+    table = LabelTable(any_encoder, LABELS, chunk_size=size, chunk_tokens=tokens)
+    ordered = table.by_length(np.arange(11))
+    seen = []
+    for part, features in table.chunks(ordered):
+        seen += ordered[part].tolist()
+        assert size is None or part.stop - part.start <= size
+        assert tokens is None or features["input_ids"].numel() <= tokens or part.stop - part.start == 1
+    assert sorted(seen) == list(range(11))
+    assert seen == ordered.tolist()
 
 
-@pytest.mark.parametrize("size", [1, 4, 7])
-def test_chunks_change_no_gradient_with_dropout_on(bert_folder, size):
-    """A label is embedded twice; the second time must draw the same dropout mask as the first."""
-    encoder = make_bert_encoder(bert_folder).train()
-    chunks = AllLabels(LabelTable(encoder, LABELS), size).chunks
-    weights = torch.randn(11, 16, generator=torch.Generator().manual_seed(1))
-
-    def gradients(embed_them):
-        encoder.zero_grad()
-        torch.manual_seed(2)
-        embeddings = embed_them()
-        (embeddings * weights).sum().backward()
-        return embeddings.detach(), {
-            name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None
-        }
-
-    embeddings, cached = gradients(lambda: embed_in_chunks(encoder, chunks))
-    again, direct = gradients(lambda: torch.cat([embed(encoder, chunk) for chunk in chunks]))
-    other_mask, _ = gradients(lambda: torch.cat([embed(encoder, chunk) for chunk in chunks[::-1]]).flip(0))
-    assert torch.equal(embeddings, again)
-    assert not torch.equal(embeddings.sort(0).values, other_mask.sort(0).values), "dropout is off"
-    for name, gradient in direct.items():
-        torch.testing.assert_close(cached[name], gradient, msg=lambda text, name=name: f"{name}: {text}")
-    assert sum(float(gradient.norm()) for gradient in direct.values()) > 1
+def test_drawn_positives_follow_their_weights_and_no_label_is_drawn_twice():
+    positives = torch.tensor([[4, 7, 4, -100], [1, 2, 3, -100], [5, -100, -100, -100]]).repeat(2000, 1)
+    weights = torch.tensor([[1.0, 1, 1, 9], [1, 0, 3, 9], [2, 9, 9, 9]]).repeat(2000, 1)
+    torch.manual_seed(0)
+    drawn = draw_positives(positives, weights, 1).view(2000, 3, 4)
+    assert drawn.sum(2).eq(1).all()
+    shares = drawn.mean(0)
+    assert shares[:, 3].sum() == shares[0, 2] == shares[1, 1] == 0
+    # Four standard deviations: of 2,000 draws 1/2 and 3/4 are within 0.045 of themselves.
+    assert abs(shares[0, 0] - 1 / 2) < 0.045
+    assert abs(shares[1, 2] - 3 / 4) < 0.045
+    assert draw_positives(positives, None, 2).view(2000, 3, 4).sum(2).mean(0).tolist() == [2, 2, 1]
 
 
 def test_the_collator_pads_positives_and_weights(encoder):

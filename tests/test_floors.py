@@ -7,11 +7,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "hf_xmc"
 FLOORS = [
-    ["sharding", "metrics", "atomic", "finite"],
+    ["sharding", "metrics", "sampling", "atomic", "finite"],
     ["threshold", "functional", "blocks", "criteria", "soft_top_k", "streaming"],
     ["losses", "encoding", "static"],
-    ["formats", "data", "loading", "phrases", "batching", "in_batch", "st_losses"],
-    ["index", "memory", "evaluation", "evaluate_metrics"],
+    ["formats", "data", "loading", "phrases", "batching", "negatives", "bank", "in_batch", "st_losses"],
+    ["index", "memory", "evaluation", "evaluate_metrics", "mining"],
     ["manifest", "release", "hub", "card", "model", "pipelines"],
     ["training_args", "checkpoints", "trainer", "cli"],
 ]

@@ -10,6 +10,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize
 
 from hf_xmc import (
     ExtremeMultilabelClassificationEvaluator,
+    HardNegativeMiner,
     XMCData,
     XMCTrainer,
     XMCTrainingArguments,
@@ -57,9 +58,11 @@ def still_bert(tmp_path_factory):
     ("kind", "label_chunk_size", "accumulation"),
     [("static", None, 1), ("static", 4, 2), ("bert", 100, 1), ("bert", 4, 1), ("bert", 3, 2)],
 )
+@pytest.mark.parametrize("mode", ["exact", "fresh"])
 def test_a_step_is_the_gradient_of_the_formula(
-    name, kind, label_chunk_size, accumulation, queries, still_bert, tmp_path
+    name, kind, label_chunk_size, accumulation, mode, queries, still_bert, tmp_path
 ):
+    """Of all labels, and of a sample that holds them all."""
     encoder = make_static_encoder() if kind == "static" else make_bert_encoder(still_bert)
     exact = copy.deepcopy(encoder).double()
     loss, formula = LOSSES[name]
@@ -69,6 +72,8 @@ def test_a_step_is_the_gradient_of_the_formula(
         max_steps=1,
         gradient_accumulation_steps=accumulation,
         label_chunk_size=label_chunk_size,
+        label_mode=mode,
+        label_sample_share=1.0,
         optim="sgd",
         learning_rate=1.0,
         lr_scheduler_type="constant",
@@ -92,23 +97,96 @@ def test_a_step_is_the_gradient_of_the_formula(
     assert max(float(p.grad.norm()) for p in exact.parameters() if p.grad is not None) > 0.01
 
 
-def run(encoder, folder, queries, resume=None, **settings):
-    args = arguments(folder, max_steps=6, save_strategy="steps", save_steps=4, **settings)
-    trainer = XMCTrainer(encoder, args, queries, labels=LABELS, loss=losses.BCELoss())
+def run(encoder, folder, queries, resume=None, loss=losses.BCELoss, **settings):
+    args = arguments(folder, max_steps=6, save_strategy="steps", save_steps=1, **settings)
+    trainer = XMCTrainer(encoder, args, queries, labels=LABELS, loss=loss())
+    if args.label_mode == "mined":
+        trainer.add_callback(HardNegativeMiner(trainer))
     trainer.train(resume_from_checkpoint=resume)
     return {name: p.detach().clone() for name, p in trainer.loss.named_parameters()}
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_resumed_run_ends_bit_for_bit_where_the_other_did(accumulation, queries, bert_folder, tmp_path):
-    """Dropout on, in the middle of an epoch, and with a bias that no file of the encoder holds."""
-    settings = {"gradient_accumulation_steps": accumulation, "label_chunk_size": 4}
+MODES = {
+    "exact": {},
+    "fresh": {"label_sample_share": 0.3},
+    "bank": {"label_sample_share": 0.3, "label_bank_max_age": 5, "loss": losses.DecoupledSoftmaxLoss},
+    "mined": {"num_hard_negatives": 2, "num_random_negatives": 2, "num_positives": 1, "loss": losses.SoftmaxLoss},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("accumulation", "step"), [(1, 3), (1, 4), (2, 4)])  # 3 batches an epoch: at its end, within
+def test_a_resumed_run_ends_bit_for_bit_where_the_other_did(mode, accumulation, step, queries, bert_folder, tmp_path):
+    """Dropout on, and with a bias, a bank or a shortlist that no file of the encoder holds."""
+    settings = {
+        "gradient_accumulation_steps": accumulation,
+        "label_chunk_size": 4,
+        "label_mode": mode,
+        **MODES[mode],
+    }
     whole = run(make_bert_encoder(bert_folder), tmp_path / "whole", queries, **settings)
-    checkpoint = tmp_path / "whole" / "checkpoint-4"
+    checkpoint = tmp_path / "whole" / f"checkpoint-{step}"
     resumed = run(make_bert_encoder(bert_folder), tmp_path / "resumed", queries, resume=str(checkpoint), **settings)
-    assert whole["bias"] != -10
+    assert whole.get("bias") != -10
     for name, weight in whole.items():
         assert torch.equal(resumed[name], weight), name
+
+
+def test_a_checkpoint_of_another_mode_is_refused(queries, bert_folder, tmp_path):
+    run(make_bert_encoder(bert_folder), tmp_path / "a", queries, loss=losses.SoftmaxLoss)
+    with pytest.raises(ValueError, match=r"has no negatives-0.safetensors: it was saved with another label_mode"):
+        run(
+            make_bert_encoder(bert_folder),
+            tmp_path / "b",
+            queries,
+            resume=str(tmp_path / "a" / "checkpoint-3"),
+            label_mode="bank",
+            loss=losses.SoftmaxLoss,
+        )
+
+
+@pytest.mark.parametrize("mode", ["exact", "fresh", "bank"])
+def test_a_scaled_loss_has_the_scaled_gradient(mode, queries, still_bert, tmp_path):
+    """As a GradScaler does it, and where a gradient overflows it stays no number: the step is skipped."""
+    args = arguments(tmp_path, label_mode=mode, label_sample_share=1.0, label_chunk_size=4)
+    trainer = XMCTrainer(make_bert_encoder(still_bert), args, queries, labels=LABELS)
+    batch = next(iter(trainer.get_train_dataloader()))
+
+    def gradients(scale):
+        trainer.model.zero_grad()
+        (trainer.compute_loss(trainer.model, batch) * scale).backward()
+        return {name: p.grad / scale for name, p in trainer.model.named_parameters() if p.grad is not None}
+
+    expected, scaled = gradients(1.0), gradients(2.0**16)
+    assert sum(float(g.norm()) for g in expected.values()) > 0.01
+    for name, gradient in expected.items():
+        torch.testing.assert_close(scaled[name], gradient, msg=lambda text, name=name: f"{name}: {text}")
+    overflown = gradients(float("inf"))
+    assert not all(bool(g.isfinite().all()) for g in overflown.values())
+
+
+@pytest.mark.parametrize("mode", ["exact", "fresh"])
+def test_bf16_autocast_reaches_both_passes_over_the_labels(mode, queries, still_bert, tmp_path):
+    """No further from float32 than the whole step in one graph is, in the same precision."""
+
+    def gradient(mode, **settings):
+        args = arguments(tmp_path, label_mode=mode, label_sample_share=1.0, **settings)
+        trainer = XMCTrainer(make_bert_encoder(still_bert), args, queries, labels=LABELS)
+        batch = next(iter(trainer.get_train_dataloader()))
+        model = trainer.accelerator.prepare_model(trainer.model)  # where accelerate adds the autocast
+        seen = []
+        model[0].auto_model.encoder.layer[0].output.register_forward_hook(lambda m, i, o: seen.append(i[0].dtype))
+        trainer.compute_loss(model, batch).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), seen
+
+    exact, _ = gradient("exact")
+    plain, seen = gradient("exact", bf16=True, label_chunk_size=100)
+    assert set(seen) == {torch.bfloat16}
+    cached, seen = gradient(mode, bf16=True, label_chunk_size=4)
+    assert set(seen) == {torch.bfloat16}
+    assert len(seen) == 1 + 2 * 3  # the queries once, three chunks of labels twice
+    assert 0 < (plain - exact).norm() < 0.05 * exact.norm()
+    assert (cached - exact).norm() < 2 * (plain - exact).norm()
 
 
 def test_the_best_checkpoint_is_the_one_kept(queries, tmp_path):
@@ -143,9 +221,9 @@ def test_training_learns(queries, tmp_path):
 def test_the_log_line_says_what_a_step_does(queries, tmp_path, bert_folder):
     encoder = make_bert_encoder(bert_folder)
     encoder.append(Normalize())
-    trainer = XMCTrainer(encoder, arguments(tmp_path, label_chunk_size=4), queries, labels=LABELS)
+    trainer = XMCTrainer(encoder, arguments(tmp_path, label_chunk_size=4, label_mode="exact"), queries, labels=LABELS)
     sentence = trainer.describe_step()
-    assert "5 queries a step (1 process(es)) is scored against all 11 labels: about 9 negatives a query" in sentence
+    assert "5 queries a step (1 process(es)) is scored against 11 of 11 labels: about 9 negatives a query" in sentence
     assert "11 labels a step in 3 chunk(s), twice" in sentence
     assert "use a temperature of about 0.05" in sentence
 

@@ -1,0 +1,105 @@
+"""Remembered label embeddings, which propose the labels of a step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from hf_xmc import sharding
+from hf_xmc.batching import LabelTable
+from hf_xmc.encoding import embed, embed_in_chunks, gradient_norms
+from hf_xmc.negatives import Candidates, Columns, Step, own_labels
+from hf_xmc.sampling import inclusion_probabilities, systematic_sample
+
+FLOOR = 0.1  # of the draws go to labels evenly: a label that the bank holds for cold may have become hot
+
+
+class LabelBank:
+    r"""The batch's positives and a sample of the other labels take part, each label standing for :math:`1 / \pi_l`.
+
+    The embeddings of all labels are remembered from when they were last made. The gradient that the loss of the batch
+    has at them gives the probability :math:`\pi_l` to be drawn, and serves for nothing else: the labels that take part
+    are embedded afresh, and they alone make the loss, whose sums over labels become :math:`\sum_l e^{s_l} / \pi_l`. (A
+    fresh score and a remembered one in the same sum do not agree: all embeddings drift together.) Positives of the
+    batch have probability 1. Each process draws its share of its own labels.
+
+    What is embedded is remembered, and the rest is renewed in turn, so that no embedding is older than ``max_age``.
+
+    Args:
+        table: the tokenised labels.
+        loss: the loss that is trained, one of those that can weigh labels.
+        share: of the labels that are drawn, beside the batch's positives; in (0, 1].
+        max_age: in batches.
+        normalised: whether the encoder normalises.
+    """
+
+    def __init__(self, table: LabelTable, loss: nn.Module, share: float, max_age: int, normalised: bool) -> None:
+        self.table, self.loss, self.share, self.normalised = table, loss, share, normalised
+        self.label_ids = own_labels(table)
+        self.columns = Columns(self.label_ids, table.device)
+        self.num_renewed = math.ceil(len(self.label_ids) / max_age)
+        self.embeddings: Tensor | None = None  # (L / W, D), made at the first step
+        self.next = 0  # the row to renew
+        self.state_of = sharding.rank()  # each process remembers labels of its own
+
+    @torch.no_grad()
+    def select(self, encoder: nn.Module, step: Step) -> Candidates:
+        self._renew(encoder)
+        columns = self.columns(step.positives)
+        importance = self._importance(step, columns)
+        mine = self.columns.shard.localize(columns)
+        mine = mine[mine >= 0]
+        importance[mine] = 0  # drawn in any case
+        importance += FLOOR * importance.mean()
+        probabilities = inclusion_probabilities(importance, math.ceil(self.share * len(importance)))
+        probabilities[mine] = 1
+        drawn = systematic_sample(probabilities)
+        label_ids = self.label_ids[drawn.cpu().numpy()]
+        chosen = Columns(label_ids, self.table.device)
+        return Candidates(label_ids, chosen(step.positives), chosen.shard, 1 / probabilities[drawn])
+
+    def embed(self, encoder: nn.Module, candidates: Candidates) -> Tensor:
+        embeddings = embed_in_chunks(encoder, [features for _, features in self.table.chunks(candidates.label_ids)])
+        assert self.embeddings is not None  # `select` came first
+        rows = self.columns(torch.from_numpy(candidates.label_ids).to(embeddings.device)) - self.columns.shard.start
+        self.embeddings[rows] = embeddings.detach().to(self.embeddings.dtype)
+        return embeddings
+
+    def _importance(self, step: Step, positives: Tensor) -> Tensor:
+        assert self.embeddings is not None
+        with torch.enable_grad():
+            bank = self.embeddings.detach().requires_grad_()
+            loss = self.loss(step.queries, bank, positives, step.weights, self.columns.shard)
+        (grad,) = torch.autograd.grad(loss, bank)
+        return gradient_norms(grad, bank if self.normalised else None)
+
+    def _renew(self, encoder: nn.Module) -> None:
+        rows = torch.arange(self.next, self.next + self.num_renewed) % len(self.label_ids)
+        if self.embeddings is None:
+            rows = torch.arange(len(self.label_ids))
+        for part, features in self.table.chunks(self.label_ids[rows.numpy()]):
+            embeddings = embed(encoder, features)
+            if self.embeddings is None:
+                self.embeddings = embeddings.new_empty(len(self.label_ids), embeddings.shape[1], dtype=torch.bfloat16)
+            self.embeddings[rows[part].to(embeddings.device)] = embeddings.to(torch.bfloat16)
+        self.next = (self.next + self.num_renewed) % len(self.label_ids)
+
+    def describe(self, batch: int, positives: float) -> tuple[float, str]:
+        """Labels scored a step, at most, and what a process does with them."""
+        number = self.share * len(self.table) + min(batch * positives, (1 - self.share) * len(self.table))
+        mine = number / sharding.world_size()
+        return number, f"embeds up to {mine:.0f} labels a step, and {self.num_renewed} to remember"
+
+    def state_dict(self) -> dict[str, Tensor]:
+        assert self.embeddings is not None
+        return {"embeddings": self.embeddings, "next": torch.tensor(self.next)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if len(state["embeddings"]) != len(self.label_ids):
+            raise ValueError(
+                f"the checkpoint's label bank holds {len(state['embeddings'])} labels of this process, which has "
+                f"{len(self.label_ids)}: resume with the same labels on the same number of processes."
+            )
+        self.embeddings, self.next = state["embeddings"].to(self.table.device), int(state["next"])

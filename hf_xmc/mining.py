@@ -1,0 +1,94 @@
+"""Hard negatives: the labels that the encoder itself takes for a query's best, and which are not its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+from transformers import TrainerCallback
+
+from hf_xmc import sharding
+from hf_xmc.index import LabelIndex
+from hf_xmc.negatives import MinedNegatives
+
+BLOCK = 8192  # queries embedded and searched at a time
+
+
+def mine_hard_negatives(
+    encoder: SentenceTransformer,
+    queries: Dataset,
+    labels: Dataset | list[str],
+    depth: int = 100,
+    *,
+    batch_size: int = 256,
+) -> Tensor:
+    """The ``depth`` best labels of every query that are not among its own: ``(N, depth)`` int32, -1 where there are
+    fewer.
+
+    Each process embeds its share of the labels and searches for its share of the queries; all end with all rows.
+
+    Args:
+        encoder: embeds queries and labels, with their prompts.
+        queries: columns ``text`` and ``label_ids``.
+        labels: the label texts, in a list or a column ``text``.
+        depth: how many for each query.
+        batch_size: texts embedded at a time.
+    """
+    texts = labels["text"] if isinstance(labels, Dataset) else labels
+    settings: dict[str, Any] = {"batch_size": batch_size, "convert_to_tensor": True, "show_progress_bar": False}
+    mine = encoder.encode_document(list(_share(texts)), **settings).float()
+    index = LabelIndex(sharding.gather_rows(mine).cpu())
+    depth = min(depth, index.num_labels)
+
+    own = _share(range(len(queries)))
+    found = torch.full((len(own), depth), -1, dtype=torch.int32)
+    for start in range(0, len(own), BLOCK):
+        rows = own[start : start + BLOCK]
+        block = queries[rows.start : rows.stop]
+        known = np.array([(i, label) for i, ids in enumerate(block["label_ids"]) for label in ids]).reshape(-1, 2)
+        embedded = encoder.encode_query(block["text"], **settings).float().cpu()
+        best = index.search(embedded, depth, exclude=known)
+        found[start : start + len(rows)] = torch.from_numpy(best.label_ids.astype(np.int32))
+    return sharding.gather_rows(found.to(mine.device)).cpu()
+
+
+def _share(items: Any) -> Any:
+    shard = sharding.LabelShard.of(len(items), sharding.rank(), sharding.world_size())
+    return items[shard.start : shard.stop]
+
+
+class HardNegativeMiner(TrainerCallback):
+    """Renews the shortlist of an :class:`hf_xmc.XMCTrainer` whose ``label_mode`` is ``mined``.
+
+    Args:
+        trainer: whose negatives are mined.
+        start: epochs before the first mining; until then the labels of the batch and random ones are the negatives.
+        every: epochs from one mining to the next.
+        depth: labels on the list of each query.
+
+    A run that resumes within an epoch goes on with the list of its checkpoint.
+
+    >>> trainer.add_callback(HardNegativeMiner(trainer, start=5, every=5))  # doctest: +SKIP
+    """
+
+    def __init__(self, trainer: Any, *, start: int = 0, every: int = 1, depth: int = 100) -> None:
+        if not isinstance(trainer.negatives, MinedNegatives):
+            raise ValueError("only a trainer with label_mode `mined` draws hard negatives: set it in its arguments.")
+        if start < 0 or every < 1 or depth < 1:
+            raise ValueError(f"start is 0 or more, every and depth 1 or more; got {start}, {every} and {depth}.")
+        self.trainer, self.start, self.every, self.depth = trainer, start, every, depth
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        epoch = round(state.epoch or 0)
+        begun = (state.epoch or 0) != epoch
+        if begun or epoch < self.start or (epoch - self.start) % self.every:
+            return
+        trainer = self.trainer
+        encoder = trainer.accelerator.unwrap_model(trainer.model)
+        training = encoder.training
+        trainer.negatives.shortlist = mine_hard_negatives(encoder, trainer.train_dataset, trainer.labels, self.depth)
+        encoder.train(training)

@@ -1,0 +1,173 @@
+"""Which labels take part in a step: all of them, all but few re-encoded, a sample, or mined ones.
+
+Each class answers the same two questions: which labels does this process score, and what are the positives called in
+that numbering (``select``); and how are those labels embedded (``embed``). What comes after is the same code.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hf_xmc import sharding
+from hf_xmc.batching import LabelTable
+from hf_xmc.encoding import embed_in_chunks, embed_sampled, parameters_reached
+from hf_xmc.sharding import IGNORE_INDEX, LabelShard
+
+
+class Step(NamedTuple):
+    """The queries of a step, of all processes."""
+
+    queries: Tensor  # (B, D), without a gradient
+    positives: Tensor  # (B, P) label ids
+    weights: Tensor | None  # (B, P)
+    rows: Tensor | None  # (b,), the places of this process's queries in their data set
+
+
+class Candidates(NamedTuple):
+    """The labels that this process scores in a step."""
+
+    label_ids: np.ndarray  # (n,), in the order of the scores' columns
+    positives: Tensor  # (B, P), counted in the columns of all processes; IGNORE_INDEX for a label that takes no part
+    shard: LabelShard  # which of those columns are this process's
+    label_weights: Tensor | None = None  # (n,), how many labels each stands for
+
+
+class Columns:
+    """Labels as columns of the scores: those of one process after those of another."""
+
+    def __init__(self, label_ids: np.ndarray, device: torch.device | str) -> None:
+        mine = torch.from_numpy(label_ids).to(device)
+        everyone = sharding.gather_rows(mine[:, None])[:, 0]
+        sizes = sharding.gather_rows(torch.tensor([[len(mine)]], device=device))[:, 0]
+        start = int(sizes[: sharding.rank()].sum())
+        self.shard = LabelShard(start, start + len(mine))
+        self.ordered, self.order = everyone.sort()
+
+    def __call__(self, label_ids: Tensor) -> Tensor:
+        """Column of each label id; ``IGNORE_INDEX`` where it has none."""
+        place = torch.searchsorted(self.ordered, label_ids).clamp(max=len(self.ordered) - 1)
+        return torch.where(self.ordered[place] == label_ids, self.order[place], IGNORE_INDEX)
+
+
+def own_labels(table: LabelTable) -> np.ndarray:
+    """This process's share of all labels, short ones first."""
+    if len(table) < sharding.world_size():
+        raise ValueError(f"{len(table)} labels cannot be shared by {sharding.world_size()} processes: start fewer.")
+    shard = LabelShard.of(len(table), sharding.rank(), sharding.world_size())
+    return table.by_length(np.arange(shard.start, shard.stop))
+
+
+class AllLabels:
+    """Every label takes part in every step; each process has its share of them.
+
+    Args:
+        table: the tokenised labels.
+        share: of the labels that are embedded again with a gradient, see :func:`hf_xmc.encoding.embed_sampled`;
+            ``None`` for the exact gradient of all. Each process draws its share of its own labels.
+        normalised: whether the encoder normalises.
+    """
+
+    def __init__(self, table: LabelTable, share: float | None = None, normalised: bool = False) -> None:
+        self.table, self.share, self.normalised = table, share, normalised
+        self.label_ids = own_labels(table)
+        self.columns = Columns(self.label_ids, table.device)
+        self.chunks = [features for _, features in table.chunks(self.label_ids)]
+        self.reached: list[Tensor] | None = None
+
+    def select(self, encoder: nn.Module, step: Step) -> Candidates:
+        return Candidates(self.label_ids, self.columns(step.positives), self.columns.shard)
+
+    def embed(self, encoder: nn.Module, candidates: Candidates) -> Tensor:
+        if self.share is None:
+            return embed_in_chunks(encoder, self.chunks)
+        if self.reached is None:
+            self.reached = parameters_reached(encoder, self.table.features(self.label_ids[:1]))
+        return embed_sampled(
+            encoder,
+            self.reached,
+            self.chunks,
+            lambda rows: self.table.chunks(self.label_ids[rows.cpu().numpy()]),
+            self.share,
+            self.normalised,
+        )
+
+    def describe(self, batch: int, positives: float) -> tuple[float, str]:
+        number = len(self.label_ids)
+        again = "twice" if len(self.chunks) > 1 else "once"
+        if self.share is not None:
+            again = f"{math.ceil(self.share * number)} of them twice"
+        return len(self.columns.order), f"embeds {number} labels a step in {len(self.chunks)} chunk(s), {again}"
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold of this process; empty if nothing."""
+        return {}
+
+
+class MinedNegatives:
+    """The labels of the batch's positives, hard negatives of its queries and random labels: one pool for all queries.
+
+    A query's known positives are never its negatives, for whichever query they are in the pool.
+
+    Args:
+        table: the tokenised labels.
+        num_hard: labels drawn from the shortlist of each query.
+        num_random: labels drawn from all, a step.
+
+    Attributes:
+        shortlist: ``(N, m)`` hard negatives of each training query, -1 where there are fewer; see
+            :mod:`hf_xmc.mining`. Empty at first.
+    """
+
+    state_of = 0  # the process whose state serves all
+
+    def __init__(self, table: LabelTable, num_queries: int, num_hard: int = 0, num_random: int = 0) -> None:
+        self.table, self.num_hard, self.num_random = table, num_hard, num_random
+        self.shortlist = torch.empty(num_queries, 0, dtype=torch.int32)
+
+    def select(self, encoder: nn.Module, step: Step) -> Candidates:
+        taking_part = step.positives != IGNORE_INDEX
+        if step.weights is not None:
+            taking_part &= step.weights > 0
+        assert step.rows is not None  # the trainer has given every query its row
+        drawn = torch.cat([self._hard(step.rows), self._random()]).to(step.positives.device)
+        pool = torch.cat([step.positives[taking_part], sharding.gather_rows(drawn[:, None])[:, 0]]).unique()
+        ordered = self.table.by_length(pool.cpu().numpy())
+        label_ids = ordered[sharding.rank() :: sharding.world_size()]  # long and short ones for every process
+        columns = Columns(label_ids, self.table.device)
+        return Candidates(label_ids, columns(step.positives), columns.shard)
+
+    def embed(self, encoder: nn.Module, candidates: Candidates) -> Tensor:
+        return embed_in_chunks(encoder, [features for _, features in self.table.chunks(candidates.label_ids)])
+
+    def _hard(self, rows: Tensor) -> Tensor:
+        shortlist = self.shortlist[rows.cpu()]
+        keys = torch.rand(shortlist.shape).masked_fill_(shortlist < 0, -1.0)
+        drawn = keys.topk(min(self.num_hard, shortlist.shape[1]), dim=1).indices
+        drawn = shortlist.gather(1, drawn).flatten().long()
+        return drawn[drawn >= 0]
+
+    def _random(self) -> Tensor:
+        """Of this process's share of the labels, so that processes do not draw the same."""
+        shard = LabelShard.of(len(self.table), sharding.rank(), sharding.world_size())
+        return torch.randint(shard.start, shard.stop, (math.ceil(self.num_random / sharding.world_size()),))
+
+    def describe(self, batch: int, positives: float) -> tuple[float, str]:
+        """Labels scored a step, at most, and what a process does with them."""
+        number = min(len(self.table), batch * (positives + self.num_hard) + self.num_random)
+        return number, f"embeds up to {number / sharding.world_size():.0f} labels a step"
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"shortlist": self.shortlist} if sharding.rank() == self.state_of else {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if len(state["shortlist"]) != len(self.shortlist):
+            raise ValueError(
+                f"the checkpoint's hard negatives are those of {len(state['shortlist'])} queries, but there are "
+                f"{len(self.shortlist)}: resume with the data set that the run began with."
+            )
+        self.shortlist = state["shortlist"]

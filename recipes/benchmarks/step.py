@@ -1,0 +1,183 @@
+"""A training step in each label mode: gradient, time and encoder work, against the exact step on the same batch.
+
+    python recipes/benchmarks/step.py --data recipes/data/wordnet-hypernyms \
+        --model sentence-transformers/all-MiniLM-L6-v2 --num_labels 6000 --warm_steps 0 60 --json step.json
+
+The gradient is that of all parameters, with dropout off: two exact gradients would differ under different masks. Work
+is counted in tokens that pass the encoder forward; a backward pass counts as two, and 1.00x is the exact step. Modes
+take turns in one process; seconds are wall time, ratios are to the exact step of the same batch.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from sentence_transformers import SentenceTransformer
+from subset import subset
+from transformers import set_seed
+
+from hf_xmc import XMCData, XMCTrainer, XMCTrainingArguments, load_xmc, losses
+from hf_xmc.negatives import Candidates
+
+Work = dict[str, float]
+MEANS = ("cosine", "length", "embedded", "time", "work")
+
+
+def make_trainer(options: argparse.Namespace, encoder: SentenceTransformer, data: XMCData, mode: str, **settings):
+    args = XMCTrainingArguments(
+        "runs/step",
+        label_mode=mode,
+        per_device_train_batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type="constant",
+        label_chunk_tokens=options.chunk_tokens,
+        num_positives=options.num_positives,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        bf16=options.bf16,
+        **settings,
+    )
+    loss = losses.DecoupledSoftmaxLoss(options.temperature)
+    return XMCTrainer(encoder, args, data.train, labels=data.labels, loss=loss)
+
+
+def take_step(trainer: XMCTrainer, encoder: SentenceTransformer, batch: dict, seed: int) -> tuple[torch.Tensor, Work]:
+    """The flat gradient of all parameters, and what it cost."""
+    work = {"tokens": 0.0, "embedded": 0.0}
+
+    def add(tokens: int) -> None:
+        work["tokens"] += tokens
+
+    def count(module: torch.nn.Module, inputs: tuple, output: dict) -> None:
+        tokens = inputs[0]["input_ids"].numel()
+        add(tokens)
+        if output["token_embeddings"].requires_grad:
+            output["token_embeddings"].register_hook(lambda grad: add(2 * tokens))
+
+    def select(*args: object) -> Candidates:
+        candidates = choose(*args)
+        work["embedded"] = (len(candidates.label_ids) + getattr(trainer.negatives, "num_renewed", 0)) / labels
+        return candidates
+
+    hook = encoder[0].register_forward_hook(count)
+    labels, choose = len(trainer.labels), trainer.negatives.select
+    trainer.negatives.select = select
+    encoder.eval()
+    encoder.zero_grad()
+    set_seed(seed)
+    _synchronize()
+    start = time.perf_counter()
+    trainer.compute_loss(encoder, trainer._prepare_inputs(dict(batch))).backward()
+    _synchronize()
+    seconds = time.perf_counter() - start
+    hook.remove()
+    trainer.negatives.select = choose
+    gradient = torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None])
+    return gradient, {"seconds": seconds, **work}
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def measure(options: argparse.Namespace, encoder: SentenceTransformer, data: XMCData, warm_steps: int) -> list[dict]:
+    modes = {"exact": make_trainer(options, encoder, data, "exact")}
+    for share in options.shares:
+        modes[f"fresh {share:g}"] = make_trainer(options, encoder, data, "fresh", label_sample_share=share)
+        bank = make_trainer(
+            options, encoder, data, "bank", label_sample_share=share, label_bank_max_age=options.max_age
+        )
+        modes[f"bank {share:g}"] = bank
+    if options.num_random:
+        random = {"num_hard_negatives": 0, "num_random_negatives": options.num_random}
+        modes[f"mined, {options.num_random} random"] = make_trainer(options, encoder, data, "mined", **random)
+
+    rows = []
+    batches = iter(next(iter(modes.values())).get_train_dataloader())
+    for number in range(options.batches):
+        batch = next(batches)
+        batch["row"] = torch.zeros(len(batch["label"]), dtype=torch.long)  # no shortlist: any row will do
+        exact, base = take_step(modes["exact"], encoder, batch, seed=0)
+        rows.append({"mode": "exact", "batch": number, "seed": 0, **describe(exact, base, exact, base)})
+        for name, trainer in modes.items():
+            for seed in range(options.seeds) if name != "exact" else ():
+                if name.startswith("bank") and trainer.negatives.embeddings is None:
+                    take_step(trainer, encoder, batch, seed)  # the first step fills the bank
+                gradient, work = take_step(trainer, encoder, batch, seed)
+                rows.append({"mode": name, "batch": number, "seed": seed, **describe(gradient, work, exact, base)})
+        print(f"batch {number}: exact {base['seconds']:.1f} s", flush=True)
+    return [{"warm_steps": warm_steps, **row} for row in rows]
+
+
+def describe(gradient: torch.Tensor, work: Work, exact: torch.Tensor, base: Work) -> dict:
+    return {
+        "cosine": float(gradient.double() @ exact.double() / gradient.double().norm() / exact.double().norm()),
+        "length": float(gradient.norm() / exact.norm()),
+        "seconds": work["seconds"],
+        "time": work["seconds"] / base["seconds"],
+        "work": work["tokens"] / base["tokens"],
+        "embedded": work["embedded"],
+        "peak_GiB": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
+    parser.add_argument("--max_seq_length", type=int, default=32, help="tokens of a text that are read")
+    parser.add_argument("--num_labels", type=int, help="how many labels to draw; by default all")
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--batches", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="draws of each mode on each batch")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.02, 0.05, 0.1])
+    parser.add_argument("--max_age", type=int, default=100)
+    parser.add_argument("--num_random", type=int, default=0, help="random labels of a `mined` step, where wanted")
+    parser.add_argument("--num_positives", type=int, help="positives drawn for a query; by default all")
+    parser.add_argument("--chunk_tokens", type=int, default=8192)
+    parser.add_argument("--temperature", type=float, default=0.05)
+    parser.add_argument("--learning_rate", type=float, default=5e-5)
+    parser.add_argument(
+        "--warm_steps", type=int, nargs="+", default=[0], help="measure after so many steps of training"
+    )
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    data = subset(load_xmc(options.data), options.num_labels)
+    encoder = SentenceTransformer(options.model)
+    encoder.max_seq_length = options.max_seq_length
+    print(f"{len(data.labels)} labels, {len(data.train)} queries, batch {options.batch_size}", flush=True)
+    rows, done = [], 0
+    for warm_steps in options.warm_steps:
+        if warm_steps > done:
+            warm = make_trainer(options, encoder, data, "bank", label_sample_share=0.05, max_steps=warm_steps - done)
+            warm.train()
+            done = warm_steps
+        rows += measure(options, encoder, data, warm_steps)
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=1))
+    print(table(rows))
+
+
+def table(rows: list[dict]) -> str:
+    lines = ["| after steps | mode | cosine, mean (least) | length | labels embedded | time | work |", "|---" * 7 + "|"]
+    for key in dict.fromkeys((row["warm_steps"], row["mode"]) for row in rows):
+        chosen = [row for row in rows if (row["warm_steps"], row["mode"]) == key]
+        mean = {name: statistics.mean(row[name] for row in chosen) for name in MEANS}
+        lines.append(
+            f"| {key[0]} | {key[1]} | {mean['cosine']:.3f} ({min(row['cosine'] for row in chosen):.3f}) | "
+            f"{mean['length']:.2f} | {mean['embedded']:.1%} | {mean['time']:.2f}x | {mean['work']:.2f}x |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Which labels take part in a step, and what the positives are called among them."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import LABELS, make_bert, make_bert_encoder, make_static_encoder
+
+from hf_xmc.bank import LabelBank
+from hf_xmc.batching import LabelTable
+from hf_xmc.losses import DecoupledSoftmaxLoss
+from hf_xmc.negatives import AllLabels, MinedNegatives, Step
+
+POSITIVES = torch.tensor([[3, -100], [10, 0]])
+
+
+@pytest.fixture(params=["static", "bert"])
+def any_encoder(request, tmp_path):
+    still = make_static_encoder() if request.param == "static" else make_bert_encoder(make_bert(tmp_path, dropout=0.0))
+    return still.eval()
+
+
+def step(encoder, positives=POSITIVES, weights=None):
+    queries = encoder.encode([f"text {i}" for i in range(len(positives))], convert_to_tensor=True).clone()
+    return Step(queries, positives, weights, torch.arange(len(positives)))
+
+
+def texts(encoder, label_ids):
+    return encoder.encode([LABELS[label] for label in label_ids], convert_to_tensor=True)
+
+
+@pytest.mark.parametrize("size", [None, 1, 4, 11, 100])
+def test_every_label_has_one_column_and_positives_point_at_it(any_encoder, size):
+    negatives = AllLabels(LabelTable(any_encoder, LABELS, chunk_size=size))
+    candidates = negatives.select(any_encoder, step(any_encoder))
+    assert sorted(candidates.label_ids.tolist()) == list(range(11))
+    assert candidates.positives[0, 1] == -100
+    columns = negatives.embed(any_encoder, candidates)
+    torch.testing.assert_close(columns[candidates.positives[[0, 1, 1], [0, 0, 1]]], texts(any_encoder, [3, 10, 0]))
+
+
+def test_a_mined_pool_holds_positives_shortlist_and_random_labels(any_encoder):
+    negatives = MinedNegatives(LabelTable(any_encoder, LABELS), num_queries=2, num_hard=2)
+    negatives.shortlist = torch.tensor([[7, 8, -1], [3, -1, -1]], dtype=torch.int32)
+    candidates = negatives.select(any_encoder, step(any_encoder))
+    assert sorted(candidates.label_ids.tolist()) == [0, 3, 7, 8, 10]
+    columns = negatives.embed(any_encoder, candidates)
+    torch.testing.assert_close(columns[candidates.positives[[0, 1, 1], [0, 0, 1]]], texts(any_encoder, [3, 10, 0]))
+
+    negatives.num_random = 500
+    assert len(negatives.select(any_encoder, step(any_encoder)).label_ids) == 11
+
+
+def test_a_positive_that_was_not_drawn_is_masked_where_another_query_brings_it(any_encoder):
+    negatives = MinedNegatives(LabelTable(any_encoder, LABELS), num_queries=2, num_hard=1)
+    negatives.shortlist = torch.tensor([[0, -1], [-1, -1]], dtype=torch.int32)
+    drawn = torch.tensor([[1.0, 0.0], [1.0, 0.0]])  # of the second query's 10 and 0 only 10
+    candidates = negatives.select(any_encoder, step(any_encoder, weights=drawn))
+    assert sorted(candidates.label_ids.tolist()) == [0, 3, 10]
+    assert candidates.label_ids[candidates.positives[1]].tolist() == [10, 0]
+    negatives.shortlist[0, 0] = 5
+    candidates = negatives.select(any_encoder, step(any_encoder, weights=drawn))
+    assert candidates.positives[1, 1] == -100, "a label outside the pool has no column"
+
+
+def bank_of(encoder, share, max_age=4, normalised=False):
+    return LabelBank(LabelTable(encoder, LABELS, chunk_size=3), DecoupledSoftmaxLoss(), share, max_age, normalised)
+
+
+def test_a_bank_proposes_positives_for_sure_and_others_with_their_weight(any_encoder):
+    bank = bank_of(any_encoder, share=0.3)
+    torch.manual_seed(0)
+    for _ in range(5):
+        candidates = bank.select(any_encoder, step(any_encoder))
+        label_ids = candidates.label_ids.tolist()
+        assert {0, 3, 10} < set(label_ids)
+        assert len(label_ids) == 3 + 4  # and ceil(0.3 * 11) more
+        weights = dict(zip(label_ids, candidates.label_weights.tolist(), strict=True))
+        assert weights[0] == weights[3] == weights[10] == 1
+        assert all(weight >= 1 for weight in weights.values())
+    columns = bank.embed(any_encoder, candidates)
+    torch.testing.assert_close(columns[candidates.positives[[0, 1, 1], [0, 0, 1]]], texts(any_encoder, [3, 10, 0]))
+
+
+def test_with_all_labels_drawn_the_bank_gives_the_exact_loss(any_encoder):
+    bank, everything = bank_of(any_encoder, share=1.0), AllLabels(LabelTable(any_encoder, LABELS))
+    batch, values = step(any_encoder), []
+    for negatives in (bank, everything):
+        candidates = negatives.select(any_encoder, batch)
+        labels = negatives.embed(any_encoder, candidates)
+        loss = DecoupledSoftmaxLoss()
+        values.append(
+            loss(batch.queries, labels, candidates.positives, None, candidates.shard, candidates.label_weights)
+        )
+    torch.testing.assert_close(*values)
+
+
+def test_the_mean_normaliser_of_many_proposals_is_that_of_all_labels(any_encoder):
+    """Even with a bank that has nothing to do with the encoder: it proposes, it does not score."""
+    bank, batch = bank_of(any_encoder, share=0.3), step(any_encoder)
+    bank.select(any_encoder, batch)
+    torch.manual_seed(0)
+    sums, labels = [], texts(any_encoder, range(11))
+    for _ in range(500):
+        bank.embeddings = torch.randn(11, batch.queries.shape[1]).to(torch.bfloat16)
+        candidates = bank.select(any_encoder, batch)
+        scores = batch.queries @ labels[candidates.label_ids].T / 10
+        sums.append((scores.exp() * candidates.label_weights).sum(1))
+    sums = torch.stack(sums)
+    expected = (batch.queries @ labels.T / 10).exp().sum(1)
+    assert (sums.std(0) > 0.02 * expected).all(), "nothing was sampled"
+    assert ((sums.mean(0) - expected).abs() < 5 * sums.std(0) / len(sums) ** 0.5).all()
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_no_gradient_passes_through_what_the_bank_proposes(any_encoder, normalised):
+    bank = bank_of(any_encoder, share=0.5, normalised=normalised)
+    candidates = bank.select(any_encoder, step(any_encoder))
+    assert not candidates.label_weights.requires_grad
+    assert not bank.embeddings.requires_grad
+    assert bank.embed(any_encoder, candidates).requires_grad
+
+
+@pytest.mark.parametrize("max_age", [1, 4, 11, 100])
+def test_no_embedding_in_the_bank_is_older_than_it_may_be(max_age):
+    encoder = make_static_encoder()
+    bank = bank_of(encoder, share=0.1, max_age=max_age)
+    for age in range(max_age + 1):
+        candidates = bank.select(encoder, step(encoder))
+        if age == 0:
+            with torch.no_grad():
+                encoder[0].embedding.weight.add_(1.0)  # from here on what is remembered is old
+        bank.embed(encoder, candidates)
+    fresh = texts(encoder, bank.label_ids).to(torch.bfloat16)
+    assert torch.equal(bank.embeddings, fresh)
+
+
+def test_what_is_embedded_is_remembered():
+    encoder = make_static_encoder()
+    bank = bank_of(encoder, share=0.2, max_age=100)
+    bank.select(encoder, step(encoder))
+    with torch.no_grad():
+        encoder[0].embedding.weight.add_(1.0)
+    candidates = bank.select(encoder, step(encoder))
+    renewed = {bank.label_ids[1]}
+    bank.embed(encoder, candidates)
+    fresh = (bank.embeddings == texts(encoder, bank.label_ids).to(torch.bfloat16)).all(1)
+    assert set(bank.label_ids[fresh.numpy()].tolist()) == set(candidates.label_ids.tolist()) | renewed
+
+
+def test_another_state_is_refused(any_encoder):
+    bank = bank_of(any_encoder, share=0.5)
+    with pytest.raises(ValueError, match="holds 5 labels of this process, which has 11"):
+        bank.load_state_dict({"embeddings": torch.zeros(5, 16), "next": torch.tensor(0)})
+    mined = MinedNegatives(LabelTable(any_encoder, LABELS), num_queries=2)
+    with pytest.raises(ValueError, match="those of 3 queries, but there are 2"):
+        mined.load_state_dict({"shortlist": torch.zeros(3, 1)})
+
+
+def test_random_labels_are_drawn_from_everywhere():
+    encoder = make_static_encoder()
+    mined = MinedNegatives(LabelTable(encoder, LABELS), num_queries=2, num_random=3)
+    torch.manual_seed(0)
+    drawn = [mined.select(encoder, step(encoder)).label_ids for _ in range(60)]
+    assert set(np.concatenate(drawn).tolist()) == set(range(11))
+    assert max(map(len, drawn)) <= 6
