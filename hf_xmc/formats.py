@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 import math
+import struct
 import zipfile
 import zlib
 from array import array
@@ -25,6 +27,7 @@ import scipy.sparse as sp
 MAX_LINE = 64 * 2**20  # bytes
 MAX_RATIO = 200  # decompressed to compressed size; text stays below 20
 ROWS_A_BATCH = 10_000
+NPZ_MEMBERS = {f"{name}.npy" for name in ("data", "indices", "indptr", "shape", "format")}  # of a csr matrix
 
 
 @dataclass
@@ -144,31 +147,41 @@ def read_npz(path: Path) -> sp.csr_matrix:
     """A scipy sparse matrix; sizes and types are checked before anything is allocated, and pickles are refused."""
     try:
         with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                with archive.open(member) as file:
-                    version = np.lib.format.read_magic(file)
-                    read_header = (
-                        np.lib.format.read_array_header_1_0
-                        if version == (1, 0)
-                        else np.lib.format.read_array_header_2_0
-                    )
-                    shape, _, dtype = read_header(file)
-                if dtype.hasobject:
-                    raise ValueError(f"{member.filename} holds Python objects, which could run code")
-                claimed = math.prod(shape) * dtype.itemsize
-                if claimed > member.file_size or member.file_size > 2000 * member.compress_size + 2**20:
-                    raise ValueError(
-                        f"{member.filename} claims {claimed} bytes, which its size in the file cannot hold"
-                    )
+            sizes = {member.filename: _checked_size(archive, member) for member in archive.infolist()}
+        if sizes.keys() != NPZ_MEMBERS:
+            raise ValueError(f"it holds {sorted(sizes)}, and a csr matrix {sorted(NPZ_MEMBERS)}")
+        if sizes["data.npy"] != sizes["indices.npy"]:
+            raise ValueError(f"it has {sizes['data.npy']} values and {sizes['indices.npy']} indices")
         matrix: Any = sp.load_npz(path)
         if matrix.format != "csr":
             raise ValueError(f"expected a csr matrix, got {matrix.format}")
+        if len(matrix.shape) != 2 or matrix.data.ndim != 1 or matrix.data.dtype.kind not in "biuf":
+            raise ValueError(f"{matrix.data.dtype} of shape {matrix.shape} is no matrix of numbers")
         matrix.check_format(full_check=True)
         if len(matrix.indices) and not (matrix.indices.min() >= 0 and matrix.indices.max() < matrix.shape[1]):
             raise ValueError("a column index is out of range")
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, OSError, EOFError,
+        NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
+    ) as error:  # fmt: skip
         raise ValueError(f"{path}: not a readable sparse matrix ({error}).") from None
     return matrix
+
+
+def _checked_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
+    """How many elements a member of an npz holds, once they are known to fit into it."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError(f"{member.filename} holds Python objects, which could run code")
+    claimed = math.prod(shape) * max(1, dtype.itemsize)
+    # The values are as many as the indices, and may all be 1, which compresses to a thousandth; the rest does not.
+    ratio = 2000 if member.filename == "data.npy" else MAX_RATIO
+    if claimed > member.file_size or member.file_size > ratio * member.compress_size + 2**20:
+        raise ValueError(f"{member.filename} claims {claimed} bytes, which its size in the file cannot hold")
+    return math.prod(shape)
 
 
 def read_filter_pairs(path: Path, num_rows: int, num_labels: int, notes: Counter[str]) -> np.ndarray:
