@@ -149,7 +149,7 @@ def read_npz(path: Path) -> sp.csr_matrix:
         with zipfile.ZipFile(path) as archive:
             sizes = {member.filename: _checked_size(archive, member) for member in archive.infolist()}
         if sizes.keys() != NPZ_MEMBERS:
-            raise ValueError(f"it holds {sorted(sizes)}, and a csr matrix {sorted(NPZ_MEMBERS)}")
+            raise ValueError(f"it holds {', '.join(sorted(sizes))}, and a csr matrix has {', '.join(sorted(NPZ_MEMBERS))}")
         if sizes["data.npy"] != sizes["indices.npy"]:
             raise ValueError(f"it has {sizes['data.npy']} values and {sizes['indices.npy']} indices")
         matrix: Any = sp.load_npz(path)
@@ -206,6 +206,36 @@ def read_filter_pairs(path: Path, num_rows: int, num_labels: int, notes: Counter
     if len(unique) < len(table):
         notes[f"{path.name}: pairs named again"] += len(table) - len(unique)
     return unique
+
+
+def read_jsonl(path: Path, notes: Counter[str], errors: str = "strict") -> pa.Table:
+    """A table of JSON objects, one a line; the keys of the first are the columns."""
+    tables: list[pa.Table] = []
+    records: list[dict[str, Any]] = []
+
+    def flush() -> None:
+        try:
+            tables.append(pa.Table.from_pylist(records))
+        except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
+            first = sum(map(len, tables)) + 1
+            raise ValueError(
+                f"{path}:{first}: here, or in the {len(records) - 1} lines that follow, values that fit no column "
+                f"({error})."
+            ) from None
+        records.clear()
+
+    for line, where in read_lines(path, notes, errors):
+        record = _parse(line, where)
+        if not isinstance(record.get("text", ""), str | None):
+            raise ValueError(f"{where}: text is {record['text']!r:.80}; expected a string.")
+        if record.get("label_ids") is not None:
+            _list_of(record, "label_ids", int, where)
+        records.append(record)
+        if len(records) == ROWS_A_BATCH:
+            flush()
+    if records or not tables:
+        flush()
+    return pa.concat_tables(tables, promote_options="permissive")
 
 
 def text_of(record: dict[str, Any], where: str) -> str:

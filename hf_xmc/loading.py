@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from datasets import Dataset, get_dataset_config_names, load_dataset, load_from_disk
 
 from hf_xmc import formats
@@ -53,7 +54,7 @@ def load_xmc(path: str | Path, *, revision: str | None = None, errors: str = "st
     if (folder / "raw" / "Y.txt").exists():
         return _load_reference(folder, errors)
     if _table_file(folder, "labels"):
-        return _load_tables(folder)
+        return _load_tables(folder, errors)
     if (folder / "README.md").exists():
         return _load_hub_layout(str(folder), revision)
     raise ValueError(
@@ -92,17 +93,24 @@ def _load_reference(folder: Path, errors: str) -> XMCData:
     return _assemble(folder, texts, list(map(str, range(len(texts)))), splits, notes)
 
 
-def _load_tables(folder: Path) -> XMCData:
+def _load_tables(folder: Path, errors: str) -> XMCData:
     tables = {name: path for name in ("labels", *SPLITS) if (path := _table_file(folder, name))}
     if "train" not in tables:
         raise ValueError(f"{folder} has a labels table but no train.jsonl or train.parquet.")
-    kinds = {"jsonl": "json", "parquet": "parquet"}
-    loaded = {
-        name: load_dataset(kinds[path.suffix[1:]], data_files=str(path), split="train") for name, path in tables.items()
-    }
     pairs = _table_file(folder, "filter_pairs")
-    filters = {"test": load_dataset(kinds[pairs.suffix[1:]], data_files=str(pairs), split="train")} if pairs else {}
-    return _from_datasets(str(folder), loaded.pop("labels"), loaded, filters)
+    notes: Counter[str] = Counter()
+    loaded = {name: _read_table(path, notes, errors) for name, path in tables.items()}
+    filters = {"test": _read_table(pairs, notes, errors)} if pairs else {}
+    return _from_datasets(str(folder), loaded.pop("labels"), loaded, filters, notes)
+
+
+def _read_table(path: Path, notes: Counter[str], errors: str) -> Dataset:
+    if path.suffix == ".jsonl":
+        return Dataset(formats.read_jsonl(path, notes, errors))
+    try:
+        return Dataset(pq.read_table(path, memory_map=True))
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a readable table ({error}).") from None
 
 
 def _load_hub_layout(name: str, revision: str | None) -> XMCData:
@@ -115,11 +123,16 @@ def _load_hub_layout(name: str, revision: str | None) -> XMCData:
     labels = load_dataset(name, "labels", revision=revision)
     splits = dict(load_dataset(name, "default", revision=revision))
     filters = dict(load_dataset(name, "filter_pairs", revision=revision)) if "filter_pairs" in configs else {}
-    return _from_datasets(name, next(iter(labels.values())), splits, filters)
+    return _from_datasets(name, next(iter(labels.values())), splits, filters, Counter())
 
 
-def _from_datasets(name: str, labels: Dataset, splits: dict[str, Dataset], filters: dict[str, Dataset]) -> XMCData:
-    notes: Counter[str] = Counter()
+def _from_datasets(
+    name: str,
+    labels: Dataset,
+    splits: dict[str, Dataset],
+    filters: dict[str, Dataset],
+    notes: Counter[str],
+) -> XMCData:
     _expect_columns(labels, {"text"}, f"{name}, labels")
     ids = labels["label_id"] if "label_id" in labels.column_names else range(len(labels))
     rows = {}

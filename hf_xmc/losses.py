@@ -146,7 +146,8 @@ class BCELoss(_EmbeddingLoss):
     Args:
         bias: where the learned bias starts, about minus the logarithm of the number of labels. ``None``: no bias and no
             scale, which is the loss that fails for dual encoders.
-        temperature, memory_budget, gradient_dtype: as in :class:`DecoupledSoftmaxLoss`. The scale starts at 1, after the temperature.
+        temperature, memory_budget, gradient_dtype: as in :class:`DecoupledSoftmaxLoss`. The scale starts at 1, after
+            the temperature.
     """
 
     function = staticmethod(streaming.bce_loss)
