@@ -149,7 +149,9 @@ def read_npz(path: Path) -> sp.csr_matrix:
         with zipfile.ZipFile(path) as archive:
             sizes = {member.filename: _checked_size(archive, member) for member in archive.infolist()}
         if sizes.keys() != NPZ_MEMBERS:
-            raise ValueError(f"it holds {', '.join(sorted(sizes))}, and a csr matrix has {', '.join(sorted(NPZ_MEMBERS))}")
+            raise ValueError(
+                f"it holds {', '.join(sorted(sizes))}, and a csr matrix has {', '.join(sorted(NPZ_MEMBERS))}"
+            )
         if sizes["data.npy"] != sizes["indices.npy"]:
             raise ValueError(f"it has {sizes['data.npy']} values and {sizes['indices.npy']} indices")
         matrix: Any = sp.load_npz(path)

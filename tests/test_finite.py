@@ -197,8 +197,8 @@ def test_scores_that_nobody_normalised(name, dtype, budget, tally):
     value = streamed(*got, positives, memory_budget=budget, **settings)
     value.backward()
     assert math.isfinite(value)
-    assert value.item() == pytest.approx(expected.item(), rel=1e-4 if dtype is torch.float32 else 1e-2)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-2)
     for mine, theirs in zip(got, exact, strict=True):
         error = (mine.grad.double() - theirs.grad).norm() / theirs.grad.norm()
-        assert error < (1e-4 if dtype is torch.float32 else 1e-2)
+        assert error < 1e-2  # in float32 a score of 6e4, and with it the threshold of soft top-k, is rounded by 4e-3
     tally(inputs=1)
