@@ -1,0 +1,155 @@
+"""Training in each label mode: validation P@1 by steps and by time, on the same batches, dropout on.
+
+    python recipes/benchmarks/modes.py --data recipes/data/wordnet-hypernyms \
+        --model sentence-transformers/all-MiniLM-L6-v2 --num_labels 2000 --seconds 400 --json modes.json
+
+The modes take turns: the next step is that of the mode that has had the least time, so that all meet the same machine.
+Time is wall time of training steps; evaluation is not counted. Labels that more than `--max_share` of the queries have
+are left out, or P@1 would say little. The plot lies beside the JSON.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from sentence_transformers import SentenceTransformer
+from subset import subset
+from transformers import set_seed
+
+from hf_xmc import (
+    ExtremeMultilabelClassificationEvaluator,
+    XMCData,
+    XMCTrainer,
+    XMCTrainingArguments,
+    load_xmc,
+    losses,
+)
+
+MODES = ("exact", "fresh", "bank", "mined")
+METRICS = ("P@1", "P@5", "R@10")
+
+
+class Run:
+    """One mode's encoder, optimizer and batches, a step at a time."""
+
+    def __init__(self, options: argparse.Namespace, data: XMCData, mode: str) -> None:
+        set_seed(options.seed)
+        self.mode, self.steps, self.seconds, self.options = mode, 0, 0.0, options
+        self.encoder = SentenceTransformer(options.model)
+        self.encoder.max_seq_length = options.max_seq_length
+        args = XMCTrainingArguments(
+            "runs/modes",
+            label_mode=mode,
+            label_sample_share=options.share,
+            num_hard_negatives=0,
+            num_random_negatives=int(options.share * len(data.labels)),
+            per_device_train_batch_size=options.batch_size,
+            seed=options.seed,
+            report_to="none",
+            disable_tqdm=True,
+        )
+        loss = losses.DecoupledSoftmaxLoss(options.temperature)
+        self.trainer = XMCTrainer(self.encoder, args, data.train, labels=data.labels, loss=loss)
+        self.optimizer = torch.optim.AdamW(self.encoder.parameters(), lr=options.learning_rate, weight_decay=0.0)
+        warm_up = lambda step: min(1.0, (step + 1) / options.warmup_steps)  # noqa: E731
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, warm_up)
+        self.batches = iter(())
+
+    def step(self) -> None:
+        batch = next(self.batches, None)
+        if batch is None:
+            self.batches = iter(self.trainer.get_train_dataloader())
+            batch = next(self.batches)
+        start = time.perf_counter()
+        self.encoder.train()
+        self.trainer.compute_loss(self.encoder, self.trainer._prepare_inputs(batch)).backward()
+        torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        self.seconds += time.perf_counter() - start
+        self.steps += 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--num_labels", type=int)
+    parser.add_argument("--max_share", type=float, default=0.05)
+    parser.add_argument("--max_seq_length", type=int, default=16)
+    parser.add_argument("--max_queries", type=int, default=1000, help="validation queries")
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument(
+        "--share", type=float, default=0.1, help="of the labels: drawn by fresh, bank, at random by mined"
+    )
+    parser.add_argument("--temperature", type=float, default=0.05)
+    parser.add_argument("--learning_rate", type=float, default=1e-4)
+    parser.add_argument("--warmup_steps", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=600, help="of training, for each mode")
+    parser.add_argument("--eval_every", type=int, default=4, help="steps")
+    parser.add_argument("--eval_seconds", type=float, default=20, help="of training between evaluations, at least")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    data = subset(load_xmc(options.data).carve_validation(0.02), options.num_labels, max_share=options.max_share)
+    some = data.validation.select(range(min(options.max_queries, len(data.validation))))
+    data = replace(data, validation=some)
+    evaluator = ExtremeMultilabelClassificationEvaluator.from_data(data, "validation", recall_at=(10,))
+    print(f"{len(data.labels)} labels, {len(data.train)} queries, {len(data.validation)} to validate", flush=True)
+    runs, rows = [Run(options, data, mode) for mode in options.modes], []
+    last = dict.fromkeys(options.modes, -options.eval_seconds)
+
+    def evaluate(run: Run) -> None:
+        found = evaluator(run.encoder)
+        row = {"mode": run.mode, "steps": run.steps, "seconds": run.seconds, **{m: 100 * found[m] for m in METRICS}}
+        rows.append(row)
+        last[run.mode] = run.seconds
+        print(row, flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=1))
+            plot(rows, options.json.with_suffix(".png"))
+
+    for run in runs:
+        evaluate(run)
+    while any(run.seconds < options.seconds for run in runs):
+        run = min(runs, key=lambda run: run.seconds)
+        run.step()
+        due = run.steps % options.eval_every == 0 and run.seconds - last[run.mode] >= options.eval_seconds
+        if due or run.seconds >= options.seconds:
+            evaluate(run)
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+    for mode in dict.fromkeys(row["mode"] for row in rows):
+        chosen = [row for row in rows if row["mode"] == mode]
+        for axis, x in zip(axes, ("steps", "seconds"), strict=True):
+            axis.plot([row[x] for row in chosen], [row["P@1"] for row in chosen], marker="o", markersize=3, label=mode)
+    longest = max((row["steps"] for row in rows if row["mode"] == "exact"), default=0)
+    axes[0].set_xlim(0, 1.2 * longest or None)
+    axes[0].set_xlabel("steps")
+    axes[1].set_xlabel("seconds of training")
+    axes[0].set_ylabel("P@1 on validation, %")
+    axes[1].legend()
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
