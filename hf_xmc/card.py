@@ -37,6 +37,7 @@ class XMCCard:
 
     Attributes:
         results: by split, the metrics as fractions; the first split is the one of the deciles.
+        variants: metrics of other ways to predict, by what they are; not in the metadata.
         deciles: rows of :func:`hf_xmc.metrics.by_frequency_decile`, as dictionaries.
         predictions: of ``example``, with ``text`` and ``score``.
     """
@@ -55,6 +56,7 @@ class XMCCard:
     loss_settings: Mapping[str, Any] = field(default_factory=dict)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     results: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     deciles: Sequence[Mapping[str, Any]] = ()
     training_time: str | None = None
     hardware: str | None = None

@@ -7,6 +7,7 @@ import argparse
 import json
 from pathlib import Path
 
+import card
 import report
 import train
 
@@ -22,6 +23,7 @@ def main() -> None:
     where = ["--data", arguments.data, "--output_dir", str(arguments.output_dir)]
     train.main([str(RECIPE), *where, *arguments.train_flags])
     page = report.write(arguments.output_dir, arguments.data)
+    card.write(arguments.output_dir, arguments.data)
     metrics = json.loads((arguments.output_dir / "metrics.json").read_text())
     print(f"trained in {metrics['train_seconds']:.0f} s; the model is {arguments.output_dir / 'model'}, read {page}")
 

@@ -30,6 +30,7 @@ from hf_xmc import (
     static_encoder,
     with_phrases,
 )
+from hf_xmc.card import hardware
 from hf_xmc.metrics import PROPENSITY_PRESETS, by_frequency_decile, inverse_propensity, label_counts
 
 LOSSES = {
@@ -106,7 +107,8 @@ def main(argv: list[str]) -> None:
             metrics["memory_settings"] = tuned
         model.save_pretrained(output_dir / "model")
         # Settings of the recipe and of the loop, and what they gave.
-        report = {**metrics, "train_seconds": train_seconds, "recipe": vars(recipe), "arguments": args.to_dict()}
+        report = {**metrics, "num_train": len(data.train), "train_seconds": train_seconds, "hardware": hardware()}
+        report |= {"recipe": vars(recipe), "arguments": args.to_dict()}
         write_json(output_dir / "metrics.json", report)
         write_json(output_dir / "history.json", trainer.state.log_history)
         print(json.dumps({name: metrics[name] for name in ("labels", "memory") if name in metrics}, indent=2))

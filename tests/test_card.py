@@ -1,0 +1,140 @@
+"""The card says what is known, the Hub reads its metadata, and what was loaded or written by hand stays."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import LABELS, make_static_encoder
+from datasets import Dataset
+
+from hf_xmc import (
+    ExtremeMultilabelClassificationEvaluator,
+    XMCCard,
+    XMCData,
+    XMCModel,
+    XMCTrainer,
+    XMCTrainingArguments,
+)
+from hf_xmc.model import Prediction
+
+FACTS = {"num_labels": 18_992, "embedding_dim": 512, "similarity": "dot", "encoder": "a static one"}
+
+
+def metadata(text):
+    return yaml.safe_load(re.match(r"---\n(.*?)\n---\n", text, re.S)[1])
+
+
+def test_a_full_card():
+    decile = {"num_labels": 7, "min_count": 1, "max_count": 3, "precision": 0.0123, "recall": 0.456, "num_positives": 9}
+    text = XMCCard(
+        **FACTS,
+        name="Hypernyms",
+        repo_id="org/hypernyms",
+        data="WordNet hypernyms",
+        dataset_id="org/wordnet",
+        num_train=82_115,
+        loss="decoupled_softmax",
+        loss_settings={"temperature": 1.0},
+        hyperparameters={"learning_rate": 0.03},
+        results={"test": {"P@1": 0.8937, "R@100": 0.9231}},
+        variants={"without memory": {"P@1": 0.5, "R@100": 0.25}},
+        deciles=[decile],
+        training_time="217 seconds",
+        hardware="2 CPU cores",
+        energy_kwh=0.0061,
+        example='a "small" boat',
+        predictions=[Prediction("n1", "boat | vessel", 12.345)],
+        license="mit",
+        language="en",
+    ).render()
+    for piece in (
+        "among 18,992:",
+        "largest dot similarity",
+        'from_pretrained("org/hypernyms")',
+        r'model.predict("a \"small\" boat"',
+        r"| boat \| vessel | 12.3",
+        "## How to add labels",
+        "On the test split of WordNet hypernyms, in percent:",
+        "| this model | 89.37 | 92.31 |",
+        "| without memory | 50.00 | 25.00 |",
+        "| 1 to 3 | 7 | 1.23 | 45.6 |",
+        "| data | WordNet hypernyms, 82,115 training queries |",
+        "| loss | `decoupled_softmax` with temperature 1.0 |",
+        "| learning_rate | 0.03 |",
+        "| time | 217 seconds |",
+        "| hardware | 2 CPU cores |",
+        "| energy | 0.006 kWh |",
+        "## Intended use and limits",
+        "arxiv.org/abs/2310.10636",
+    ):
+        assert piece in text, piece
+    about = metadata(text)
+    assert (about["library_name"], about["license"], about["language"]) == ("sentence-transformers", "mit", "en")
+    assert about["datasets"] == ["org/wordnet"]
+    assert {"hf-xmc", "extreme-multilabel-classification", "loss:decoupled_softmax"} <= set(about["tags"])
+    (model,) = about["model-index"]
+    (result,) = model["results"]
+    assert result["task"]["type"] == "extreme-multilabel-classification"
+    assert result["dataset"] == {"name": "WordNet hypernyms", "type": "org/wordnet", "split": "test"}
+    assert {one["type"]: one["value"] for one in result["metrics"]} == {"P@1": 0.8937, "R@100": 0.9231}
+
+
+def test_what_is_not_known_is_left_out():
+    text = XMCCard(**FACTS).render()
+    assert "not recorded" in text
+    assert "not measured" in text
+    for absent in ("Results", "None", "| loss |", "label frequency", "| data |"):
+        assert absent not in text.split("## Citation")[0], absent
+    assert "model-index" not in metadata(text)
+    code = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(code) == 3
+    for block in code:
+        compile(block, "card", "exec")
+
+
+def test_a_trained_model_tells_of_its_training(queries, tmp_path):
+    encoder = make_static_encoder()
+    data = XMCData(train=queries, labels=Dataset.from_dict({"text": LABELS}), validation=queries)
+    args = XMCTrainingArguments(
+        str(tmp_path / "run"), use_cpu=True, report_to="none", max_steps=1, learning_rate=0.25, save_strategy="no"
+    )
+    evaluator = ExtremeMultilabelClassificationEvaluator.from_data(data, "validation", name="validation")
+    trainer = XMCTrainer(encoder, args, queries, labels=LABELS, evaluator=evaluator)
+    trainer.train()
+    found = trainer.evaluate()
+    XMCModel(encoder, LABELS).save_pretrained(tmp_path / "model")
+    text = (tmp_path / "model" / "README.md").read_text()
+    for piece in (
+        "`DecoupledSoftmaxLoss` with temperature 1.0",
+        "| learning_rate | 0.25 |",
+        "13 training queries",
+        "11",
+    ):
+        assert piece in text, piece
+    (result,) = metadata(text)["model-index"][0]["results"]
+    values = {one["type"]: one["value"] for one in result["metrics"]}
+    assert values["P@5"] == pytest.approx(found["eval_validation_P@5"], abs=1e-6)
+
+
+def test_a_card_by_hand_stays(encoder, tmp_path):
+    model = XMCModel(encoder, LABELS)
+    model.card = "# Mine\n"
+    model.save_pretrained(tmp_path / "one")
+    XMCModel.from_pretrained(tmp_path / "one").save_pretrained(tmp_path / "two")
+    assert (tmp_path / "two" / "README.md").read_text() == "# Mine\n"
+    XMCModel.from_pretrained(tmp_path / "two", labels=["boat"]).save_pretrained(tmp_path / "three")
+    assert "among 1:" in (tmp_path / "three" / "README.md").read_text(), "the card of other labels"
+
+
+def test_the_finished_cards_are_whole():
+    cards = sorted((Path(__file__).parents[1] / "model_cards").glob("*.md"))
+    finished = [card for card in cards if card.name != "README.md"]
+    assert finished
+    for card in finished:
+        text = card.read_text()
+        (result,) = metadata(text)["model-index"][0]["results"]
+        values = {one["type"]: f"{100 * one['value']:.2f}" for one in result["metrics"]}
+        assert f"| this model | {' | '.join(values.values())} |" in text
+        assert "By label frequency" in text
+        assert "not recorded" not in text
