@@ -115,7 +115,7 @@ class XMCModel:
             queries: columns ``text`` and ``label_ids``, rows of :attr:`labels`: those of the training, or newer ones.
         """
         texts = list(queries["text"])
-        known = self.embed(texts), relevance_of(queries, len(self.labels)), texts
+        known = self.embed(texts).half(), relevance_of(queries, len(self.labels)), texts
         if self.memory is None:
             self.memory = TrainingMemory(*known)
         else:

@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import layouts
 import pytest
@@ -17,6 +20,7 @@ from transformers import AutoModel, AutoTokenizer, DistilBertConfig, DistilBertM
 from hf_xmc import XMCModel, XMCTrainer, XMCTrainingArguments
 from hf_xmc.hub import push
 
+ROOT = Path(__file__).parents[1]
 TEXTS = ["a red boat", "old oak tree"]
 
 
@@ -174,6 +178,44 @@ def test_a_trainer_publishes_the_release_and_nothing_else(hub, here, queries, tm
     args = XMCTrainingArguments(str(tmp_path / "run"), hub_strategy="all_checkpoints", **settings)
     with pytest.raises(ValueError, match="all_checkpoints would publish pickles"):
         XMCTrainer(make_static_encoder(), args, queries, labels=LABELS)
+
+
+def test_train_push_and_predict_where_there_is_only_the_package(hub, here, client, queries, tmp_path):
+    """Another process, another cache, and of this repository nothing but the files that are installed."""
+    args = XMCTrainingArguments(str(tmp_path / "run"), use_cpu=True, report_to="none", max_steps=2, save_strategy="no")
+    trainer = XMCTrainer(make_static_encoder(), args, queries, labels=LABELS)
+    trainer.train()
+    model = XMCModel(trainer.model, LABELS)
+    model.remember(queries)
+    model.push_to_hub("org/boats", token="hf_test")
+    assert [name for name in hub.files("org/boats") if name.startswith("training_memory/")]
+    package, data = re.search(r"package-data\]\n(\w+) = (\[.*\])", (ROOT / "pyproject.toml").read_text()).groups()
+    for pattern in ["*.py", "*/*.py", *json.loads(data)]:
+        for path in (ROOT / package).glob(pattern):
+            copy = tmp_path / "site" / path.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
+    code = f"""
+import hf_xmc
+assert hf_xmc.__file__.startswith(sys.argv[1]), hf_xmc.__file__
+model = XMCModel.from_pretrained('org/boats', device='cpu')
+model.save_pretrained('again')
+print(json.dumps([model.predict({TEXTS!r}), XMCModel.from_pretrained('again', device='cpu').predict({TEXTS!r})]))
+"""
+    found = json.loads(client(code, tmp_path / "site", cache="other", PYTHONPATH=str(tmp_path / "site")))
+    assert found == [expected(model), expected(model)]
+
+
+def test_a_download_that_fails_leaves_nothing_that_loads(hub, here, model, saved, tmp_path):
+    push(saved, "org/boats", token="hf_test")
+    for name in ("xmc_config.json", "modules.json", "embeddings.safetensors"):
+        for kind in ("error", "cut"):
+            cache = {"cache_dir": tmp_path / f"{kind} {name}", "token": "hf_test"}
+            hub.faults.append(["GET", f"resolve/.*{name}", kind, 99])
+            with pytest.raises(Exception, match=r"(?i)500|not found|incomplete|consistency|closed|disconnect|body"):
+                XMCModel.from_pretrained("org/boats", **cache)
+            hub.faults.clear()
+            assert XMCModel.from_pretrained("org/boats", **cache).predict(TEXTS) == model.predict(TEXTS)
 
 
 def test_a_slow_body_and_one_failure_are_waited_out(hub, client, model, saved):
