@@ -240,8 +240,7 @@ class TrainingMemory:
 
 
 def _unit(embeddings: np.ndarray | Tensor) -> Tensor:
-    """Rows of length one. One that has it up to the rounding of half precision stays: a memory that was saved comes back
-    bit for bit."""
+    # A row that has length one up to rounding in half precision stays: a saved memory comes back bit for bit.
     embeddings = torch.as_tensor(embeddings).detach().cpu()
     length = embeddings.float().norm(dim=1, keepdim=True)
     unit = (embeddings.float() / length.clamp(min=1e-12)).to(embeddings.dtype)

@@ -3,8 +3,8 @@
     python recipes/benchmarks/release.py --num_labels 1300000 --embedding_dim 384 --json release.json
 
 Labels are made up (about 38 characters each), their embeddings drawn at random: nothing here depends on what they say.
-Each stage is a process of its own. It pushes to and pulls from the tests' server on this machine, so the times are those
-of disk, hashing and client, not of a network. Memory is what a stage adds to the peak of a process that has imported
+Each stage is a process of its own. It pushes to and pulls from the tests' server on this machine, so times are those of
+disk, hashing and client, not of a network. Memory is what a stage adds to the peak of a process that has imported
 everything and holds the encoder; for `predict` that includes loading.
 """
 
