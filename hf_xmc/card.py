@@ -21,6 +21,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 import hf_xmc
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
+SOME_REPOSITORY = "org/name"  # in a card, until it is pushed
 TASK = "extreme-multilabel-classification"
 PACKAGES = ("sentence-transformers", "transformers", "torch")
 
@@ -47,7 +48,7 @@ class XMCCard:
     similarity: str
     encoder: str
     name: str = "Extreme multi-label classification"
-    repo_id: str = "org/name"
+    repo_id: str = SOME_REPOSITORY
     base_model: str | None = None
     data: str | None = None
     dataset_id: str | None = None
@@ -122,7 +123,6 @@ def of_model(encoder: SentenceTransformer, num_labels: int) -> str:
         similarity=encoder.similarity_fn_name or "cosine",
         encoder=describe_encoder(encoder, recorded.base_model),
         base_model=recorded.base_model,
-        repo_id=recorded.model_id or "org/name",
         data=trained.get("name"),
         dataset_id=trained.get("id"),
         num_train=trained.get("size"),

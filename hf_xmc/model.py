@@ -168,11 +168,15 @@ class XMCModel:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that :meth:`from_pretrained` reads, and ``SentenceTransformer(folder)`` alone too."""
+        self._save(folder, card.SOME_REPOSITORY)
+
+    def _save(self, folder: str | Path, repo_id: str) -> None:
         index = partial(release.write_label_index, labels=self.labels, embeddings=self.index.embeddings)
         parts: dict[str, release.Writer] = {LABEL_INDEX: index} if len(self.labels) else {}
         if self.memory is not None:
             parts[TRAINING_MEMORY] = partial(release.write_training_memory, memory=self.memory)
-        release.save(folder, self.encoder, parts, self.card or card.of_model(self.encoder, len(self.labels)))
+        text = self.card or card.of_model(self.encoder, len(self.labels))
+        release.save(folder, self.encoder, parts, text.replace(card.SOME_REPOSITORY, repo_id))
 
     def push_to_hub(
         self,
@@ -195,7 +199,7 @@ class XMCModel:
         Returns the address of the commit, or of the pull request.
         """
         with TemporaryDirectory() as folder:
-            self.save_pretrained(Path(folder) / "release")
+            self._save(Path(folder) / "release", repo_id)
             return hub.push(
                 Path(folder) / "release",
                 repo_id,

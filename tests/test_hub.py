@@ -189,6 +189,8 @@ def test_train_push_and_predict_where_there_is_only_the_package(hub, here, clien
     model.remember(queries)
     model.push_to_hub("org/boats", token="hf_test")
     assert [name for name in hub.files("org/boats") if name.startswith("training_memory/")]
+    card = hub.files("org/boats")["README.md"].decode()
+    assert ('from_pretrained("org/boats")' in card, "org/name" in card) == (True, False)
     package, data = re.search(r"package-data\]\n(\w+) = (\[.*\])", (ROOT / "pyproject.toml").read_text()).groups()
     for pattern in ["*.py", "*/*.py", *json.loads(data)]:
         for path in (ROOT / package).glob(pattern):
