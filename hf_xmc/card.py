@@ -53,6 +53,7 @@ class XMCCard:
     data: str | None = None
     dataset_id: str | None = None
     num_train: int | None = None
+    num_remembered: int = 0
     loss: str | None = None
     loss_settings: Mapping[str, Any] = field(default_factory=dict)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
@@ -105,8 +106,13 @@ class XMCCard:
         )
 
 
-def of_model(encoder: SentenceTransformer, num_labels: int) -> str:
-    """The card of a model, with what sentence-transformers recorded while it was trained."""
+def of_model(encoder: SentenceTransformer, num_labels: int, num_remembered: int = 0) -> str:
+    """The card of a model, with what sentence-transformers recorded while it was trained.
+
+    Args:
+        encoder: of the model.
+        num_labels, num_remembered: its labels, and the queries in its memory.
+    """
     recorded = encoder.model_card_data
     trained: dict[str, Any] = next(iter(recorded.train_datasets), {})
     loss = trained.get("loss", {})
@@ -119,6 +125,7 @@ def of_model(encoder: SentenceTransformer, num_labels: int) -> str:
     carbon = recorded.code_carbon_callback
     return XMCCard(
         num_labels=num_labels,
+        num_remembered=num_remembered,
         embedding_dim=encoder.get_embedding_dimension() or 0,
         similarity=encoder.similarity_fn_name or "cosine",
         encoder=describe_encoder(encoder, recorded.base_model),

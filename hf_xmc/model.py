@@ -175,7 +175,8 @@ class XMCModel:
         parts: dict[str, release.Writer] = {LABEL_INDEX: index} if len(self.labels) else {}
         if self.memory is not None:
             parts[TRAINING_MEMORY] = partial(release.write_training_memory, memory=self.memory)
-        text = self.card or card.of_model(self.encoder, len(self.labels))
+        remembered = 0 if self.memory is None else self.memory.relevance.shape[0]
+        text = self.card or card.of_model(self.encoder, len(self.labels), remembered)
         release.save(folder, self.encoder, parts, text.replace(card.SOME_REPOSITORY, repo_id))
 
     def push_to_hub(

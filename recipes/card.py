@@ -44,6 +44,7 @@ def write(run: Path, data_folder: str, **about: str) -> str:
         base_model=None if from_scratch else recipe["model"],
         data=about.pop("data", Path(data_folder).name),
         num_train=report["num_train"],
+        num_remembered=model.memory.relevance.shape[0] if model.memory else 0,
         loss=recipe["loss"],
         loss_settings={"temperature": recipe["temperature"]}
         | ({"k": recipe["k"]} if "top_k" in recipe["loss"] else {}),

@@ -36,6 +36,7 @@ def test_a_full_card():
         loss="decoupled_softmax",
         loss_settings={"temperature": 1.0},
         hyperparameters={"learning_rate": 0.03},
+        num_remembered=1234,
         results={"test": {"P@1": 0.8937, "R@100": 0.9231}},
         variants={"without memory": {"P@1": 0.5, "R@100": 0.25}},
         deciles=[decile],
@@ -50,6 +51,7 @@ def test_a_full_card():
     for piece in (
         "among 18,992:",
         "largest dot similarity",
+        "The nearest of 1,234 queries",
         'from_pretrained("org/hypernyms")',
         r'model.predict("a \"small\" boat"',
         r"| boat \| vessel | 12.3",
