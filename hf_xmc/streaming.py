@@ -18,6 +18,11 @@ converted a chunk at a time. ``gradient_dtype=torch.bfloat16`` has the two produ
 bfloat16 factors: half the memory and, where the hardware multiplies bfloat16 faster, less time, for a relative error of
 about 2e-3 in the gradients and none in the value.
 
+Engine: with labels on a GPU, softmax and decoupled softmax run in Triton (:mod:`hf_xmc.kernels`), which makes the
+scores twice and keeps none; BCE and soft top-k, float64 and everything on a CPU run as above, in plain torch. Without
+Triton a log line says once that plain torch takes its place. ``hf_xmc.streaming.ENGINE = "torch"`` or ``"triton"``
+decides otherwise: the second raises where Triton is missing.
+
 Over several processes, every process holds all the queries, all the positives, and its own :class:`LabelShard` of the
 labels. Sums over labels are sums over processes; the loss is the same number on each. The gradient of ``queries`` is
 the part that comes through the process's own labels: :func:`hf_xmc.sharding.gather_queries` sums it.
@@ -25,9 +30,11 @@ the part that comes through the process's own labels: :func:`hf_xmc.sharding.gat
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -37,9 +44,13 @@ from hf_xmc import blocks, sharding
 from hf_xmc.blocks import Buffers, ScoreBlock
 from hf_xmc.criteria import BCE, BlockPositives, Criterion, DecoupledSoftmax, Softmax
 from hf_xmc.functional import check_positives, positive_weights
+from hf_xmc.gradients import Gradients
 from hf_xmc.sharding import IGNORE_INDEX, LabelShard
 from hf_xmc.soft_top_k import SoftTopK
 
+logger = logging.getLogger(__name__)
+
+ENGINE = "auto"  # or "torch", or "triton"
 MEMORY_BUDGET = 256 * 2**20
 MIN_BLOCK = 96  # queries: below, the products of a block waste more than a fourth product costs
 MAX_BLOCK = 256  # queries: larger blocks gain nothing on a CPU
@@ -167,9 +178,10 @@ class _Streamed(torch.autograd.Function):
 
         criterion = make(num_labels, shard)
         x = criterion.scale * x
-        gradients = _Gradients(x, labels, offset, gradient_dtype or x.dtype) if any(ctx.needs_input_grad) else None
+        block_of = _block_type(x, criterion)
+        gradients = Gradients(x, labels, offset, gradient_dtype or x.dtype) if any(ctx.needs_input_grad) else None
         kept = None
-        if criterion.needs_rows:
+        if criterion.needs_rows and block_of is ScoreBlock:
             kept = gradients.dtype if gradients and criterion.keeps_exponentials else x.dtype
         block_size, kept = _plan(x, labels, kept, shard, memory_budget)
 
@@ -177,7 +189,7 @@ class _Streamed(torch.autograd.Function):
         value = x.new_zeros(())
         for start in range(0, max(1, len(x)), block_size):
             rows = slice(start, start + block_size)
-            block = ScoreBlock(x[rows], labels, None if offset is None else offset[rows], buffers)
+            block = block_of(x[rows], labels, None if offset is None else offset[rows], buffers)
             p = _positives_of(block, mine[rows], known[rows], weights[rows], share[rows], shard)
             criterion.look(block, p)
             if gradients or not criterion.needs_rows:
@@ -208,6 +220,25 @@ class _Streamed(torch.autograd.Function):
         return grad_x, grad_y, None, None, None, None, None, None, grad_offset
 
 
+def _block_type(x: Tensor, criterion: Criterion) -> type[ScoreBlock]:
+    if ENGINE not in ("auto", "torch", "triton"):
+        raise ValueError(f'hf_xmc.streaming.ENGINE must be "auto", "torch" or "triton", got {ENGINE!r}.')
+    fits = criterion.keeps_exponentials and x.dtype == torch.float32
+    if ENGINE == "torch" or not fits or (ENGINE == "auto" and not (x.is_cuda and _triton_is_installed())):
+        return ScoreBlock
+    from hf_xmc.kernels import TritonBlock
+
+    return TritonBlock
+
+
+@cache
+def _triton_is_installed() -> bool:
+    installed = find_spec("triton") is not None
+    if not installed:
+        logger.warning("Triton is not installed: losses on the GPU run in plain torch. `pip install triton` is faster.")
+    return installed
+
+
 def _plan(
     x: Tensor, labels: Tensor, kept: torch.dtype | None, shard: LabelShard | None, memory_budget: int
 ) -> tuple[int, torch.dtype | None]:
@@ -232,45 +263,3 @@ def _positives_of(
     scores = torch.zeros_like(weights)
     scores[rows, slots] = block.scores_of(rows, columns)
     return BlockPositives(known, weights, share, rows, slots, columns, sharding.sum_(scores, shard))
-
-
-class _Gradients:
-    """Of the queries, the labels and the offset, as blocks and chunks add to them."""
-
-    def __init__(self, x: Tensor, labels: Tensor, offset: Tensor | None, dtype: torch.dtype) -> None:
-        self.x, self.y, self.dtype = x, labels, dtype
-        self.queries = torch.zeros_like(x)
-        self.labels = torch.empty_like(labels, dtype=x.dtype)  # the first block writes, the others add
-        self.offset = None if offset is None else x.new_zeros(len(x), 1)
-
-    def add(self, rows: slice, columns: slice, derivative: Tensor, factor: Tensor) -> None:
-        """Two products. The factor goes on the small matrices, not on the large one."""
-        if self.offset is not None:
-            self.offset[rows] += factor * derivative.sum(1, keepdim=True)
-        derivative = derivative.to(self.dtype)
-        self.queries[rows].addcmul_(factor, (derivative @ self.y[columns].to(self.dtype)).to(factor.dtype))
-        x = (factor * self.x[rows]).to(self.dtype)
-        out = self.labels[columns]
-        if rows.start > 0 and self.dtype == out.dtype:
-            out.addmm_(derivative.T, x)
-        elif rows.start > 0:
-            out += derivative.T @ x
-        elif self.dtype == out.dtype:
-            torch.mm(derivative.T, x, out=out)
-        else:
-            out.copy_(derivative.T @ x)
-
-    def add_positives(self, rows: slice, p: BlockPositives, derivative: Tensor) -> None:
-        queries, x = self.queries[rows], self.x[rows]
-        for part in torch.arange(len(p.rows), device=p.rows.device).split(blocks.CHUNK):
-            row, column = p.rows[part], p.columns[part]
-            by_score = derivative[row, p.slots[part], None]
-            queries.index_add_(0, row, by_score * self.y[column])
-            self.labels.index_add_(0, column, by_score * x[row])
-            if self.offset is not None:
-                self.offset[rows].index_add_(0, row, by_score)
-
-    def scale_(self, factor: Tensor) -> None:
-        for gradient in (self.queries, self.labels, self.offset):
-            if gradient is not None:
-                gradient.mul_(factor)

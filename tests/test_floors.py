@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "hf_xmc"
 FLOORS = [
     ["sharding", "metrics", "sampling", "atomic", "finite"],
-    ["threshold", "functional", "blocks", "criteria", "soft_top_k", "streaming"],
+    ["threshold", "functional", "blocks", "kernels", "criteria", "gradients", "soft_top_k", "streaming"],
     ["losses", "encoding", "static"],
     ["formats", "data", "loading", "phrases", "batching", "negatives", "bank", "in_batch", "st_losses"],
     ["index", "memory", "evaluation", "evaluate_metrics", "mining"],
@@ -20,6 +20,7 @@ ROOMS = {
     "torch.distributed": ["sharding"],
     "huggingface_hub": ["hub", "card"],
     "faiss": ["index"],
+    "triton": ["kernels"],
     "evaluate": ["evaluate_metrics"],
 }
 
