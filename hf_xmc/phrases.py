@@ -30,19 +30,19 @@ from hf_xmc.static import UNKNOWN, encoder_of
 
 MAX_WORDS = 512  # of a text: the rest is not read
 MAX_TOKENS = 4 * MAX_WORDS  # words and pairs, and room for words that fall into pieces
-PUNCTUATION = {ord(mark): " " for mark in "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"}
+SPACED = {ord(mark): f" {mark} " for mark in "!\"#$%&'()*+,-./:;<=>?@[\\]^`{|}~"} | {ord("_"): " "}  # _ joins pairs
 TEMPLATE = (
-    f"{{%- set words = messages[-1].content.translate({PUNCTUATION}).split()[:{MAX_WORDS}] -%}}"
+    f"{{%- set words = messages[-1].content.translate({SPACED}).split()[:{MAX_WORDS}] -%}}"
     f"{{{{- words | join(' ') or '{UNKNOWN}' -}}}}"  # a text without a word is one unknown token, never none
     "{%- for i in range(1, words | length) %} {{ words[i - 1] }}_{{ words[i] }}{%- endfor -%}"
 )
 
 
 def write_phrases(texts: Sequence[str]) -> list[str]:
-    """Each text as its words, then its pairs of neighbouring words; punctuation counts as space.
+    """Each text as its words, then its pairs of neighbouring words; a punctuation mark is a word.
 
     >>> write_phrases(["A small cat."])
-    ['A small cat A_small small_cat']
+    ['A small cat . A_small small_cat cat_.']
     """
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({}, UNKNOWN)))
     conversations = [[{"role": "user", "content": text}] for text in texts]

@@ -25,8 +25,9 @@ def encoder():
     [
         ("A small cat", "A small cat A_small small_cat"),
         ("boat", "boat"),
-        ("sea, (under_the) sun's", "sea under the sun s sea_under under_the the_sun sun_s"),
-        ("{{ 7 * 7 }} {% x %}", "7 7 x 7_7 7_x"),  # a text is read, not run
+        ("sea, under_the", "sea , under the sea_, ,_under under_the"),
+        ("{{7*7}}", "{ { 7 * 7 } } {_{ {_7 7_* *_7 7_} }_}"),  # a text is read, not run
+        ("it's \\", "it ' s \\ it_' '_s s_\\"),
         (" .\n", "[UNK]"),
     ],
 )
@@ -96,4 +97,4 @@ def test_with_phrases_rewrites_texts_and_nothing_else(tmp_path):
 
 def test_texts_without_a_word():
     with pytest.raises(ValueError, match="no word was found in the texts"):
-        phrase_encoder(write_phrases(["", " . "]))
+        phrase_encoder(write_phrases(["", " _ "]))
