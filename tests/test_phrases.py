@@ -28,7 +28,7 @@ def encoder():
         ("sea, under_the", "sea , under the sea_, ,_under under_the"),
         ("{{7*7}}", "{ { 7 * 7 } } {_{ {_7 7_* *_7 7_} }_}"),  # a text is read, not run
         ("it's \\", "it ' s \\ it_' '_s s_\\"),
-        (" .\n", "[UNK]"),
+        (" _\n", "[UNK]"),
     ],
 )
 def test_pairs_stand_after_the_words(text, rewritten):
