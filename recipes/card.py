@@ -20,6 +20,10 @@ SHOWN = (
     "weight_decay",
     "seed",
 )
+FROM_SCRATCH = {
+    "static": "a static one (the mean of token vectors)",
+    "phrases": "a static one (the mean of the vectors of tokens and of phrases)",
+}
 
 
 def write(run: Path, data_folder: str, **about: str) -> str:
@@ -35,12 +39,12 @@ def write(run: Path, data_folder: str, **about: str) -> str:
     model, data = XMCModel.from_pretrained(run / "model"), load_xmc(data_folder)
     example = data.split(split)["text"][0]
     shown = {name: report["arguments"][name] for name in SHOWN if report["arguments"].get(name) not in (None, -1)}
-    from_scratch = recipe["model"] in ("static", "phrases")
+    from_scratch = recipe["model"] in FROM_SCRATCH
     card = XMCCard(
         num_labels=len(model.labels),
         embedding_dim=model.index.embedding_dim,
         similarity=model.encoder.similarity_fn_name,
-        encoder=describe_encoder(model.encoder, None if from_scratch else recipe["model"]),
+        encoder=FROM_SCRATCH.get(recipe["model"]) or describe_encoder(model.encoder, recipe["model"]),
         base_model=None if from_scratch else recipe["model"],
         data=about.pop("data", Path(data_folder).name),
         num_train=report["num_train"],
@@ -48,7 +52,12 @@ def write(run: Path, data_folder: str, **about: str) -> str:
         loss=recipe["loss"],
         loss_settings={"temperature": recipe["temperature"]}
         | ({"k": recipe["k"]} if "top_k" in recipe["loss"] else {}),
-        hyperparameters={"negatives": "all labels", "encoder before training": recipe["model"], **shown},
+        hyperparameters={
+            "negatives": "all labels",
+            "encoder before training": recipe["model"],
+            "held out for validation": f"{100 * recipe['validation_size']:g} % of the training queries",
+            **shown,
+        },
         results={split: report.get("memory", report["labels"])},
         variants={"without the training memory": report["labels"]} if "memory" in report else {},
         deciles=report["deciles"],

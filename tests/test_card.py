@@ -1,6 +1,7 @@
 """The card says what is known, the Hub reads its metadata, and what was loaded or written by hand stays."""
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -126,3 +127,16 @@ def test_a_card_by_hand_stays(encoder, tmp_path):
     assert (tmp_path / "two" / "README.md").read_text() == "# Mine\n"
     XMCModel.from_pretrained(tmp_path / "two", labels=["boat"]).save_pretrained(tmp_path / "three")
     assert "among 1:" in (tmp_path / "three" / "README.md").read_text(), "the card of other labels"
+
+
+def test_the_finished_cards_are_whole():
+    cards = sorted((Path(__file__).parents[1] / "model_cards").glob("*.md"))
+    finished = [card for card in cards if card.name != "README.md"]
+    assert finished
+    for card in finished:
+        text = card.read_text()
+        (result,) = metadata(text)["model-index"][0]["results"]
+        values = {one["type"]: f"{100 * one['value']:.2f}" for one in result["metrics"]}
+        assert f"| this model | {' | '.join(values.values())} |" in text
+        assert "By label frequency" in text
+        assert "not recorded" not in text
