@@ -226,7 +226,7 @@ def plot(rows: list[dict], path: Path) -> None:
         axes[0, column].yaxis.set_major_formatter("{x:g}")
         axes[0, column].yaxis.set_minor_formatter("{x:g}")
         axes[1, column].set_xlabel("labels")
-        axes[0, column].legend(frameon=False)
+        axes[1, column].legend(frameon=False, loc="upper left")
     for (_, title), panel in zip(panels, axes[:, 0], strict=True):
         panel.set_ylabel(title)
     figure.tight_layout()
