@@ -16,6 +16,7 @@ _HOME = {
     "training_args": ["XMCTrainingArguments"],
     "trainer": ["XMCTrainer"],
     "index": ["LabelIndex", "TopK"],
+    "faiss_index": ["FaissIndex"],
     "memory": ["TrainingMemory", "MemorySettings"],
     "mining": ["HardNegativeMiner", "mine_hard_negatives"],
     "evaluation": ["ExtremeMultilabelClassificationEvaluator"],

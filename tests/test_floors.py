@@ -11,7 +11,7 @@ FLOORS = [
     ["threshold", "functional", "blocks", "kernels", "criteria", "gradients", "soft_top_k", "streaming"],
     ["losses", "encoding", "static"],
     ["formats", "data", "loading", "phrases", "batching", "negatives", "bank", "in_batch", "st_losses"],
-    ["index", "memory", "evaluation", "evaluate_metrics", "mining"],
+    ["index", "faiss_index", "memory", "evaluation", "evaluate_metrics", "mining"],
     ["manifest", "release", "hub", "card", "model", "pipelines"],
     ["training_args", "checkpoints", "trainer", "cli"],
 ]
@@ -19,7 +19,7 @@ ORDER = [module for floor in FLOORS for module in floor]
 ROOMS = {
     "torch.distributed": ["sharding"],
     "huggingface_hub": ["hub", "card"],
-    "faiss": ["index"],
+    "faiss": ["faiss_index"],
     "triton": ["kernels"],
     "evaluate": ["evaluate_metrics"],
 }

@@ -1,0 +1,132 @@
+"""The one contract of all indexes: what is returned is scored and ranked in float32, and nothing else comes back."""
+
+import numpy as np
+import pytest
+import torch
+
+from hf_xmc import FaissIndex, LabelIndex
+from hf_xmc.faiss_index import recall_of
+
+BACKENDS = {
+    "exact": LabelIndex,
+    "exact, fp16": lambda embeddings: LabelIndex(torch.as_tensor(embeddings).half()),
+    **{
+        factory: lambda embeddings, factory=factory: FaissIndex(embeddings, factory, effort=256, refine=16)
+        for factory in ("Flat", "SQfp16", "SQ8", "HNSW32", "IVF4,Flat", "PCAR7,IVF4,PQ7x4")
+    },
+}
+
+
+@pytest.fixture(params=BACKENDS)
+def build(request):
+    return BACKENDS[request.param]
+
+
+def table(rows=211, seed=0):
+    """Lengths differ, as those of frequent labels do; numbers that half precision holds."""
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(rows, 6)) * rng.uniform(0.5, 2, (rows, 1))).astype(np.float16).astype(np.float32)
+
+
+QUERIES, LABELS = table(9, seed=1), table()
+
+
+def check(found, labels, queries=QUERIES, recall=1.0, hidden=()):
+    """Scores are right, in order, never of a hidden label; and the best are there."""
+    scores = queries @ labels.T
+    scores[:, list(hidden)] = -np.inf
+    best = np.sort(scores, axis=1)[:, ::-1][:, : found.label_ids.shape[1]]
+    real = found.label_ids >= 0
+    for row, (ids, given) in enumerate(zip(found.label_ids, found.scores, strict=True)):
+        assert len(set(ids[ids >= 0])) == (ids >= 0).sum()
+        np.testing.assert_allclose(given[ids >= 0], scores[row, ids[ids >= 0]], rtol=1e-5, atol=1e-5)
+    assert (np.diff(found.scores[:, : real.sum(1).min()], axis=1) <= 0).all()
+    assert np.isneginf(found.scores[~real]).all()
+    np.testing.assert_allclose(found.scores[real], best[:, : real.shape[1]][real], rtol=1e-5, atol=1e-5)
+
+
+def test_the_best_labels_come_back_with_their_scores(build):
+    check(build(LABELS).search(QUERIES, 10), LABELS)
+
+
+def test_labels_that_may_not_be_returned_are_not(build):
+    index, hidden = build(LABELS), [0, 5, 17, 200]
+    check(index.search(QUERIES, 10, deny=hidden), LABELS, hidden=hidden)
+    allowed = set(range(0, 211, 2))
+    check(index.search(QUERIES, 10, allow=allowed), LABELS, hidden=set(range(211)) - allowed)
+    found = index.search(QUERIES, 5, allow=[7, 3])
+    assert np.sort(found.label_ids[:, :2]).tolist() == [[3, 7]] * 9
+    assert (found.label_ids[:, 2:] == -1).all()
+    first = index.search(QUERIES, 3).label_ids
+    pairs = np.stack([np.repeat(np.arange(9), 2), first[:, :2].ravel()], axis=1)
+    assert index.search(QUERIES, 1, exclude=pairs).label_ids[:, 0].tolist() == first[:, 2].tolist()
+
+
+def test_labels_come_and_go(build):
+    index, new = build(LABELS), table(3, seed=2)
+    index.remove([4, 210, 4])
+    left = np.delete(LABELS, [4, 210], axis=0)
+    check(index.search(QUERIES, 10), left)
+    index.add(new)
+    index.add(64 * new)  # longer than all that are there
+    whole = np.concatenate([left, new, 64 * new])
+    check(index.search(QUERIES, 10), whole)
+    assert index.num_labels == 215
+    assert index.search(64 * new[:1], 1).scores[0, 0] == pytest.approx((whole @ (64 * new[0])).max(), rel=1e-4)
+    np.testing.assert_array_equal(np.asarray(index.embeddings, dtype=np.float32), whole)
+
+
+def test_labels_of_equal_score_come_in_the_order_of_ids(build):
+    labels = np.concatenate([np.tile(8 * LABELS[:1], (4, 1)), LABELS])
+    found = build(labels).search(LABELS[:1], 4)
+    assert found.label_ids.tolist() == [[0, 1, 2, 3]]
+    assert len(set(found.scores[0])) == 1
+
+
+def test_more_than_there_are_is_padded_and_no_query_gives_no_row(build):
+    found = build(LABELS).search(QUERIES, 300)
+    assert (found.label_ids[:, 211:] == -1).all()
+    assert sorted(found.label_ids[0, :211]) == list(range(211))
+    assert build(LABELS).search(np.empty((0, 6)), 4).label_ids.shape == (0, 4)
+
+
+def test_bad_input_is_refused(build):
+    index = build(LABELS)
+    with pytest.raises(ValueError, match="embedding of query 0 is not finite"):
+        index.search(np.full((1, 6), np.nan), 1)
+    with pytest.raises(ValueError, match=r"expected \(N, 6\)"):
+        index.search(np.zeros((1, 5)), 1)
+    with pytest.raises(ValueError, match="label id 211 is not one of 211"):
+        index.search(QUERIES, 1, deny=[211])
+    with pytest.raises(ValueError, match="embedding of label 0 is not finite"):
+        index.add(np.full((1, 6), np.inf, np.float32))
+    with pytest.raises(ValueError, match="label id 300"):
+        index.remove([300])
+
+
+def test_tuning_reaches_the_recall_that_is_asked_for():
+    labels, queries = table(3000), table(40, seed=3)
+    index = FaissIndex(labels, "IVF64,Flat", effort=1)
+    exact = LabelIndex(labels).search(queries, 10).label_ids
+    reached = index.tune(queries, recall=0.9)
+    found = index.search(queries, 10).label_ids
+    overlap = np.mean([len(set(one) & set(other)) / 10 for one, other in zip(found, exact, strict=True)])
+    assert reached == pytest.approx(overlap)
+    assert reached >= 0.9
+    assert index.effort < 64
+
+
+def test_codes_that_are_all_scanned_give_what_exact_search_gives():
+    # 200 labels that int8 codes cannot tell apart, since one outlier stretches their range.
+    rng = np.random.default_rng(0)
+    labels = np.concatenate([1 + 1e-3 * rng.normal(size=(200, 6)), 50 * np.eye(6), -50 * np.eye(6)]).astype(np.float32)
+    queries = np.ones((1, 6), np.float32) + 0.1 * rng.normal(size=(8, 6)).astype(np.float32)
+    coarse, exact = FaissIndex(labels, "SQ8", refine=1), LabelIndex(labels)
+    np.testing.assert_array_equal(coarse.search(queries, 20).label_ids, exact.search(queries, 20).label_ids)
+
+
+def test_compressed_codes_with_refinement_find_nearly_all():
+    labels, queries = table(3000), table(40, seed=3)
+    index = FaissIndex(labels, "OPQ7,IVF16,PQ7", effort=16, refine=8)
+    exact = LabelIndex(labels).search(queries, 10).label_ids
+    assert recall_of(index.search(queries, 10).label_ids, exact) > 0.9
