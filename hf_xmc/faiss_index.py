@@ -37,7 +37,7 @@ class FaissIndex(LabelIndex):
 
     Args:
         embeddings: as in :class:`LabelIndex`; they rank what is proposed, so that scores are exact.
-        factory: a factory string of FAISS, such as ``"HNSW32"``, ``"IVF1024,SQ8"`` or ``"OPQ32,IVF1024,PQ32"``; by
+        factory: a factory string of FAISS, such as ``"HNSW32"``, ``"IVF1024,SQ8"`` or ``"PCAR64,IVF1024,PQ32"``; by
             default :func:`default_factory`. Of codes that are all scanned (``"SQ8"``, ``"SQfp16"``) the result is that
             of exact search: more are proposed until their error can hide nothing.
         effort: lists or graph nodes that are looked at (``nprobe``, ``efSearch``); see :meth:`tune`.

@@ -11,7 +11,7 @@ FLOORS = [
     ["threshold", "functional", "blocks", "kernels", "criteria", "gradients", "soft_top_k", "streaming"],
     ["losses", "encoding", "static"],
     ["formats", "data", "loading", "phrases", "batching", "negatives", "bank", "in_batch", "st_losses"],
-    ["index", "faiss_index", "memory", "evaluation", "evaluate_metrics", "mining"],
+    ["index", "faiss_index", "calibration", "memory", "evaluation", "evaluate_metrics", "mining"],
     ["manifest", "release", "hub", "card", "model", "pipelines"],
     ["training_args", "checkpoints", "trainer", "cli"],
 ]
