@@ -1,0 +1,164 @@
+"""Run by ``torchrun``: every process does what the scenario says and writes what it ended with.
+
+torchrun --nproc_per_node 2 tests/distributed_faults.py SCENARIO BERT_FOLDER OUTPUT_FOLDER
+"""
+
+import math
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from conftest import LABELS, POSITIVES, make_bert_encoder, make_static_encoder, relevance_of
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from hf_xmc import ExtremeMultilabelClassificationEvaluator, XMCTrainer, XMCTrainingArguments, checkpoints, losses
+from hf_xmc.mining import HardNegativeMiner
+
+RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+MODES = {
+    "exact": {},
+    "fresh": {"label_sample_share": 0.3},
+    "bank": {"label_sample_share": 0.3, "label_bank_max_age": 5},
+    "mined": {"num_hard_negatives": 2, "num_random_negatives": 2, "num_positives": 1},
+}
+
+
+def rows(positives=POSITIVES):
+    texts = [f"text {i} about {' and '.join(LABELS[p] for p in ids)}" for i, ids in enumerate(positives)]
+    return Dataset.from_dict({"text": texts, "label_ids": positives})
+
+
+def trainer_of(encoder, folder, data=None, labels=LABELS, trainer_class=XMCTrainer, evaluator=None, **settings):
+    defaults = {"per_device_train_batch_size": 2, "max_steps": 6, "save_strategy": "steps", "save_steps": 1}
+    args = XMCTrainingArguments(
+        str(folder),
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        learning_rate=0.05,
+        label_chunk_size=4,
+        **{**defaults, **settings},
+    )
+    loss = losses.DecoupledSoftmaxLoss()
+    data = data or rows()
+    trainer = trainer_class(encoder, args, data, labels=labels, loss=loss, evaluator=evaluator)
+    assert trainer.accelerator.num_processes == WORLD_SIZE
+    return trainer
+
+
+def weights(trainer):
+    return {name: p.detach().clone() for name, p in trainer.loss.named_parameters()}
+
+
+def resume(bert_folder, folder):
+    """Each mode, accumulated or not, stopped within an epoch and at its end: the weights with and without a stop."""
+    found = {}
+    for mode, settings in MODES.items():
+        for accumulation, step in ((1, 2), (1, 4), (2, 3)):
+            name = f"{mode}, {accumulation}, {step}"
+            ends = []
+            for checkpoint in (None, str(folder / name / f"checkpoint-{step}")):
+                trainer = trainer_of(
+                    make_bert_encoder(bert_folder),
+                    folder / name if checkpoint is None else folder / f"{name}, again",
+                    label_mode=mode,
+                    gradient_accumulation_steps=accumulation,
+                    **settings,
+                )
+                if mode == "mined":
+                    trainer.add_callback(HardNegativeMiner(trainer))
+                trainer.train(resume_from_checkpoint=checkpoint)
+                ends.append(weights(trainer))
+            found[name] = ends
+    return found
+
+
+def uneven(bert_folder, folder):
+    """13 rows in batches that do not divide, and positives that all lie in the first process's labels."""
+    found = {}
+    for name, positives in (("uneven", POSITIVES), ("one shard", [[0], [1], [0, 1], [0], [1], [], [0]])):
+        trainer = trainer_of(make_bert_encoder(bert_folder), folder / name, rows(positives), save_strategy="no")
+        start = weights(trainer)
+        trainer.train()
+        end = weights(trainer)
+        moved = sum(float((end[n] - start[n]).norm()) for n in start)
+        found[name] = {"weights": end, "moved": moved, "steps": trainer.state.global_step}
+    return found
+
+
+def evaluation(bert_folder, folder):
+    found = {}
+    for num_rows in (97, 99):
+        positives = [POSITIVES[i % 13] for i in range(num_rows)]
+        texts = [f"text {i % 20} about {' and '.join(LABELS[p] for p in ids)}" for i, ids in enumerate(positives)]
+        evaluator = ExtremeMultilabelClassificationEvaluator(texts, relevance_of(positives), LABELS, batch_size=8)
+        for kind in ("static", "bert"):
+            encoder = make_static_encoder() if kind == "static" else make_bert_encoder(bert_folder)
+            data = Dataset.from_dict({"text": texts, "label_ids": positives})
+            trainer = trainer_of(encoder, folder, data, evaluator=evaluator, save_strategy="no", max_steps=1)
+            found[f"{kind}, {num_rows}"] = {n: v for n, v in trainer.evaluate().items() if "@" in n or "num" in n}
+    return found
+
+
+class NanOnLast(XMCTrainer):
+    """The loss of one process alone is NaN in the third step."""
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if self.state.global_step == 2 and RANK == WORLD_SIZE - 1:
+            return loss * math.nan
+        return loss
+
+
+def nonfinite(bert_folder, folder):
+    skipping = trainer_of(make_static_encoder(), folder / "skip", trainer_class=NanOnLast, on_nonfinite="skip")
+    skipping.train()
+    stopping = trainer_of(make_static_encoder(), folder / "stop", trainer_class=NanOnLast)
+    message = ""
+    try:
+        stopping.train()
+    except FloatingPointError as error:
+        message = str(error)
+    newest = checkpoints.newest(folder / "stop").name
+    return {"weights": weights(skipping), "steps": skipping.state.global_step, "message": message, "newest": newest}
+
+
+class Dies(TrainerCallback):
+    """The last process dies in step 4, by a signal, by an exception, or stays away for good."""
+
+    def __init__(self, way):
+        self.way = way
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if RANK == WORLD_SIZE - 1 and state.global_step == 3:
+            if self.way == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.way == "raised":
+                raise RuntimeError("this process cannot go on")
+            time.sleep(600)
+
+
+def dies(way, folder):
+    settings = {"max_steps": 50, "ddp_timeout": 8}
+    trainer = trainer_of(make_static_encoder(), folder / "run", **settings)
+    trainer.add_callback(Dies(way))
+    trainer.train()
+
+
+def main(scenario, bert_folder, folder):
+    folder = Path(folder)
+    if scenario in ("killed", "raised", "stays away"):
+        dies(scenario, folder)
+    elif scenario == "few labels":
+        trainer_of(make_static_encoder(), folder, rows([[0], [0]]), labels=LABELS[:1])
+    else:
+        found = {f.__name__: f(bert_folder, folder / f.__name__) for f in (resume, uneven, evaluation, nonfinite)}
+        torch.save({**found, "world_size": WORLD_SIZE}, folder / f"rank{RANK}.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

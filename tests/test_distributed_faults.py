@@ -1,0 +1,120 @@
+"""What two and three real processes do when one of them dies, has nothing to do, or sees what is no number."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import distributed_faults
+import pytest
+import torch
+from conftest import make_bert
+
+from hf_xmc import checkpoints
+
+SCRIPT = Path(__file__).with_name("distributed_faults.py")
+
+
+def launch(num_processes, *command):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
+    return subprocess.run(
+        [*torchrun, SCRIPT, *map(str, command)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=environment,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def together(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("together")
+    bert = make_bert(tmp_path_factory.mktemp("bert"))
+    done = launch(request.param, "all", bert, folder)
+    assert done.returncode == 0, done.stderr[-5000:]
+    results = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(request.param)]
+    assert [result["world_size"] for result in results] == [request.param] * request.param
+    return bert, results
+
+
+@pytest.mark.promise("A run of several processes that stops and resumes ends bit for bit where it would have")
+@pytest.mark.parametrize("mode", distributed_faults.MODES)
+def test_resumed_on_several_processes(mode, together, tally):
+    """Dropout on; within an epoch and at its end; accumulated and not."""
+    _, results = together
+    for rank, result in enumerate(results):
+        cases = {name: ends for name, ends in result["resume"].items() if name.startswith(f"{mode}, ")}
+        assert len(cases) == 3
+        for name, (whole, resumed) in cases.items():
+            for parameter, weight in whole.items():
+                assert torch.equal(resumed[parameter], weight), f"{name}, rank {rank}: {parameter}"
+            tally(faults=int(rank == 0))
+
+
+@pytest.mark.promise("Uneven data, and labels of the batch in one shard only, train the same weights on all processes")
+@pytest.mark.parametrize("case", ["uneven", "one shard"])
+def test_uneven_processes(case, together, tally):
+    _, results = together
+    for result in results:
+        found = result["uneven"][case]
+        assert found["steps"] == 6
+        assert found["moved"] > 0.01
+        for name, weight in found["weights"].items():
+            assert weight.isfinite().all()
+            assert torch.equal(weight, results[0]["uneven"][case]["weights"][name]), name
+    tally(faults=1)
+
+
+@pytest.mark.promise("Evaluation of 97 and 99 rows on 2 and 3 processes is that of one, to the last digit")
+def test_evaluation_counts_each_row_once(together, tally, tmp_path):
+    bert, results = together
+    expected = distributed_faults.evaluation(bert, tmp_path)
+    assert {name: found["eval_num_queries"] + found["eval_num_empty"] for name, found in expected.items()} == {
+        f"{kind}, {rows}": rows for rows in (97, 99) for kind in ("static", "bert")
+    }
+    assert results[0]["evaluation"] == expected
+    tally(inputs=len(expected))
+
+
+@pytest.mark.promise("NaN in one process alone is skipped, or stops, on all of them")
+def test_what_one_process_alone_sees(together, tally):
+    _, results = together
+    for rank, result in enumerate(results):
+        found = result["nonfinite"]
+        assert found["steps"] == 6
+        for name, weight in found["weights"].items():
+            assert weight.isfinite().all()
+            assert torch.equal(weight, results[0]["nonfinite"]["weights"][name]), name
+        assert re.match(rf"Step 3, rank {rank}: .* are the rows \[\d+", found["message"])
+        assert found["newest"] == "checkpoint-2"
+    shown = [sorted(map(int, re.search(r"rows \[(.*?)\]", r["nonfinite"]["message"])[1].split(","))) for r in results]
+    assert len({row for rows in shown for row in rows}) == sum(map(len, shown)), "the processes name the same rows"
+    tally(faults=2)
+
+
+@pytest.mark.promise(
+    "A process that dies, raises or stays away ends the whole job, with a message and a whole checkpoint"
+)
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [("killed", r"Signal 9 \(SIGKILL\)"), ("raised", "this process cannot go on"), ("stays away", "[Tt]imed? ?out")],
+)
+@pytest.mark.parametrize("num_processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_process_that_is_gone(num_processes, way, message, tally, tmp_path):
+    begin = time.monotonic()
+    done = launch(num_processes, way, "-", tmp_path)
+    assert done.returncode != 0
+    assert re.search(message, done.stderr), done.stderr[-3000:]
+    assert time.monotonic() - begin < 240  # a set time, far below the half hour that is the default of torch
+    assert checkpoints.newest(tmp_path / "run").name == "checkpoint-3"
+    tally(faults=1)
+
+
+def test_fewer_labels_than_processes(tmp_path):
+    done = launch(2, "few labels", "-", tmp_path)
+    assert done.returncode != 0
+    assert "1 labels cannot be shared by 2 processes: start fewer" in done.stderr
