@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 LINES_AT_ONCE = 1024
 
@@ -45,6 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("texts", nargs="*", help="texts; without any, --file or standard input, a text a line")
     predict.add_argument("--file", type=Path, help="a text file, a text a line")
     predict.add_argument("--top_k", type=int, default=5)
+    predict.add_argument("--output", type=Path, help="a file to write to; by default standard output")
+    predict.add_argument("--resume", action="store_true", help="go on with an --output that was not written to its end")
     predict.set_defaults(run=_predict)
 
     evaluate = commands.add_parser("evaluate", help="P@k, PSP@k, nDCG@k and R@k on a split, as JSON")
@@ -90,12 +94,36 @@ def _predict(arguments: argparse.Namespace) -> None:
 
     if arguments.texts and arguments.file:
         raise ValueError("texts are given as arguments or with --file, not both.")
+    if arguments.resume and not arguments.output:
+        raise ValueError("--resume goes on with a file: name it with --output.")
+    if arguments.output and arguments.output.exists() and not arguments.resume:
+        raise ValueError(f"{arguments.output} exists: go on with it by --resume, or choose another file.")
+    remaining = iter(arguments.texts or _lines(arguments.file))
+    if arguments.resume:
+        _skip_done(arguments.output, remaining)
     model = XMCModel.from_pretrained(arguments.model)
-    texts: Iterable[str] = arguments.texts or _lines(arguments.file)
-    remaining = iter(texts)
-    while block := list(islice(remaining, LINES_AT_ONCE)):
-        for text, labels in zip(block, model.predict(block, arguments.top_k), strict=True):
-            _write({"text": text, "labels": [label._asdict() for label in labels]})
+    with arguments.output.open("a", encoding="utf-8", newline="\n") if arguments.output else nullcontext() as output:
+        while block := list(islice(remaining, LINES_AT_ONCE)):
+            for text, labels in zip(block, model.predict(block, arguments.top_k), strict=True):
+                _write({"text": text, "labels": [label._asdict() for label in labels]}, output)
+            if output:
+                output.flush()
+
+
+def _skip_done(path: Path, texts: Iterator[str]) -> None:
+    """Take from ``texts`` those whose answers a file holds; a last line that was not written to its end is cut off."""
+    if not path.exists():
+        return
+    whole, number, last = 0, 0, b""
+    with path.open("r+b") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            whole, number, last = whole + len(line), number + 1, line
+        file.truncate(whole)
+    skipped = list(deque(islice(texts, number), maxlen=1))
+    if number and (not skipped or json.loads(last).get("text") != skipped[0]):
+        raise ValueError(f"line {number} of {path} does not answer text {number}: was it written for other texts?")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -127,8 +155,8 @@ def _lines(path: Path | None) -> Iterator[str]:
                 raise ValueError(f"{path or 'standard input'}, line {number}: not UTF-8 ({error.reason}).") from None
 
 
-def _write(row: dict[str, Any]) -> None:
-    print(json.dumps(row, ensure_ascii=False), flush=False)
+def _write(row: dict[str, Any], file: IO[str] | None = None) -> None:
+    print(json.dumps(row, ensure_ascii=False), file=file, flush=False)
 
 
 if __name__ == "__main__":

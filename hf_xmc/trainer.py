@@ -145,6 +145,12 @@ class XMCTrainer(CheckpointingTrainer):
             prompts={"text": model.prompts.get("query") or ""},
         )
 
+    def _build_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        # Without this a process may have a batch less than another in an epoch, and they wait for each other for ever.
+        # The last batches are filled up with rows of the first ones.
+        self.accelerator.even_batches = True
+        return super()._build_dataloader(*args, **kwargs)
+
     def compute_loss(
         self,
         model: torch.nn.Module,

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from hf_xmc import ExtremeMultilabelClassificationEvaluator, XMCTrainer, XMCTrainingArguments, checkpoints, losses
 from hf_xmc.mining import HardNegativeMiner
 
-RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 MODES = {
     "exact": {},
     "fresh": {"label_sample_share": 0.3},
@@ -54,26 +54,30 @@ def weights(trainer):
     return {name: p.detach().clone() for name, p in trainer.loss.named_parameters()}
 
 
+# Accumulation, and the step to stop at: an epoch has 4 batches on 2 processes and 3 on 3.
+STOPS = {"exact": (2, 1), "fresh": (1, 2), "bank": (1, 3), "mined": (2, 1)}
+
+
 def resume(bert_folder, folder):
-    """Each mode, accumulated or not, stopped within an epoch and at its end: the weights with and without a stop."""
+    """Each mode, stopped: the weights with and without the stop."""
     found = {}
-    for mode, settings in MODES.items():
-        for accumulation, step in ((1, 2), (1, 4), (2, 3)):
-            name = f"{mode}, {accumulation}, {step}"
-            ends = []
-            for checkpoint in (None, str(folder / name / f"checkpoint-{step}")):
-                trainer = trainer_of(
-                    make_bert_encoder(bert_folder),
-                    folder / name if checkpoint is None else folder / f"{name}, again",
-                    label_mode=mode,
-                    gradient_accumulation_steps=accumulation,
-                    **settings,
-                )
-                if mode == "mined":
-                    trainer.add_callback(HardNegativeMiner(trainer))
-                trainer.train(resume_from_checkpoint=checkpoint)
-                ends.append(weights(trainer))
-            found[name] = ends
+    for mode, (accumulation, step) in STOPS.items():
+        ends = []
+        for checkpoint in (None, str(folder / mode / f"checkpoint-{step}")):
+            trainer = trainer_of(
+                make_bert_encoder(bert_folder),
+                folder / mode if checkpoint is None else folder / f"{mode}, again",
+                label_mode=mode,
+                gradient_accumulation_steps=accumulation,
+                max_steps=step + 2,
+                save_steps=step,
+                **MODES[mode],
+            )
+            if mode == "mined":
+                trainer.add_callback(HardNegativeMiner(trainer))
+            trainer.train(resume_from_checkpoint=checkpoint)
+            ends.append(weights(trainer))
+        found[mode] = ends
     return found
 
 

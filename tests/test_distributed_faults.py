@@ -30,7 +30,7 @@ def launch(num_processes, *command):
     )
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def together(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("together")
     bert = make_bert(tmp_path_factory.mktemp("bert"))
@@ -44,15 +44,13 @@ def together(request, tmp_path_factory):
 @pytest.mark.promise("A run of several processes that stops and resumes ends bit for bit where it would have")
 @pytest.mark.parametrize("mode", distributed_faults.MODES)
 def test_resumed_on_several_processes(mode, together, tally):
-    """Dropout on; within an epoch and at its end; accumulated and not."""
+    """Dropout on; within an epoch and at its end; accumulated and not: see ``STOPS``."""
     _, results = together
     for rank, result in enumerate(results):
-        cases = {name: ends for name, ends in result["resume"].items() if name.startswith(f"{mode}, ")}
-        assert len(cases) == 3
-        for name, (whole, resumed) in cases.items():
-            for parameter, weight in whole.items():
-                assert torch.equal(resumed[parameter], weight), f"{name}, rank {rank}: {parameter}"
-            tally(faults=int(rank == 0))
+        whole, resumed = result["resume"][mode]
+        for name, weight in whole.items():
+            assert torch.equal(resumed[name], weight), f"rank {rank}: {name}"
+    tally(faults=1)
 
 
 @pytest.mark.promise("Uneven data, and labels of the batch in one shard only, train the same weights on all processes")
@@ -96,9 +94,7 @@ def test_what_one_process_alone_sees(together, tally):
     tally(faults=2)
 
 
-@pytest.mark.promise(
-    "A process that dies, raises or stays away ends the whole job, with a message and a whole checkpoint"
-)
+@pytest.mark.promise("A process that dies, raises or stays away ends the job, with a message and a whole checkpoint")
 @pytest.mark.parametrize(
     ("way", "message"),
     [("killed", r"Signal 9 \(SIGKILL\)"), ("raised", "this process cannot go on"), ("stays away", "[Tt]imed? ?out")],

@@ -1,0 +1,119 @@
+"""Many threads, many calls, many labels, many lines: the same answers, no memory lost, nothing missing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import LABELS, make_bert_encoder, make_static_encoder
+
+from hf_xmc import LabelIndex, XMCModel
+from hf_xmc.cli import main
+
+TEXTS = ["a red boat", "old oak tree", "dog and cat", "blue car about", "text", ""]
+
+
+def resident():
+    """Bytes of memory that the process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.promise("Many threads that predict get the answers of one, and no call keeps memory")
+@pytest.mark.parametrize("kind", ["static", "bert"])
+@pytest.mark.parametrize("calls", [2_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_a_soak_of_predictions(kind, calls, bert_folder, tally):
+    if kind == "bert":
+        calls //= 20  # a transformer takes twenty times as long
+    model = XMCModel(make_static_encoder() if kind == "static" else make_bert_encoder(bert_folder), LABELS)
+    expected = [model.predict(text, top_k=3) for text in TEXTS]
+    assert len({str(labels) for labels in expected}) > 3
+    for _ in range(200):
+        model.predict(TEXTS[0], top_k=3)
+
+    def call(number):
+        return model.predict(TEXTS[number % len(TEXTS)], top_k=3) == expected[number % len(TEXTS)]
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(call, range(calls // 10)))
+        before = resident()
+        same = sum(pool.map(call, range(calls), chunksize=64))
+    assert same == calls
+    assert resident() - before < 64 * 2**20  # 1 KB a call would be 100 MB
+    tally(inputs=calls, lost=calls - same)
+
+
+@pytest.mark.promise("1.3 million labels are searched exactly")
+@pytest.mark.parametrize("num_labels", [130_000, pytest.param(1_305_265, marks=pytest.mark.slow)])
+def test_as_many_labels_as_the_largest_benchmark(num_labels, tally):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(-3, 4, (num_labels, 24)).astype(np.float16)
+    queries = rng.integers(-3, 4, (5, 24)).astype(np.float32)
+    found = LabelIndex(labels).search(queries, 100, exclude=np.array([[0, 3], [4, num_labels - 1]]))
+    for row, query in enumerate(queries):
+        scores = np.concatenate([part.astype(np.float32) @ query for part in np.array_split(labels, 16)])
+        scores[{0: [3], 4: [num_labels - 1]}.get(row, [])] = -np.inf
+        assert found.label_ids[row].tolist() == np.argsort(-scores, kind="stable")[:100].tolist()
+    tally(inputs=num_labels)
+
+
+@pytest.mark.promise("Lines predicted by the command line, killed in the middle and resumed, are all there, once")
+@pytest.mark.parametrize("num_lines", [30_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+@pytest.mark.timeout(900)
+def test_killed_in_the_middle_of_many_lines_and_resumed(num_lines, tally, tmp_path):
+    XMCModel(make_static_encoder(), LABELS).save_pretrained(tmp_path / "model")
+    with (tmp_path / "texts.txt").open("w", encoding="utf-8") as file:
+        file.writelines(f"text {number} {TEXTS[number % 5]}\u2028\n" for number in range(num_lines))
+    arguments = [
+        "predict",
+        tmp_path / "model",
+        "--file",
+        tmp_path / "texts.txt",
+        "--output",
+        tmp_path / "answers.jsonl",
+    ]
+    command = [sys.executable, "-m", "hf_xmc.cli", *map(str, arguments), "--top_k", "1"]
+    kills = 0
+    for share in (0.0, 0.2, 0.6):
+        child = subprocess.Popen([*command, "--resume"], stderr=subprocess.DEVNULL)
+        size = int(share * num_lines * 90)
+        out = tmp_path / "answers.jsonl"
+        while child.poll() is None and (not out.exists() or out.stat().st_size <= size):
+            time.sleep(0.002)
+        child.send_signal(signal.SIGKILL)
+        kills += child.wait() == -signal.SIGKILL
+    assert kills == 3, "it had ended before it was killed"
+    with (tmp_path / "answers.jsonl").open("ab") as file:
+        file.write(b'{"text": "torn')  # as a kill within a write leaves it
+    subprocess.run([*command, "--resume"], check=True, timeout=800)
+    with (tmp_path / "answers.jsonl").open(encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(file):
+            row = json.loads(line)
+            assert row["text"] == f"text {number} {TEXTS[number % 5]}\u2028"
+            assert len(row["labels"]) == 1
+    assert number + 1 == num_lines
+    tally(faults=kills + 1, inputs=num_lines)
+
+
+def test_an_output_that_is_there_or_another_s_is_left_alone(capsys, tmp_path):
+    XMCModel(make_static_encoder(), LABELS).save_pretrained(tmp_path / "model")
+    out = tmp_path / "answers.jsonl"
+    predict = ["predict", str(tmp_path / "model"), "a red boat", "cat"]
+    assert main([*predict, "--resume"]) == 1
+    assert "--resume goes on with a file: name it with --output" in capsys.readouterr().err
+    assert main([*predict, "--output", str(out)]) == 0
+    before = out.read_bytes()
+    assert before.count(b"\n") == 2
+    assert main([*predict, "--output", str(out)]) == 1
+    assert "exists: go on with it by --resume" in capsys.readouterr().err
+    assert main([*predict, "--output", str(out), "--resume"]) == 0
+    assert out.read_bytes() == before
+    out.write_bytes(b'{"text": "another", "labels": []}\n')
+    assert main([*predict, "--output", str(out), "--resume"]) == 1
+    assert "line 1 of" in capsys.readouterr().err
+    assert out.read_bytes() == b'{"text": "another", "labels": []}\n'
