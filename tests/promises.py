@@ -5,6 +5,7 @@ python tests/promises.py   # after `make test-all`: writes the tables of README.
 
 import json
 import re
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +29,10 @@ class Tally:
 
 
 def record(results):
-    """Add the results of this run to those there are: ``{test: {promise, passed, faults, inputs, lost}}``."""
+    """Add the results of this run to those there are: ``{test: {promise, passed, faults, inputs, lost}}``.
+
+    Deleting the file begins anew.
+    """
     COUNTS.parent.mkdir(exist_ok=True)
     known = json.loads(COUNTS.read_text()) if COUNTS.exists() else {}
     COUNTS.write_text(json.dumps({**known, **results}, indent=2, sort_keys=True) + "\n")
@@ -51,7 +55,8 @@ def count_table(results):
         if failed := [result for result in mine if not result["passed"]]:
             raise SystemExit(f"{promise}: {len(failed)} test(s) failed; there is no table of that.")
         if not mine:
-            raise SystemExit(f"{promise}: no test of it has run; run `make test-all` first.")
+            print(f"left out, as no test of it has run: {promise}", file=sys.stderr)
+            continue
         sums = {kind: sum(result[kind] for result in mine) for kind in KINDS}
         total = {kind: total[kind] + sums[kind] for kind in KINDS}
         lines.append(f"| {promise} | {' | '.join(f'{sums[kind]:,}' if sums[kind] else '' for kind in KINDS)} |")
