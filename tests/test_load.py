@@ -59,7 +59,7 @@ def test_as_many_labels_as_the_largest_benchmark(num_labels, tally):
         scores = np.concatenate([part.astype(np.float32) @ query for part in np.array_split(labels, 16)])
         scores[{0: [3], 4: [num_labels - 1]}.get(row, [])] = -np.inf
         assert found.label_ids[row].tolist() == np.argsort(-scores, kind="stable")[:100].tolist()
-    tally(inputs=num_labels)
+    tally(inputs=len(queries))
 
 
 @pytest.mark.promise("Lines predicted by the command line, killed in the middle and resumed, are all there, once")
