@@ -65,6 +65,8 @@ def embed_sampled(
 def parameters_reached(encoder: nn.Module, features: Features) -> list[Tensor]:
     """The parameters that the gradient of an embedding reaches; a pooler that nobody reads is none of them."""
     parameters = [p for p in encoder.parameters() if p.requires_grad]
+    if not parameters:
+        return []
     with torch.enable_grad(), torch.random.fork_rng():  # a look must not change what dropout draws
         found = torch.autograd.grad(embed(encoder, features).sum(), parameters, allow_unused=True)
     return [p for p, gradient in zip(parameters, found, strict=True) if gradient is not None]

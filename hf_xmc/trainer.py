@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+from sentence_transformers.sentence_transformer.modules import Normalize, Router, StaticEmbedding
 from torch import Tensor
 from transformers.trainer_utils import HubStrategy
 
@@ -118,6 +118,11 @@ class XMCTrainer(CheckpointingTrainer):
             raise ValueError(
                 f"{self.args.n_gpu} GPUs are visible to one process, which would run DataParallel and shard nothing: "
                 "start one process a GPU with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one."
+            )
+        if sharding.world_size() > 1 and isinstance(self.model[0], Router):
+            raise ValueError(
+                "a Router trains in one process only: DistributedDataParallel sees the queries, and would take the "
+                "labels' tower for unused. Start one process, or use one encoder for both."
             )
         strategy = HubStrategy(self.args.hub_strategy)
         if self.args.push_to_hub and strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):

@@ -87,6 +87,16 @@ def make_bert_encoder(folder):
     return SentenceTransformer(modules=[Transformer(str(folder)), Pooling(16)], device="cpu")
 
 
+def make_router(folder):
+    """A tower for queries and another for labels."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Router, Transformer
+
+    towers = [[Transformer(str(folder)), Pooling(16)] for _ in range(2)]
+    router = Router.for_query_document(query_modules=towers[0], document_modules=towers[1])
+    return SentenceTransformer(modules=[router], device="cpu")
+
+
 def relevance_of(positives):
     import scipy.sparse as sp
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
-from conftest import LABELS, POSITIVES, make_bert_encoder
+from conftest import LABELS, POSITIVES, make_bert_encoder, make_router
 from datasets import Dataset
 from transformers import TrainerCallback
 
@@ -110,12 +110,28 @@ def collectives():
     return {"rows": sharding.gather_rows(mine, fill=-1), "gradient": queries.grad, "size": size}
 
 
-def main(bert_folder, output_folder):
+def refused(bert_folder, folder):
+    """Why a tower for queries and another for labels are not trained."""
+    try:
+        args = XMCTrainingArguments(str(folder), use_cpu=True, report_to="none")
+        XMCTrainer(make_router(bert_folder), args, queries(), labels=LABELS)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def main(bert_folder, output_folder, *chosen):
     world_size, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
     results = {}
     for name, (loss, settings) in CASES.items():
+        if chosen and name not in chosen:
+            continue
         results[name] = train(bert_folder, Path(output_folder) / "run", loss, settings, world_size)
         del results[name]["batches"]
+    if chosen:
+        torch.save(results, Path(output_folder) / f"rank{rank}.pt")
+        return
+    results["router"] = refused(bert_folder, Path(output_folder) / "run")
     ragged = train(bert_folder, Path(output_folder) / "run", losses.DecoupledSoftmaxLoss, RAGGED, world_size)
     results["ragged"] = {"losses": ragged["losses"], "weights": ragged["weights"]}
     results["collectives"] = collectives()

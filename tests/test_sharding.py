@@ -1,6 +1,7 @@
 """One, two and three real processes train the same model."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,38 @@ def test_processes_train_what_one_would(case, alone, together):
                 got["weights"][name], weight, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
             )
             assert torch.equal(got["weights"][name], together[0][case]["weights"][name]), "the processes differ"
+
+
+def test_a_tower_that_only_labels_pass_is_refused(together):
+    """DistributedDataParallel would take its parameters for unused."""
+    for result in together:
+        assert "a Router trains in one process only" in result["router"]
+
+
+def test_two_nodes_train_what_one_process_would(alone, still_bert, tmp_path):
+    """A launcher on each of two nodes, both on this machine, which meet as those of a cluster do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    case = "decoupled in chunks"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    where = ["--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", str(port)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", *where]
+    nodes = [
+        subprocess.Popen(
+            [*launcher, "--node_rank", str(node), str(STEPS), str(still_bert), str(tmp_path), case],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for node in range(2)
+    ]
+    errors = [node.communicate(timeout=250)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], errors[0][-3000:] + errors[1][-3000:]
+    for rank in range(2):
+        got = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)[case]
+        assert got["world_size"] == 2
+        assert got["losses"] == pytest.approx(alone[case]["losses"], rel=1e-3)
 
 
 def test_a_last_batch_that_is_not_full_takes_part(together):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import LABELS, make_bert, make_bert_encoder, make_static_encoder
+from conftest import LABELS, make_bert, make_bert_encoder, make_router, make_static_encoder
 from datasets import Dataset
 from sentence_transformers.sentence_transformer.modules import Normalize
 
@@ -206,6 +206,16 @@ def test_the_best_checkpoint_is_the_one_kept(queries, tmp_path):
     seen = [entry["eval_P@5"] for entry in trainer.state.log_history if "eval_P@5" in entry]
     assert len(seen) == 4
     assert evaluator(trainer.model)["P@5"] == max(seen) == trainer.state.best_metric
+
+
+@pytest.mark.parametrize("mode", ["exact", "fresh"])
+def test_a_tower_for_labels_is_trained_with_the_one_for_queries(mode, queries, still_bert, tmp_path):
+    encoder = make_router(still_bert)
+    before = {name: p.detach().clone() for name, p in encoder.named_parameters()}
+    args = arguments(tmp_path, label_mode=mode, max_steps=2, label_chunk_size=4, router_mapping={"text": "query"})
+    XMCTrainer(encoder, args, queries, labels=LABELS).train()
+    moved = {name for name, p in encoder.named_parameters() if not torch.equal(p, before[name])}
+    assert {tower for name in moved for tower in ("query", "document") if tower in name} == {"query", "document"}
 
 
 def test_training_learns(queries, tmp_path):
