@@ -19,6 +19,7 @@ from transformers import HfArgumentParser, set_seed
 
 from hf_xmc import (
     ExtremeMultilabelClassificationEvaluator,
+    HardNegativeMiner,
     XMCData,
     XMCModel,
     XMCTrainer,
@@ -59,6 +60,10 @@ class RecipeArguments:
     loss: str = field(default="decoupled_softmax", metadata={"help": f"One of {', '.join(LOSSES)}."})
     temperature: float = field(default=1.0, metadata={"help": "Divides the scores; about 0.05 for cosines."})
     k: float = field(default=5, metadata={"help": "The budget of soft_top_k."})
+    mining_start: int = field(
+        default=0, metadata={"help": "Epochs before hard negatives are mined, in label_mode `mined`."}
+    )
+    mining_every: int = field(default=1, metadata={"help": "Epochs from one mining to the next."})
     validation_size: float = field(
         default=0.02, metadata={"help": "Share of train to validate on where the data has no such split; 0 for none."}
     )
@@ -89,6 +94,8 @@ def main(argv: list[str]) -> None:
         if read.validation is None
         else ExtremeMultilabelClassificationEvaluator.from_data(read, "validation", propensity=recipe.propensity),
     )
+    if args.label_mode == "mined" and args.num_hard_negatives:
+        trainer.add_callback(HardNegativeMiner(trainer, start=recipe.mining_start, every=recipe.mining_every))
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     train_seconds = time.perf_counter() - start

@@ -50,6 +50,7 @@ def test_the_demo_runs_on_other_data(data, tmp_path):
 
 def test_the_training_script_runs_on_two_processes(data, tmp_path):
     recipe = [RECIPES / "train.py", RECIPES / "static.yaml", "--data", data, "--output_dir", tmp_path / "out"]
-    said = launch(2, *recipe, *FLAGS, "--per_device_train_batch_size", "2")
+    mined = ["--label_mode", "mined", "--num_hard_negatives", "2", "--num_random_negatives", "3", "--mining_start", "1"]
+    said = launch(2, *recipe, *FLAGS, *mined, "--per_device_train_batch_size", "2")
     assert "4 queries a step (2 process(es))" in said
     check(tmp_path / "out")
