@@ -1,4 +1,4 @@
-"""Which labels take part in a step: all of them, all but few re-encoded, a sample, or mined ones.
+"""Which labels take part in a step: all of them, or mined ones; :mod:`hf_xmc.bank` has a sample.
 
 Each class answers the same two questions: which labels does this process score, and what are the positives called in
 that numbering (``select``); and how are those labels embedded (``embed``). What comes after is the same code.
