@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may depend on a network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test processes share few cores
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which others than the kernels' tests do
 
 import numpy as np
 import promises

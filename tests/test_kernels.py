@@ -12,7 +12,6 @@ LOSSES = ["decoupled_softmax_loss", "softmax_loss"]
 
 @pytest.fixture
 def kernels(monkeypatch):
-    monkeypatch.setenv("TRITON_INTERPRET", "1")  # read when a kernel is defined, and again when it runs
     from hf_xmc import kernels
 
     monkeypatch.setattr(kernels, "ROWS", 16)
