@@ -8,15 +8,18 @@ EXAMPLES ?= 20000
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-all fuzz lint
+.PHONY: demo test test-slow test-all soak fuzz lint
 demo: $(INSTALLED)  ## train, evaluate, index and predict on real data, then write $(OUT)/report.html
 	$(BIN)/python recipes/demo.py --data $(DATA) --output_dir $(OUT)
 
 test: $(INSTALLED)  ## the tests that take seconds each
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not soak"
 
 test-slow: $(INSTALLED)  ## the ones that take minutes
 	$(BIN)/python -m pytest -m slow
+
+soak: $(INSTALLED)  ## 100,000 predictions, a million lines, 1.3 million labels
+	$(BIN)/python -m pytest -m soak --timeout 3600
 
 test-all: test test-slow  ## all of them, as CI does; runs/faults.json then counts what was survived
 

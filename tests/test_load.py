@@ -26,7 +26,7 @@ def resident():
 
 @pytest.mark.promise("Many threads that predict get the answers of one, and no call keeps memory")
 @pytest.mark.parametrize("kind", ["static", "bert"])
-@pytest.mark.parametrize("calls", [2_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("calls", [2_000, pytest.param(100_000, marks=pytest.mark.soak)])
 def test_a_soak_of_predictions(kind, calls, bert_folder, tally):
     if kind == "bert":
         calls //= 20  # a transformer takes twenty times as long
@@ -49,7 +49,7 @@ def test_a_soak_of_predictions(kind, calls, bert_folder, tally):
 
 
 @pytest.mark.promise("1.3 million labels are searched exactly")
-@pytest.mark.parametrize("num_labels", [130_000, pytest.param(1_305_265, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_labels", [130_000, pytest.param(1_305_265, marks=pytest.mark.soak)])
 def test_as_many_labels_as_the_largest_benchmark(num_labels, tally):
     rng = np.random.default_rng(0)
     labels = rng.integers(-3, 4, (num_labels, 24)).astype(np.float16)
@@ -63,7 +63,7 @@ def test_as_many_labels_as_the_largest_benchmark(num_labels, tally):
 
 
 @pytest.mark.promise("Lines predicted by the command line, killed in the middle and resumed, are all there, once")
-@pytest.mark.parametrize("num_lines", [30_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_lines", [30_000, pytest.param(1_000_000, marks=pytest.mark.soak)])
 @pytest.mark.timeout(900)
 def test_killed_in_the_middle_of_many_lines_and_resumed(num_lines, tally, tmp_path):
     XMCModel(make_static_encoder(), LABELS).save_pretrained(tmp_path / "model")
