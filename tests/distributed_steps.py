@@ -17,6 +17,7 @@ from hf_xmc import HardNegativeMiner, XMCTrainer, XMCTrainingArguments, losses, 
 
 GLOBAL_BATCH, STEPS = 6, 20  # of 13 queries, against 11 labels
 TWICE = {"gradient_accumulation_steps": 2}
+TOWERS = {"router_mapping": {"text": "query"}}  # one for queries and one for labels
 CASES = {
     "decoupled": (losses.DecoupledSoftmaxLoss, {}),
     "decoupled in chunks": (losses.DecoupledSoftmaxLoss, {"label_chunk_size": 2}),
@@ -31,6 +32,10 @@ CASES = {
     "fresh, accumulated": (losses.BCELoss, {"label_mode": "fresh", "label_sample_share": 1.0, **TWICE}),
     "bank": (losses.DecoupledSoftmaxLoss, {"label_mode": "bank", "label_sample_share": 1.0, "label_chunk_size": 3}),
     "mined": (losses.SoftmaxLoss, {"label_mode": "mined", "num_hard_negatives": 11, "label_chunk_size": 2}),
+    "two towers": (losses.DecoupledSoftmaxLoss, {"label_mode": "exact", **TOWERS}),
+    "two towers in chunks, accumulated": (losses.SoftTopKLoss, {"label_chunk_size": 2, **TOWERS, **TWICE}),
+    "two towers, fresh": (losses.DecoupledSoftmaxLoss, {"label_mode": "fresh", "label_sample_share": 1.0, **TOWERS}),
+    "two towers, bank": (losses.SoftmaxLoss, {"label_mode": "bank", "label_sample_share": 1.0, **TOWERS, **TWICE}),
 }
 RAGGED = {"label_chunk_size": 2, "dataloader_drop_last": False}
 
@@ -66,6 +71,10 @@ class Recorder(TrainerCallback):
             self.gradients = {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
+def make_encoder(bert_folder, settings):
+    return make_router(bert_folder) if "router_mapping" in settings else make_bert_encoder(bert_folder)
+
+
 def train(bert_folder, folder, loss, settings, world_size):
     args = XMCTrainingArguments(
         str(folder),
@@ -85,7 +94,7 @@ def train(bert_folder, folder, loss, settings, world_size):
             **settings,
         },
     )
-    trainer = XMCTrainer(make_bert_encoder(bert_folder), args, queries(), labels=LABELS, loss=loss())
+    trainer = XMCTrainer(make_encoder(bert_folder, settings), args, queries(), labels=LABELS, loss=loss())
     if args.label_mode == "mined":
         trainer.add_callback(HardNegativeMiner(trainer, depth=11))
     recorder = Recorder(trainer)
@@ -110,16 +119,6 @@ def collectives():
     return {"rows": sharding.gather_rows(mine, fill=-1), "gradient": queries.grad, "size": size}
 
 
-def refused(bert_folder, folder):
-    """Why a tower for queries and another for labels are not trained."""
-    try:
-        args = XMCTrainingArguments(str(folder), use_cpu=True, report_to="none")
-        XMCTrainer(make_router(bert_folder), args, queries(), labels=LABELS)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
 def main(bert_folder, output_folder, *chosen):
     world_size, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
     results = {}
@@ -131,7 +130,6 @@ def main(bert_folder, output_folder, *chosen):
     if chosen:
         torch.save(results, Path(output_folder) / f"rank{rank}.pt")
         return
-    results["router"] = refused(bert_folder, Path(output_folder) / "run")
     ragged = train(bert_folder, Path(output_folder) / "run", losses.DecoupledSoftmaxLoss, RAGGED, world_size)
     results["ragged"] = {"losses": ragged["losses"], "weights": ragged["weights"]}
     results["collectives"] = collectives()
