@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import faiss
@@ -83,14 +83,7 @@ class FaissIndex(LabelIndex):
         """More labels; their ids follow those that are there. Longer ones than all before make the index anew."""
         before = self.num_labels
         super().add(embeddings)
-        new = self.embeddings[before:]
-        if not len(new):
-            return
-        if self.scans or float(new.float().norm(dim=1).max()) > self._length:
-            self._build()
-        else:
-            self._index.add(self._vectors(new))
-            self._label_of = np.append(self._label_of, np.arange(before, self.num_labels))
+        self._append(np.arange(before, self.num_labels))
 
     def remove(self, label_ids: Iterable[int]) -> None:
         """Labels that go, and ids that close up. A graph keeps their nodes as ways to others until it is made anew."""
@@ -98,6 +91,22 @@ class FaissIndex(LabelIndex):
         super().remove(label_ids)
         new_id = np.where(kept, kept.cumsum() - 1, -1)
         self._label_of = np.where(self._label_of >= 0, new_id[self._label_of], -1)
+
+    def replace(self, label_ids: Sequence[int], embeddings: np.ndarray | Tensor) -> None:
+        """Other embeddings for labels; what was in their place is treated as removed."""
+        super().replace(label_ids, embeddings)
+        self._label_of[np.isin(self._label_of, label_ids)] = -1
+        self._append(np.unique(label_ids))
+
+    def _append(self, label_ids: np.ndarray) -> None:
+        new = self.embeddings[torch.from_numpy(label_ids)]
+        if not len(new):
+            return
+        if self.scans or float(new.float().norm(dim=1).max()) > self._length:
+            self._build()
+        else:
+            self._index.add(self._vectors(new))
+            self._label_of = np.append(self._label_of, label_ids)
 
     def _search_block(self, queries: Tensor, k: int, hidden: Tensor | None, pairs: Tensor) -> tuple[Tensor, Tensor]:
         shown = np.append(np.ones(self.num_labels, bool) if hidden is None else ~hidden.numpy(), False)

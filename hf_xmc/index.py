@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +40,11 @@ class LabelIndex:
     def remove(self, label_ids: Iterable[int]) -> None:
         """Labels that go; the ids of those after them move up, as in a list."""
         self.embeddings = self.embeddings[torch.from_numpy(~self._marked(label_ids))]
+
+    def replace(self, label_ids: Sequence[int], embeddings: np.ndarray | Tensor) -> None:
+        """Other embeddings, ``(len(label_ids), D)``, for labels that keep their ids."""
+        new, rows = _checked(embeddings, self.embeddings), self._checked_ids(label_ids)
+        self.embeddings = self.embeddings.index_copy(0, torch.from_numpy(rows), new)
 
     @property
     def num_labels(self) -> int:
@@ -118,12 +123,15 @@ class LabelIndex:
         return visible if deny is None else visible & ~self._marked(deny)
 
     def _marked(self, label_ids: Iterable[int]) -> np.ndarray:
+        marked = np.zeros(self.num_labels, dtype=bool)
+        marked[self._checked_ids(label_ids)] = True
+        return marked
+
+    def _checked_ids(self, label_ids: Iterable[int]) -> np.ndarray:
         chosen = np.array(list(label_ids), dtype=np.int64)
         for wrong in chosen[(chosen < 0) | (chosen >= self.num_labels)][:1]:
             raise ValueError(f"label id {wrong} is not one of {self.num_labels} labels.")
-        marked = np.zeros(self.num_labels, dtype=bool)
-        marked[chosen] = True
-        return marked
+        return chosen
 
     def _checked_pairs(self, exclude: np.ndarray | None, num_queries: int) -> Tensor:
         if exclude is None or len(exclude) == 0:

@@ -75,6 +75,19 @@ def test_labels_come_and_go(build):
     np.testing.assert_array_equal(np.asarray(index.embeddings, dtype=np.float32), whole)
 
 
+@pytest.mark.parametrize("longer", [1, 64])
+def test_labels_that_are_replaced_keep_their_ids(build, longer):
+    index, new = build(LABELS), longer * table(2, seed=2)
+    index.remove([0])
+    index.replace([3, 200], new)
+    whole = LABELS[1:].copy()
+    whole[[3, 200]] = new
+    check(index.search(QUERIES, 10), whole)
+    assert index.search(4 * new[1:], 1).label_ids[0, 0] == (whole @ new[1]).argmax()
+    with pytest.raises(ValueError, match="label id 210"):
+        index.replace([210], new[:1])
+
+
 def test_labels_of_equal_score_come_in_the_order_of_ids(build):
     labels = np.concatenate([np.tile(8 * LABELS[:1], (4, 1)), LABELS])
     found = build(labels).search(LABELS[:1], 4)
