@@ -17,6 +17,7 @@ _HOME = {
     "trainer": ["XMCTrainer"],
     "index": ["LabelIndex", "TopK"],
     "faiss_index": ["FaissIndex"],
+    "milvus_index": ["MilvusIndex"],
     "memory": ["TrainingMemory", "MemorySettings"],
     "mining": ["HardNegativeMiner", "mine_hard_negatives"],
     "evaluation": ["ExtremeMultilabelClassificationEvaluator"],

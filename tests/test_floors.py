@@ -11,7 +11,17 @@ FLOORS = [
     ["threshold", "functional", "blocks", "kernels", "criteria", "gradients", "soft_top_k", "streaming"],
     ["losses", "encoding", "static"],
     ["formats", "data", "loading", "phrases", "batching", "negatives", "bank", "in_batch", "st_losses"],
-    ["index", "faiss_index", "calibration", "memory", "evaluation", "evaluate_metrics", "mining"],
+    [
+        "index",
+        "proposals",
+        "faiss_index",
+        "milvus_index",
+        "calibration",
+        "memory",
+        "evaluation",
+        "evaluate_metrics",
+        "mining",
+    ],
     ["manifest", "release", "hub", "card", "model", "pipelines"],
     ["training_args", "checkpoints", "trainer", "cli"],
 ]
@@ -20,6 +30,7 @@ ROOMS = {
     "torch.distributed": ["sharding"],
     "huggingface_hub": ["hub", "card"],
     "faiss": ["faiss_index"],
+    "pymilvus": ["milvus_index"],
     "triton": ["kernels"],
     "evaluate": ["evaluate_metrics"],
 }

@@ -1,10 +1,12 @@
 """The one contract of all indexes: what is returned is scored and ranked in float32, and nothing else comes back."""
 
+from itertools import count
+
 import numpy as np
 import pytest
 import torch
 
-from hf_xmc import FaissIndex, LabelIndex
+from hf_xmc import FaissIndex, LabelIndex, MilvusIndex
 
 BACKENDS = {
     "exact": LabelIndex,
@@ -16,9 +18,35 @@ BACKENDS = {
 }
 
 
-@pytest.fixture(params=BACKENDS)
-def build(request):
-    return BACKENDS[request.param]
+MILVUS = {
+    "milvus": {},
+    "milvus, HNSW": {
+        "index_type": "HNSW",
+        "index_params": {"M": 16, "efConstruction": 200},
+        "search_params": {"ef": 256},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("milvus") / "labels.db")
+
+
+@pytest.fixture(params=[*BACKENDS, *MILVUS])
+def build(request, database):
+    if request.param in BACKENDS:
+        yield BACKENDS[request.param]
+        return
+    made, numbers = [], count()
+
+    def in_milvus(embeddings):
+        made.append(MilvusIndex(embeddings, database, f"labels_{next(numbers)}", **MILVUS[request.param]))
+        return made[-1]
+
+    yield in_milvus
+    for index in made:
+        index.close()
 
 
 def table(rows=211, seed=0):
@@ -135,3 +163,42 @@ def test_codes_that_are_all_scanned_give_what_exact_search_gives():
     queries = np.ones((1, 6), np.float32) + 0.1 * rng.normal(size=(8, 6)).astype(np.float32)
     coarse, exact = FaissIndex(labels, "SQ8", refine=1), LabelIndex(labels)
     np.testing.assert_array_equal(coarse.search(queries, 20).label_ids, exact.search(queries, 20).label_ids)
+
+
+def test_milvus_proposes_among_labels_that_may_be_returned(database):
+    with MilvusIndex(LABELS, database) as index:
+        asked, client = [], index._client.search
+        index._client.search = lambda *args, **kwargs: asked.append(kwargs) or client(*args, **kwargs)
+        index.remove([3])
+        index.search(QUERIES, 2, deny=[5])
+        index.search(QUERIES, 2, allow=range(20))
+        assert [kwargs["filter"] for kwargs in asked] == [
+            "place not in [6]",  # label 5 came as number 6
+            f"place in {[0, 1, 2, *range(4, 21)]}",
+        ]
+        check(index.search(QUERIES, 10), np.delete(LABELS, 3, axis=0))
+        assert index._client.query("labels", filter="place < 8", output_fields=["count(*)"])[0]["count(*)"] == 7
+        index.most_proposed = 20  # of a query, as Milvus has a limit
+        check(index.search(QUERIES, 20), np.delete(LABELS, 3, axis=0))
+        assert (asked[-1]["limit"], len(asked)) == (20, 4)
+        check(index.search(QUERIES, 21), np.delete(LABELS, 3, axis=0))
+        assert len(asked) == 4
+
+
+def test_a_milvus_collection_is_dropped_or_kept_and_used_again(database):
+    with MilvusIndex(LABELS, database) as index, pytest.raises(ValueError, match=r"has a collection 'labels' already"):
+        MilvusIndex(index.embeddings, database)
+    index = MilvusIndex(LABELS, database, keep=True)
+    index.close()
+    again = MilvusIndex(LABELS, database, keep=True)
+    check(again.search(QUERIES, 10), LABELS)
+    again.add(table(3, seed=2) / 8)
+    again.close()
+    for other in (LABELS, np.concatenate([LABELS, LABELS[:3]])):
+        with pytest.raises(ValueError, match=rf"is not of these {len(other)} embeddings"):
+            MilvusIndex(other, database, keep=True)
+    last = MilvusIndex(np.concatenate([LABELS, table(3, seed=2) / 8]), database, keep=True)
+    last.keep = False
+    last.close()
+    with MilvusIndex(LABELS, database) as index:
+        assert index._client.list_collections() == ["labels"]

@@ -1,0 +1,130 @@
+"""Search in two steps: something fast proposes labels, and the stored embeddings rank them in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_xmc.index import LabelIndex
+
+RANKED_AT_ONCE = 64  # queries whose proposals are gathered together
+FEW = 1 / 20  # where no more than this share of the labels may be returned, they are all scored
+
+
+class ProposingIndex(LabelIndex):
+    """What :class:`hf_xmc.FaissIndex` and :class:`hf_xmc.MilvusIndex` share: all but what proposes.
+
+    Labels are found by inner product, which graphs and lists serve badly where norms differ; they are given one more
+    number that makes all of one length, after which the nearest label is the one of the largest product (Bachrach et
+    al., Speeding Up the Xbox Recommender System, RecSys 2014).
+
+    A child has ``_fill``, ``_insert`` and ``_propose``. It knows a label by its place, the number in the order of
+    coming, which stays when others go.
+    """
+
+    most_proposed = 2**31  # of one query; where more are wanted, all labels are scored
+
+    def __init__(self, embeddings: np.ndarray | Tensor, refine: int) -> None:
+        super().__init__(embeddings)
+        self.refine = refine
+        self._build()
+
+    def _build(self) -> None:
+        self._length = float(self.embeddings.float().norm(dim=1).max()) if self.num_labels else 0.0
+        self._label_of = np.arange(self.num_labels)  # of each place; -1 once it is removed
+        self._fill(self._vectors(self.embeddings))
+
+    def _fill(self, vectors: np.ndarray) -> None:
+        """Start anew with these vectors, the number of each being its place."""
+        raise NotImplementedError
+
+    def _insert(self, vectors: np.ndarray, places: np.ndarray) -> None:
+        """More vectors, whose places follow those that are there."""
+        raise NotImplementedError
+
+    def _forget(self, places: np.ndarray) -> None:
+        """Vectors that are of no label any more; they may stay."""
+
+    def _propose(self, vectors: np.ndarray, k: int, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What is near each query, and the places, ``(B, k)`` both, of those that are ``shown`` (P,); -1 pads."""
+        raise NotImplementedError
+
+    def _vectors(self, embeddings: Tensor, *, queries: bool = False) -> np.ndarray:
+        vectors = embeddings.float().numpy()
+        rest = np.zeros(len(vectors))
+        if not queries:
+            rest = np.sqrt(np.maximum(self._length**2 - (vectors.astype(np.float64) ** 2).sum(1), 0))
+        return np.ascontiguousarray(np.hstack([vectors, rest[:, None].astype(np.float32)]))
+
+    def _fits(self, new: Tensor) -> bool:
+        return float(new.float().norm(dim=1).max()) <= self._length
+
+    def add(self, embeddings: np.ndarray | Tensor) -> None:
+        """More labels; their ids follow those that are there. Longer ones than all before make the index anew."""
+        before = self.num_labels
+        super().add(embeddings)
+        self._append(np.arange(before, self.num_labels))
+
+    def remove(self, label_ids: Iterable[int]) -> None:
+        """Labels that go, and ids that close up. A graph keeps their nodes as ways to others until it is made anew."""
+        kept = ~self._marked(label_ids := list(label_ids))
+        super().remove(label_ids)
+        self._renumber(np.where(kept, kept.cumsum() - 1, -1))
+
+    def replace(self, label_ids: Sequence[int], embeddings: np.ndarray | Tensor) -> None:
+        """Other embeddings for labels; what was in their place is treated as removed."""
+        super().replace(label_ids, embeddings)
+        self._renumber(np.where(np.isin(np.arange(self.num_labels), label_ids), -1, np.arange(self.num_labels)))
+        self._append(np.unique(label_ids))
+
+    def _renumber(self, new_id: np.ndarray) -> None:
+        before = self._label_of
+        self._label_of = np.where(before >= 0, new_id[before], -1)
+        self._forget(np.flatnonzero((before >= 0) & (self._label_of < 0)))
+
+    def _append(self, label_ids: np.ndarray) -> None:
+        new = self.embeddings[torch.from_numpy(label_ids)]
+        if not len(new):
+            return
+        if self._fits(new):
+            self._insert(self._vectors(new), np.arange(len(self._label_of), len(self._label_of) + len(new)))
+            self._label_of = np.append(self._label_of, label_ids)
+        else:
+            self._build()
+
+    def _search_block(self, queries: Tensor, k: int, hidden: Tensor | None, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        visible = np.append(np.ones(self.num_labels, bool) if hidden is None else ~hidden.numpy(), False)
+        wanted = k + int(torch.bincount(pairs[:, 0]).max() if len(pairs) else 0)
+        if visible.sum() <= max(FEW * self.num_labels, 2 * wanted) or wanted > self.most_proposed:
+            return super()._search_block(queries, k, hidden, pairs)
+        shown = visible[self._label_of]  # -1 leads to the last, which is not visible
+        proposed = min(wanted * self.refine, self.most_proposed)
+        found = []
+        for start in range(0, len(queries), RANKED_AT_ONCE):
+            rows = slice(start, start + RANKED_AT_ONCE)
+            here = pairs[(start <= pairs[:, 0]) & (pairs[:, 0] < start + RANKED_AT_ONCE)] - torch.tensor([start, 0])
+            best, best_ids, _ = self._rank(queries[rows], k, proposed, shown, here)
+            missing = k - best.shape[1]
+            best = torch.nn.functional.pad(best, (0, missing), value=-torch.inf)
+            best_ids = torch.nn.functional.pad(best_ids, (0, missing), value=-1)
+            found.append((best, best_ids.masked_fill(best == -torch.inf, -1)))
+        scores, label_ids = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return scores, label_ids
+
+    def _rank(
+        self, queries: Tensor, k: int, proposed: int, shown: np.ndarray, pairs: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The best ``k`` of those proposed: scores, label ids, and how near the last that was proposed is."""
+        near, places = self._propose(self._vectors(queries, queries=True), min(proposed, len(shown)), shown)
+        label_ids = torch.from_numpy(np.where(places >= 0, self._label_of[places], -1))
+        rows = self.embeddings[label_ids.clamp(min=0)].float()  # (B, proposed, D)
+        scores = torch.bmm(rows, queries.unsqueeze(2)).squeeze(2).masked_fill(label_ids < 0, -torch.inf)
+        for row, label in pairs.tolist():
+            scores[row, label_ids[row] == label] = -torch.inf
+        label_ids, order = label_ids.sort(dim=1, stable=True)  # ties in the order of ids
+        best, by_score = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
+        last = torch.from_numpy(near[:, -1]).masked_fill(label_ids[:, 0] < 0, -torch.inf)  # no more to propose
+        return best[:, :k], label_ids.gather(1, by_score)[:, :k], last
