@@ -8,11 +8,9 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 from typing import IO, Any
-
-LINES_AT_ONCE = 1024
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,6 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("texts", nargs="*", help="texts; without any, --file or standard input, a text a line")
     predict.add_argument("--file", type=Path, help="a text file, a text a line")
     predict.add_argument("--top_k", type=int, default=5)
+    predict.add_argument("--allow", type=Path, help="a file of the label ids to choose from, one a line")
+    predict.add_argument("--deny", type=Path, help="a file of label ids not to choose")
     predict.add_argument("--output", type=Path, help="a file to write to; by default standard output")
     predict.add_argument("--resume", action="store_true", help="go on with an --output that was not written to its end")
     predict.set_defaults(run=_predict)
@@ -102,12 +102,17 @@ def _predict(arguments: argparse.Namespace) -> None:
     if arguments.resume:
         _skip_done(arguments.output, remaining)
     model = XMCModel.from_pretrained(arguments.model)
+    choices = {name: list(_lines(path)) for name in ("allow", "deny") if (path := getattr(arguments, name))}
+    tells = "seen" in model.labels.column_names
+    seen = dict(zip(model.labels["label_id"], model.labels["seen"], strict=True)) if tells else {}
+    remaining, texts = tee(remaining)
+    answers = model.predict_stream(texts, arguments.top_k, show_progress_bar=None, **choices)
     with arguments.output.open("a", encoding="utf-8", newline="\n") if arguments.output else nullcontext() as output:
-        while block := list(islice(remaining, LINES_AT_ONCE)):
-            for text, labels in zip(block, model.predict(block, arguments.top_k), strict=True):
-                _write({"text": text, "labels": [label._asdict() for label in labels]}, output)
-            if output:
-                output.flush()
+        for text, labels in zip(remaining, answers, strict=True):
+            rows = [label._asdict() for label in labels]
+            if tells:
+                rows = [row | {"seen": seen[row["label_id"]]} for row in rows]
+            _write({"text": text, "labels": rows}, output)
 
 
 def _skip_done(path: Path, texts: Iterator[str]) -> None:

@@ -82,28 +82,12 @@ def main(argv: list[str]) -> None:
         print(f"{recipe.data}: {what}: {count}")
     carve = recipe.validation_size > 0 and full.validation is None
     data = full.carve_validation(recipe.validation_size) if carve else full
-    read = with_phrases(data) if recipe.model == "phrases" else data  # texts as the encoder in training reads them
-
-    trainer = XMCTrainer(
-        build_encoder(recipe, read, args.seed),
-        args,
-        read.train,
-        labels=read.labels,
-        loss=build_loss(recipe),
-        evaluator=None
-        if read.validation is None
-        else ExtremeMultilabelClassificationEvaluator.from_data(read, "validation", propensity=recipe.propensity),
-    )
-    if args.label_mode == "mined" and args.num_hard_negatives:
-        trainer.add_callback(HardNegativeMiner(trainer, start=recipe.mining_start, every=recipe.mining_every))
-    start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    train_seconds = time.perf_counter() - start
+    trainer, train_seconds = fit(recipe, args, data)
 
     # Encoding is shared among the processes by hand of the trainer only; the rest is for one.
     if trainer.is_world_process_zero():
         output_dir = Path(args.output_dir)
-        model = XMCModel(standalone(trainer.model) if recipe.model == "phrases" else trainer.model, data.labels)
+        model = XMCModel(plain(trainer.model, recipe), data.labels)
         metrics = evaluate(model, full, recipe.propensity)
         if recipe.memory:
             tuned = add_memory(model, data, recipe)
@@ -130,6 +114,31 @@ def parse(argv: list[str]) -> tuple[RecipeArguments, XMCTrainingArguments]:
     if recipe.loss not in LOSSES:
         raise ValueError(f"loss is one of {', '.join(LOSSES)}, got {recipe.loss!r}.")
     return recipe, args
+
+
+def fit(recipe: RecipeArguments, args: XMCTrainingArguments, data: XMCData) -> tuple[XMCTrainer, float]:
+    """Train; returns the trainer and the seconds that it took."""
+    read = with_phrases(data) if recipe.model == "phrases" else data  # texts as the encoder in training reads them
+    trainer = XMCTrainer(
+        build_encoder(recipe, read, args.seed),
+        args,
+        read.train,
+        labels=read.labels,
+        loss=build_loss(recipe),
+        evaluator=None
+        if read.validation is None
+        else ExtremeMultilabelClassificationEvaluator.from_data(read, "validation", propensity=recipe.propensity),
+    )
+    if args.label_mode == "mined" and args.num_hard_negatives:
+        trainer.add_callback(HardNegativeMiner(trainer, start=recipe.mining_start, every=recipe.mining_every))
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    return trainer, time.perf_counter() - start
+
+
+def plain(encoder: SentenceTransformer, recipe: RecipeArguments) -> SentenceTransformer:
+    """The encoder in training as one of plain texts."""
+    return standalone(encoder) if recipe.model == "phrases" else encoder
 
 
 def build_encoder(recipe: RecipeArguments, data: XMCData, seed: int) -> SentenceTransformer:

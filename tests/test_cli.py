@@ -42,6 +42,24 @@ def test_predict_from_arguments_and_from_a_file(capsys, model, tmp_path):
     assert [label["text"] for label in alone["labels"]] == [label["text"] for label in rows[0]["labels"]]
 
 
+def test_labels_to_choose_from_and_whether_they_were_seen(capsys, model, tmp_path):
+    changed = XMCModel.from_pretrained(model)
+    ids = list(changed.labels["label_id"])
+    changed.add_labels(["boat"])
+    changed.save_pretrained(model)
+    (tmp_path / "ids.txt").write_text("\n".join(ids[:2]) + "\n")
+    ((row,), _) = run(capsys, "predict", model, "a red boat", "--allow", tmp_path / "ids.txt")[1:]
+    assert sorted(label["label_id"] for label in row["labels"]) == sorted(ids[:2])
+    assert [label["seen"] for label in row["labels"]] == [None, None]
+    ((row,), _) = run(capsys, "predict", model, "a boat", "--deny", tmp_path / "ids.txt", "--top_k", 9)[1:]
+    assert {label["label_id"]: label["seen"] for label in row["labels"]} == {**dict.fromkeys(ids[2:]), "5": False}
+    (tmp_path / "ids.txt").write_text("nothing\n")
+    assert (
+        "label_id 'nothing' is none of the 6 labels"
+        in run(capsys, "predict", model, "a", "--deny", tmp_path / "ids.txt")[2]
+    )
+
+
 def test_predict_from_standard_input_in_a_process_of_its_own(model):
     command = [sys.executable, "-m", "hf_xmc.cli", "predict", str(model), "--top_k", "1"]
     done = subprocess.run(command, input=b"a red boat\na blue car\n", capture_output=True, timeout=120, check=False)

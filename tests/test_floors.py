@@ -16,6 +16,8 @@ FLOORS = [
         "proposals",
         "faiss_index",
         "milvus_index",
+        "grouped_index",
+        "label_table",
         "calibration",
         "memory",
         "evaluation",

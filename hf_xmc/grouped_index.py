@@ -1,0 +1,92 @@
+"""Several texts for one label: an index of texts, searched as one of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_xmc.index import LabelIndex, TopK
+
+
+class GroupedIndex(LabelIndex):
+    """An index of texts that finds labels: the score of a label is the largest of its texts'.
+
+    Texts are asked for until there are ``k`` labels, so the result is as exact as the index.
+
+    Args:
+        index: of ``T`` texts.
+        label_of: ``(T,)``, the label of each text: all from 0 to L-1, rising.
+    """
+
+    def __init__(self, index: LabelIndex, label_of: np.ndarray) -> None:
+        self.index, self.label_of = index, label_of
+        self._size = np.bincount(label_of)  # (L,)
+        self._start = self._size.cumsum() - self._size
+
+    @property
+    def num_labels(self) -> int:
+        return len(self._size)
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.index.embedding_dim
+
+    def search(
+        self,
+        queries: np.ndarray | Tensor,
+        k: int,
+        *,
+        exclude: np.ndarray | None = None,
+        allow: Iterable[int] | None = None,
+        deny: Iterable[int] | None = None,
+    ) -> TopK:
+        """The ``k`` best labels of each query; arguments as in :meth:`LabelIndex.search`."""
+        queries = torch.as_tensor(queries).float()
+        visible = self.visible(allow, deny)
+        texts = None if visible is None else np.flatnonzero(visible[self.label_of])
+        pairs = self._text_pairs(self._checked_pairs(exclude, len(queries)).numpy())
+        best = TopK(np.full((len(queries), k), -1), np.full((len(queries), k), -np.inf, np.float32))
+        rows = np.arange(len(queries))
+        asked = k + int(self._size.max(initial=1)) - 1 if k > 0 else k  # which the index refuses
+        while True:
+            asked = min(asked, len(self.label_of))
+            place = np.full(len(queries), -1)
+            place[rows] = np.arange(len(rows))
+            here = pairs[place[pairs[:, 0]] >= 0]
+            here = np.stack([place[here[:, 0]], here[:, 1]], axis=1)
+            found = self.index.search(queries[torch.from_numpy(rows)], asked, exclude=here, allow=texts)
+            labels = np.where(found.label_ids >= 0, self.label_of[found.label_ids], -1)
+            part = distinct(TopK(labels, found.scores), k)
+            best.label_ids[rows], best.scores[rows] = part
+            short = (part.label_ids[:, -1] < 0) & (found.label_ids[:, -1] >= 0)
+            if not short.any() or asked == len(self.label_of):
+                return best
+            rows, asked = rows[short], 4 * asked
+
+    def _text_pairs(self, pairs: np.ndarray) -> np.ndarray:
+        """Pairs (row, text) of pairs (row, label)."""
+        sizes = self._size[pairs[:, 1]]
+        within = np.arange(sizes.sum()) - np.repeat(sizes.cumsum() - sizes, sizes)
+        return np.stack([np.repeat(pairs[:, 0], sizes), np.repeat(self._start[pairs[:, 1]], sizes) + within], axis=1)
+
+
+def distinct(found: TopK, k: int) -> TopK:
+    """The first ``k`` labels of each row that have not come up before in it.
+
+    >>> distinct(TopK(np.array([[4, 4, 2, 1]]), np.array([[0.9, 0.8, 0.7, 0.6]])), 2).label_ids
+    array([[4, 2]])
+    """
+    order = np.argsort(found.label_ids, axis=1, kind="stable")
+    ordered = np.take_along_axis(found.label_ids, order, axis=1)
+    new = np.diff(ordered, axis=1, prepend=-1) > 0  # padding is not new
+    first = np.zeros_like(new)
+    np.put_along_axis(first, order, new, axis=1)
+    place = first.cumsum(axis=1) - 1
+    rows, columns = np.nonzero(first & (place < k))
+    best = TopK(np.full((len(first), k), -1), np.full((len(first), k), -np.inf, np.float32))
+    for into, values in zip(best, found, strict=True):
+        into[rows, place[rows, columns]] = values[rows, columns]
+    return best
