@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,11 @@ class LabelBank:
     are embedded afresh, and they alone make the loss, whose sums over labels become :math:`\sum_l e^{s_l} / \pi_l`. (A
     fresh score and a remembered one in the same sum do not agree: all embeddings drift together.) Positives of the
     batch have probability 1. Each process draws its share of its own labels.
+
+    What a sample misses at the queries is known of the remembered embeddings :math:`M`, and is added to their gradient
+    as a control variate, whose mean is zero and which shrinks the variance the more, the fresher they are:
+
+    .. math:: \nabla_q \ell_S(q, Y_S) + \nabla_q \ell(q, M) - \nabla_q \ell_S(q, M_S)
 
     What is embedded is remembered, and the rest is renewed in turn, so that no embedding is older than ``max_age``.
 
@@ -47,8 +53,10 @@ class LabelBank:
     @torch.no_grad()
     def select(self, encoder: nn.Module, step: Step) -> Candidates:
         self._renew(encoder)
+        assert self.embeddings is not None
         columns = self.columns(step.positives)
-        importance = self._importance(step, columns)
+        at_labels, at_queries = self._gradients(step, self.embeddings, columns, self.columns.shard)
+        importance = gradient_norms(at_labels, self.embeddings if self.normalised else None)
         mine = self.columns.shard.localize(columns)
         mine = mine[mine >= 0]
         importance[mine] = 0  # drawn in any case
@@ -58,7 +66,9 @@ class LabelBank:
         drawn = systematic_sample(probabilities)
         label_ids = self.label_ids[drawn.cpu().numpy()]
         chosen = Columns(label_ids, self.table.device)
-        return Candidates(label_ids, chosen(step.positives), chosen.shard, 1 / probabilities[drawn])
+        positives, label_weights = chosen(step.positives), 1 / probabilities[drawn]
+        _, of_sample = self._gradients(step, self.embeddings[drawn], positives, chosen.shard, label_weights)
+        return Candidates(label_ids, positives, chosen.shard, label_weights, at_queries - of_sample)
 
     def embed(self, encoder: nn.Module, candidates: Candidates) -> Tensor:
         embeddings = embed_in_chunks(encoder, [features for _, features in self.table.chunks(candidates.label_ids)])
@@ -67,13 +77,13 @@ class LabelBank:
         self.embeddings[rows] = embeddings.detach().to(self.embeddings.dtype)
         return embeddings
 
-    def _importance(self, step: Step, positives: Tensor) -> Tensor:
-        assert self.embeddings is not None
+    def _gradients(self, step: Step, labels: Tensor, positives: Tensor, *columns: Any) -> tuple[Tensor, Tensor]:
+        """Of the loss, at remembered labels and at the queries (this process's part of it)."""
         with torch.enable_grad():
-            bank = self.embeddings.detach().requires_grad_()
-            loss = self.loss(step.queries, bank, positives, step.weights, self.columns.shard)
-        (grad,) = torch.autograd.grad(loss, bank)
-        return gradient_norms(grad, bank if self.normalised else None)
+            queries, labels = step.queries.detach().requires_grad_(), labels.detach().requires_grad_()
+            loss = self.loss(queries, labels, positives, step.weights, *columns)
+        at_labels, at_queries = torch.autograd.grad(loss, [labels, queries])
+        return at_labels, at_queries
 
     def _renew(self, encoder: nn.Module) -> None:
         rows = torch.arange(self.next, self.next + self.num_renewed) % len(self.label_ids)

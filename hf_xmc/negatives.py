@@ -35,6 +35,7 @@ class Candidates(NamedTuple):
     positives: Tensor  # (B, P), counted in the columns of all processes; IGNORE_INDEX for a label that takes no part
     shard: LabelShard  # which of those columns are this process's
     label_weights: Tensor | None = None  # (n,), how many labels each stands for
+    query_gradient: Tensor | None = None  # (B, D), what the labels that take no part add to that of the queries
 
 
 class Columns:

@@ -177,6 +177,8 @@ class XMCTrainer(CheckpointingTrainer):
         candidates = self.negatives.select(encoder, step)  # whose labels are mine
         labels = self.negatives.embed(encoder, candidates)  # (L / W, D), beside DDP: embedded again in backward
         loss = self.loss(queries, labels, candidates.positives, weights, candidates.shard, candidates.label_weights)
+        if candidates.query_gradient is not None:
+            loss = loss + ((queries - queries.detach()) * candidates.query_gradient).sum()
 
         loss = scale_gradient(loss, self.accelerator.num_processes)  # DDP will take the mean where the sum is meant
         return (loss, {}) if return_outputs else loss

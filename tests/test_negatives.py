@@ -111,11 +111,34 @@ def test_the_mean_normaliser_of_many_proposals_is_that_of_all_labels(any_encoder
     assert ((sums.mean(0) - expected).abs() < 5 * sums.std(0) / len(sums) ** 0.5).all()
 
 
+def query_gradient(negatives, encoder, batch):
+    """Of a step, at the queries: what the sampled labels give, and what the others add."""
+    candidates = negatives.select(encoder, batch)
+    labels, queries = negatives.embed(encoder, candidates).detach(), batch.queries.clone().requires_grad_()
+    loss = DecoupledSoftmaxLoss()(
+        queries, labels, candidates.positives, None, candidates.shard, candidates.label_weights
+    )
+    (gradient,) = torch.autograd.grad(loss, queries)
+    return gradient, gradient if candidates.query_gradient is None else gradient + candidates.query_gradient
+
+
+def test_with_a_fresh_bank_the_gradient_at_the_queries_is_that_of_all_labels(any_encoder):
+    """Whatever is drawn."""
+    batch = step(any_encoder)
+    exact, _ = query_gradient(AllLabels(LabelTable(any_encoder, LABELS)), any_encoder, batch)
+    torch.manual_seed(0)
+    for _ in range(5):
+        of_sample, corrected = query_gradient(bank_of(any_encoder, share=0.2), any_encoder, batch)
+        assert (of_sample - exact).norm() > 0.05 * exact.norm(), "the sample missed nothing"
+        assert (corrected - exact).norm() < 0.01 * exact.norm()  # the bank is in bfloat16
+
+
 @pytest.mark.parametrize("normalised", [False, True])
 def test_no_gradient_passes_through_what_the_bank_proposes(any_encoder, normalised):
     bank = bank_of(any_encoder, share=0.5, normalised=normalised)
     candidates = bank.select(any_encoder, step(any_encoder))
     assert not candidates.label_weights.requires_grad
+    assert not candidates.query_gradient.requires_grad
     assert not bank.embeddings.requires_grad
     assert bank.embed(any_encoder, candidates).requires_grad
 

@@ -4,8 +4,9 @@
         --model sentence-transformers/all-MiniLM-L6-v2 --num_labels 6000 --warm_steps 0 60 --json step.json
 
 The gradient is that of all parameters, with dropout off: two exact gradients would differ under different masks. Work
-is counted in tokens that pass the encoder forward; a backward pass counts as two, and 1.00x is the exact step. Modes
-take turns in one process; seconds are wall time, ratios are to the exact step of the same batch.
+is counted in tokens that pass the encoder forward; a backward pass counts as two, and 1.00x is the exact step. The bank
+of a trained encoder is the one that the training left, rows as old as they are. Modes take turns in one process;
+seconds are of the processor (of the clock on a GPU), ratios are to the exact step of the same batch.
 """
 
 import argparse
@@ -70,10 +71,11 @@ def take_step(trainer: XMCTrainer, encoder: SentenceTransformer, batch: dict, se
     encoder.zero_grad()
     set_seed(seed)
     _synchronize()
-    start = time.perf_counter()
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    start = clock()
     trainer.compute_loss(encoder, trainer._prepare_inputs(dict(batch))).backward()
     _synchronize()
-    seconds = time.perf_counter() - start
+    seconds = clock() - start
     hook.remove()
     trainer.negatives.select = choose
     gradient = torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None])
@@ -85,13 +87,17 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def measure(options: argparse.Namespace, encoder: SentenceTransformer, data: XMCData, warm_steps: int) -> list[dict]:
+def measure(
+    options: argparse.Namespace, encoder: SentenceTransformer, data: XMCData, warm_steps: int, warm: XMCTrainer | None
+) -> list[dict]:
     modes = {"exact": make_trainer(options, encoder, data, "exact")}
     for share in options.shares:
         modes[f"fresh {share:g}"] = make_trainer(options, encoder, data, "fresh", label_sample_share=share)
         bank = make_trainer(
             options, encoder, data, "bank", label_sample_share=share, label_bank_max_age=options.max_age
         )
+        if warm is not None:
+            bank.negatives.embeddings = warm.negatives.embeddings.clone()
         modes[f"bank {share:g}"] = bank
     if options.num_random:
         random = {"num_hard_negatives": 0, "num_random_negatives": options.num_random}
@@ -108,7 +114,10 @@ def measure(options: argparse.Namespace, encoder: SentenceTransformer, data: XMC
             for seed in range(options.seeds) if name != "exact" else ():
                 if name.startswith("bank") and trainer.negatives.embeddings is None:
                     take_step(trainer, encoder, batch, seed)  # the first step fills the bank
+                remembered = trainer.negatives.embeddings.clone() if name.startswith("bank") else None
                 gradient, work = take_step(trainer, encoder, batch, seed)
+                if remembered is not None:
+                    trainer.negatives.embeddings = remembered  # every draw meets the same bank
                 rows.append({"mode": name, "batch": number, "seed": seed, **describe(gradient, work, exact, base)})
         print(f"batch {number}: exact {base['seconds']:.1f} s", flush=True)
     return [{"warm_steps": warm_steps, **row} for row in rows]
@@ -155,13 +164,13 @@ def main() -> None:
     encoder = SentenceTransformer(options.model)
     encoder.max_seq_length = options.max_seq_length
     print(f"{len(data.labels)} labels, {len(data.train)} queries, batch {options.batch_size}", flush=True)
-    rows, done = [], 0
+    rows, done, warm = [], 0, None
     for warm_steps in options.warm_steps:
         if warm_steps > done:
             warm = make_trainer(options, encoder, data, "bank", label_sample_share=0.05, max_steps=warm_steps - done)
             warm.train()
             done = warm_steps
-        rows += measure(options, encoder, data, warm_steps)
+        rows += measure(options, encoder, data, warm_steps, warm)
         if options.json:
             options.json.write_text(json.dumps(rows, indent=1))
     print(table(rows))
