@@ -14,6 +14,9 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from hf_xmc import HardNegativeMiner, XMCTrainer, XMCTrainingArguments, losses, sharding
+from hf_xmc.bank import LabelBank
+from hf_xmc.batching import LabelTable
+from hf_xmc.negatives import AllLabels, Step
 
 GLOBAL_BATCH, STEPS = 6, 20  # of 13 queries, against 11 labels
 TWICE = {"gradient_accumulation_steps": 2}
@@ -119,6 +122,23 @@ def collectives():
     return {"rows": sharding.gather_rows(mine, fill=-1), "gradient": queries.grad, "size": size}
 
 
+def query_gradients(bert_folder):
+    """Of all labels, of a sample of them, and of the sample as the bank corrects it; this process's parts."""
+    encoder = make_bert_encoder(bert_folder).eval()
+    table, loss = LabelTable(encoder, LABELS, chunk_size=2), losses.DecoupledSoftmaxLoss()
+    positives = torch.tensor([[0], [0], [2]])
+    embeddings = encoder.encode([f"text {i}" for i in range(len(positives))], convert_to_tensor=True).clone()
+    found = []
+    for negatives in (AllLabels(table), LabelBank(table, loss, 0.3, 4, False)):
+        torch.manual_seed(0)
+        queries = embeddings.clone().requires_grad_()
+        candidates = negatives.select(encoder, Step(embeddings, positives, None, None))
+        labels = negatives.embed(encoder, candidates).detach()
+        value = loss(queries, labels, candidates.positives, None, candidates.shard, candidates.label_weights)
+        found.append(*torch.autograd.grad(value, queries))
+    return [*found, found[1] + candidates.query_gradient]
+
+
 def main(bert_folder, output_folder, *chosen):
     world_size, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
     results = {}
@@ -133,6 +153,7 @@ def main(bert_folder, output_folder, *chosen):
     ragged = train(bert_folder, Path(output_folder) / "run", losses.DecoupledSoftmaxLoss, RAGGED, world_size)
     results["ragged"] = {"losses": ragged["losses"], "weights": ragged["weights"]}
     results["collectives"] = collectives()
+    results["query gradients"] = query_gradients(bert_folder)
     torch.save(results, Path(output_folder) / f"rank{rank}.pt")
 
 

@@ -106,6 +106,13 @@ def test_processes_train_what_one_would(case, alone, together):
             assert torch.equal(got["weights"][name], together[0][case]["weights"][name]), "the processes differ"
 
 
+def test_the_banks_of_all_processes_correct_the_gradient_at_the_queries_together(together):
+    parts = [torch.stack(result["query gradients"]) for result in together]
+    exact, of_sample, corrected = torch.stack(parts).sum(0)
+    assert (of_sample - exact).norm() > 0.05 * exact.norm(), "the sample missed nothing"
+    assert (corrected - exact).norm() < 0.01 * exact.norm()  # the bank is in bfloat16
+
+
 def test_two_nodes_train_what_one_process_would(alone, still_bert, tmp_path):
     """A launcher on each of two nodes, both on this machine, which meet as those of a cluster do."""
     with socket.socket() as free:
