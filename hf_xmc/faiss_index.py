@@ -73,18 +73,18 @@ class FaissIndex(ProposingIndex):
         return not self.scans and super()._fits(new)
 
     def _rank(
-        self, queries: Tensor, k: int, proposed: int, shown: np.ndarray, pairs: Tensor
+        self, queries: Tensor, k: int, proposed: int, shown: np.ndarray | None, pairs: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         while True:
             best, best_ids, last = super()._rank(queries, k, proposed, shown, pairs)
             # Whatever was not proposed has a code no better than the last one's, and is better by the error at most.
             hides = last + self._error * queries.norm(dim=1) >= best[:, -1]
-            if not self.scans or proposed >= len(shown) or not bool((hides & last.isfinite()).any()):
+            if not self.scans or proposed >= len(self._label_of) or not bool((hides & last.isfinite()).any()):
                 return best, best_ids, last
             proposed *= 4
 
-    def _propose(self, vectors: np.ndarray, k: int, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        chosen = None if shown.all() else faiss.IDSelectorBitmap(np.packbits(shown, bitorder="little"))
+    def _propose(self, vectors: np.ndarray, k: int, shown: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        chosen = None if shown is None else faiss.IDSelectorBitmap(np.packbits(shown, bitorder="little"))
         near, places = self._index.search(vectors, k, params=self._settings(self._index, chosen))
         return near, places
 

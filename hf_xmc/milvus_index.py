@@ -114,14 +114,16 @@ class MilvusIndex(ProposingIndex):
         if len(places):
             self._client.delete(self.collection_name, ids=places.tolist())
 
-    def _propose(self, vectors: np.ndarray, k: int, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        hidden = ~shown & (self._label_of >= 0)
-        few, among = (hidden, "not in") if hidden.sum() < shown.sum() else (shown, "in")
+    def _propose(self, vectors: np.ndarray, k: int, shown: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        among = ""
+        if shown is not None and (hidden := ~shown & (self._label_of >= 0)).any():
+            few, which = (hidden, "not in") if hidden.sum() < shown.sum() else (shown, "in")
+            among = f"place {which} {np.flatnonzero(few).tolist()}"
         found = self._client.search(
             self.collection_name,
             list(vectors),
             limit=k,
-            filter=f"place {among} {np.flatnonzero(few).tolist()}" if hidden.any() else "",
+            filter=among,
             search_params={"params": self.search_params},
         )
         near, places = np.full((len(vectors), k), np.inf, np.float32), np.full((len(vectors), k), -1)

@@ -253,13 +253,13 @@ class XMCModel:
         found = self.search([texts[number] for number in written], min(top_k, len(self.labels)), **choice)
         chosen = np.unique(found.label_ids)
         chosen = chosen[chosen >= 0]
-        rows = {int(label): row for label, row in zip(chosen, self.labels.select(chosen), strict=True)}
+        rows = self.labels[chosen.tolist()]  # `select` would take longer than the search
+        named = zip(chosen.tolist(), rows["label_id"], rows["text"], strict=True)
+        name = {label: (label_id, text) for label, label_id, text in named}
         predictions: list[list[Prediction]] = [[] for _ in texts]
         for number, label_ids, scores in zip(written, *(part.tolist() for part in found), strict=True):
             predictions[number] = [
-                Prediction(rows[label]["label_id"], rows[label]["text"], score)
-                for label, score in zip(label_ids, scores, strict=True)
-                if label >= 0
+                Prediction(*name[label], score) for label, score in zip(label_ids, scores, strict=True) if label >= 0
             ]
         return predictions
 

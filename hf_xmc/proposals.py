@@ -48,8 +48,8 @@ class ProposingIndex(LabelIndex):
     def _forget(self, places: np.ndarray) -> None:
         """Vectors that are of no label any more; they may stay."""
 
-    def _propose(self, vectors: np.ndarray, k: int, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What is near each query, and the places, ``(B, k)`` both, of those that are ``shown`` (P,); -1 pads."""
+    def _propose(self, vectors: np.ndarray, k: int, shown: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """What is near each query, and the places, ``(B, k)`` both, of those ``shown`` (P,), or of all; -1 pads."""
         raise NotImplementedError
 
     def _vectors(self, embeddings: Tensor, *, queries: bool = False) -> np.ndarray:
@@ -96,11 +96,15 @@ class ProposingIndex(LabelIndex):
             self._build()
 
     def _search_block(self, queries: Tensor, k: int, hidden: Tensor | None, pairs: Tensor) -> tuple[Tensor, Tensor]:
-        visible = np.append(np.ones(self.num_labels, bool) if hidden is None else ~hidden.numpy(), False)
         wanted = k + int(torch.bincount(pairs[:, 0]).max() if len(pairs) else 0)
-        if visible.sum() <= max(FEW * self.num_labels, 2 * wanted) or wanted > self.most_proposed:
+        visible = self.num_labels if hidden is None else len(hidden) - int(hidden.sum())
+        if visible <= max(FEW * self.num_labels, 2 * wanted) or wanted > self.most_proposed:
             return super()._search_block(queries, k, hidden, pairs)
-        shown = visible[self._label_of]  # -1 leads to the last, which is not visible
+        shown = None
+        if hidden is not None:
+            shown = np.append(~hidden.numpy(), False)[self._label_of]  # -1 leads to the last, which is not shown
+        elif len(self._label_of) > self.num_labels:
+            shown = self._label_of >= 0
         proposed = min(wanted * self.refine, self.most_proposed)
         found = []
         for start in range(0, len(queries), RANKED_AT_ONCE):
@@ -115,10 +119,10 @@ class ProposingIndex(LabelIndex):
         return scores, label_ids
 
     def _rank(
-        self, queries: Tensor, k: int, proposed: int, shown: np.ndarray, pairs: Tensor
+        self, queries: Tensor, k: int, proposed: int, shown: np.ndarray | None, pairs: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The best ``k`` of those proposed: scores, label ids, and how near the last that was proposed is."""
-        near, places = self._propose(self._vectors(queries, queries=True), min(proposed, len(shown)), shown)
+        near, places = self._propose(self._vectors(queries, queries=True), min(proposed, len(self._label_of)), shown)
         label_ids = torch.from_numpy(np.where(places >= 0, self._label_of[places], -1))
         rows = self.embeddings[label_ids.clamp(min=0)].float()  # (B, proposed, D)
         scores = torch.bmm(rows, queries.unsqueeze(2)).squeeze(2).masked_fill(label_ids < 0, -torch.inf)
