@@ -19,10 +19,22 @@ class Calibration:
 
     Attributes:
         scores, probabilities: the points, rising.
+
+    Raises:
+        ValueError: points that make no such map.
     """
 
     scores: tuple[float, ...]
     probabilities: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        scores, probabilities = (np.asarray(points, dtype=np.float64) for points in (self.scores, self.probabilities))
+        if scores.ndim != 1 or not 0 < len(scores) == len(probabilities) or probabilities.ndim != 1:
+            raise ValueError(f"{len(scores)} scores and {len(probabilities)} probabilities: expected as many, and one.")
+        if not np.isfinite(scores).all() or not (np.diff(scores) > 0).all():
+            raise ValueError("the scores of a calibration are finite and rise from point to point.")
+        if not ((probabilities >= 0) & (probabilities <= 1)).all() or not (np.diff(probabilities) >= 0).all():
+            raise ValueError("the probabilities of a calibration lie between 0 and 1 and never fall.")
 
     @classmethod
     def fit(cls, found: TopK, relevance: sp.csr_array) -> Calibration:

@@ -18,11 +18,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_xmc import card, hub, release
+from hf_xmc.calibration import Calibration
 from hf_xmc.data import relevance_of
 from hf_xmc.grouped_index import GroupedIndex
 from hf_xmc.index import LabelIndex, TopK
 from hf_xmc.label_table import LabelTable
-from hf_xmc.manifest import LABEL_INDEX, PARTS, TRAINING_MEMORY
+from hf_xmc.manifest import CALIBRATION, LABEL_INDEX, PARTS, TRAINING_MEMORY
 from hf_xmc.memory import TrainingMemory
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class XMCModel:
         self.encoder = encoder
         self.card: str | None = None
         self.memory: TrainingMemory | None = None
+        self.calibration: Calibration | None = None
         self.table, order = LabelTable.of([] if labels is None else labels)
         given = self._embed_labels(self.table) if embeddings is None else embeddings.detach().cpu()
         expected = len(order), encoder.get_embedding_dimension() or 0
@@ -272,6 +274,8 @@ class XMCModel:
         parts: dict[str, release.Writer] = {LABEL_INDEX: index} if len(self.labels) else {}
         if self.memory is not None:
             parts[TRAINING_MEMORY] = partial(release.write_training_memory, memory=self.memory)
+        if self.calibration is not None:
+            parts[CALIBRATION] = partial(release.write_calibration, calibration=self.calibration)
         remembered = 0 if self.memory is None else self.memory.relevance.shape[0]
         text = self.card or card.of_model(self.encoder, len(self.labels), remembered)
         release.save(folder, self.encoder, parts, text.replace(card.SOME_REPOSITORY, repo_id))
@@ -349,5 +353,6 @@ class XMCModel:
             labels, embeddings = release.read_label_index(saved)
         model = cls(saved.encoder, labels, embeddings)
         model.memory = release.read_training_memory(saved)
+        model.calibration = release.read_calibration(saved)
         model.card = saved.card if parts else None  # one of other labels
         return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
@@ -22,8 +23,9 @@ from torch import Tensor
 import hf_xmc
 from hf_xmc import manifest
 from hf_xmc.atomic import whole_folder
+from hf_xmc.calibration import Calibration
 from hf_xmc.finite import first_non_finite, refuse_non_finite
-from hf_xmc.manifest import CONFIG, LABEL_INDEX, PARTS, TRAINING_MEMORY
+from hf_xmc.manifest import CALIBRATION, CONFIG, LABEL_INDEX, PARTS, TRAINING_MEMORY
 from hf_xmc.memory import MemorySettings, TrainingMemory
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,8 @@ logger = logging.getLogger(__name__)
 CARD = "README.md"
 LABELS, EMBEDDINGS = "labels.parquet", "embeddings.safetensors"
 TEXTS = "texts.parquet"
+_TEXT = (pa.string(), pa.large_string())
+COLUMNS = {"label_id": _TEXT, "text": _TEXT, "seen": (pa.bool_(),)}  # of the labels; the last may be absent
 
 Writer = Callable[[Path], Mapping[str, Any]]  # writes a part where it is told to, and says what the part is
 
@@ -99,7 +103,7 @@ def load(folder: Path, device: str | None = None, parts: Collection[str] = PARTS
 def write_label_index(folder: Path, labels: Dataset, embeddings: Tensor) -> dict[str, Any]:
     """The part ``label_index``: the labels' names and texts, and their embeddings."""
     folder.mkdir()
-    pq.write_table(labels.with_format("arrow")[:], folder / LABELS)
+    pq.write_table(labels.with_format("arrow")[:].replace_schema_metadata(None), folder / LABELS)
     save_file({"embeddings": embeddings.contiguous()}, folder / EMBEDDINGS)
     return {"num_labels": len(labels), "embedding_dim": embeddings.shape[1]}
 
@@ -112,10 +116,10 @@ def read_label_index(release: Release) -> tuple[Dataset, Tensor]:
     """
     folder = release.folder / LABEL_INDEX
     try:
-        labels = Dataset(pq.read_table(folder / LABELS, memory_map=True))
+        labels = _read_labels(folder / LABELS)
         with safe_open(folder / EMBEDDINGS, framework="pt") as file:
             embeddings = file.get_tensor("embeddings")
-    except (SafetensorError, pa.ArrowException, OSError) as error:
+    except (SafetensorError, pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise ValueError(f"{folder} does not hold {LABELS} and {EMBEDDINGS} as they were saved ({error}).") from None
     said = release.parts[LABEL_INDEX]
     expected = (said.get("num_labels"), said.get("embedding_dim"))
@@ -125,6 +129,15 @@ def read_label_index(release: Release) -> tuple[Dataset, Tensor]:
             f"{expected}."
         )
     return labels, embeddings
+
+
+def _read_labels(path: Path) -> Dataset:
+    # What the file says of itself beside its table is left: it could make texts the names of files to be opened.
+    table = pq.read_table(path, memory_map=True).replace_schema_metadata(None)
+    for name, types in COLUMNS.items():
+        if name in table.column_names and table.schema.field(name).type not in types:
+            raise ValueError(f"column {name} is of type {table.schema.field(name).type}")
+    return Dataset(table.select([name for name in COLUMNS if name in table.column_names or name != "seen"]))
 
 
 def write_training_memory(folder: Path, memory: TrainingMemory) -> dict[str, Any]:
@@ -161,3 +174,25 @@ def read_training_memory(release: Release) -> TrainingMemory | None:
         return TrainingMemory(tensors["embeddings"], relevance, texts, settings=MemorySettings(**said["settings"]))
     except (SafetensorError, pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} does not hold a memory as it was saved ({error}).") from None
+
+
+def write_calibration(path: Path, calibration: Calibration) -> dict[str, Any]:
+    """The part ``calibration.json``: the points of the map."""
+    path.write_text(json.dumps(asdict(calibration)), encoding="utf-8")
+    return {"num_points": len(calibration.scores)}
+
+
+def read_calibration(release: Release) -> Calibration | None:
+    """The calibration, if the release has one.
+
+    Raises:
+        ValueError: a file that holds something else.
+    """
+    if CALIBRATION not in release.parts:
+        return None
+    path = release.folder / CALIBRATION
+    try:
+        points = json.loads(path.read_text(encoding="utf-8"))
+        return Calibration(tuple(points["scores"]), tuple(points["probabilities"]))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} does not hold a calibration as it was saved ({error}).") from None

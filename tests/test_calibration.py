@@ -1,10 +1,14 @@
 """Probabilities that come true, and thresholds that hold what they promise."""
 
+import json
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from conftest import LABELS
+from forge import forge
 
-from hf_xmc import TopK
+from hf_xmc import TopK, XMCModel
 from hf_xmc.calibration import Calibration, expected_calibration_error, scores_and_hits, threshold_for_precision
 
 
@@ -47,6 +51,44 @@ def test_the_error_is_the_mean_gap_of_bins_by_their_size():
 
 def test_equal_scores_stand_on_one_side_of_a_threshold():
     assert threshold_for_precision(np.array([0.9, 0.5, 0.5, 0.5]), np.array([1, 1, 0, 0]), 0.6) == 0.9
+
+
+def test_a_calibration_is_saved_to_the_last_bit(encoder, tmp_path):
+    model = XMCModel(encoder, LABELS)
+    model.calibration = Calibration.fit(*predictions(0))
+    model.save_pretrained(tmp_path / "model")
+    assert XMCModel.from_pretrained(tmp_path / "model").calibration == model.calibration
+    assert XMCModel.from_pretrained(tmp_path / "model", labels=["boat"]).calibration is None  # one of other labels
+    model.calibration = None
+    model.save_pretrained(tmp_path / "model")
+    assert XMCModel.from_pretrained(tmp_path / "model").calibration is None
+
+
+@pytest.mark.parametrize(
+    ("scores", "probabilities", "wrong"),
+    [
+        ([], [], "0 scores and 0 probabilities"),
+        ([1], [0.1, 0.2], "1 scores and 2 probabilities"),
+        ([[1, 2]], [[0.1, 0.2]], "as many, and one"),
+        ([1, 1], [0.1, 0.2], "scores of a calibration are finite and rise"),
+        ([1, float("inf")], [0.1, 0.2], "scores of a calibration are finite and rise"),
+        ([float("nan")], [0.1], "scores of a calibration are finite and rise"),
+        ([1, 2], [0.2, 0.1], "between 0 and 1 and never fall"),
+        ([1, 2], [0.2, 1.5], "between 0 and 1 and never fall"),
+        ([1, 2], [-0.2, 1], "between 0 and 1 and never fall"),
+        ([1], [float("nan")], "between 0 and 1 and never fall"),
+        (["a"], [0.1], "could not convert string"),
+        ({"a": 1}, [0.1], "float"),
+    ],
+)
+def test_points_that_are_no_rising_map_are_refused_saved_or_not(scores, probabilities, wrong, encoder, tmp_path):
+    model = XMCModel(encoder, LABELS)
+    model.calibration = Calibration((0.0,), (0.5,))
+    model.save_pretrained(tmp_path / "model")
+    forged = json.dumps({"scores": scores, "probabilities": probabilities}).encode()
+    forge(tmp_path / "model", {"calibration.json": forged})
+    with pytest.raises(ValueError, match=f"calibration.json does not hold a calibration as it was saved .*{wrong}"):
+        XMCModel.from_pretrained(tmp_path / "model")
 
 
 def test_bad_input_says_what_was_got():

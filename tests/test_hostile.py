@@ -5,6 +5,8 @@ import os
 import pickle
 import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import LABELS, make_bert_encoder, make_static_encoder
@@ -181,6 +183,31 @@ def test_an_index_of_other_labels(saved, tmp_path):
     forge(saved, {"label_index/embeddings.safetensors": (tmp_path / "x.safetensors").read_bytes()})
     with pytest.raises(ValueError, match=r"does not hold labels.parquet and embeddings.safetensors as they were saved"):
         XMCModel.from_pretrained(saved)
+
+
+def test_a_label_table_of_other_columns(saved, nothing_runs):
+    """A column of texts may not turn into a column of files to open, nor anything but a table of labels be read."""
+    texts, ids = pa.array(LABELS), pa.array([str(row) for row in range(11)])
+    path = saved / "label_index" / "labels.parquet"
+
+    def said_of(table):
+        pq.write_table(table, path)
+        forge(saved, {"label_index/labels.parquet": path.read_bytes()})
+        return refusal(saved)
+
+    assert 'Field "text" does not exist' in said_of(pa.table({"label_id": ids}))
+    assert 'Field "label_id" does not exist' in said_of(pa.table({"text": texts}))
+    assert "column text is of type int64" in said_of(pa.table({"label_id": ids, "text": range(11)}))
+    images = pa.array([{"bytes": None, "path": "/etc/passwd"}] * 11)
+    assert "column text is of type struct" in said_of(pa.table({"label_id": ids, "text": images}))
+    assert "column seen is of type string" in said_of(pa.table({"label_id": ids, "text": texts, "seen": texts}))
+    assert "column label_id is of type list" in said_of(pa.table({"label_id": [["a"]] * 11, "text": texts}))
+
+    claims = {"info": {"features": {name: {"_type": "Image"} for name in ("label_id", "text", "other")}}}
+    table = pa.table({"label_id": ids, "text": ["/etc/passwd"] * 11, "other": images, "seen": [True] * 11})
+    assert not said_of(table.replace_schema_metadata({"huggingface": json.dumps(claims)}))
+    labels = XMCModel.from_pretrained(saved).labels
+    assert labels[0] == {"label_id": "0", "text": "/etc/passwd", "seen": True}
 
 
 def test_modules_that_are_not_stock(saved):

@@ -66,6 +66,18 @@ def test_a_saved_model_predicts_the_same(kind, bert_folder, tmp_path):
     assert torch.equal(again.index.embeddings, model.index.embeddings)
 
 
+def test_whether_a_label_was_seen_is_kept_where_it_is_known(encoder, model, tmp_path):
+    seen = [True, False] * 5 + [True]
+    table = model.labels.add_column("seen", seen).add_column("color", ["red"] * 11)
+    XMCModel(encoder, table).save_pretrained(tmp_path / "model")
+    again = XMCModel.from_pretrained(tmp_path / "model")
+    assert again.labels["seen"][:] == seen
+    assert again.labels.column_names == ["label_id", "text", "seen"]
+    assert again.predict(TEXTS) == model.predict(TEXTS)
+    model.save_pretrained(tmp_path / "model")
+    assert XMCModel.from_pretrained(tmp_path / "model").labels.column_names == ["label_id", "text"]
+
+
 def test_the_encoder_loads_where_this_package_cannot_be_imported(saved, encoder):
     code = """
 import sys
