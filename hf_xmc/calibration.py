@@ -29,7 +29,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         scores, probabilities = (np.asarray(points, dtype=np.float64) for points in (self.scores, self.probabilities))
-        if scores.ndim != 1 or not 0 < len(scores) == len(probabilities) or probabilities.ndim != 1:
+        if scores.ndim != 1 or scores.shape != probabilities.shape or not len(scores):
             raise ValueError(f"{len(scores)} scores and {len(probabilities)} probabilities: expected as many, and one.")
         if not np.isfinite(scores).all() or not (np.diff(scores) > 0).all():
             raise ValueError("the scores of a calibration are finite and rise from point to point.")
