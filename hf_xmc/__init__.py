@@ -19,10 +19,12 @@ _HOME = {
     "faiss_index": ["FaissIndex"],
     "milvus_index": ["MilvusIndex"],
     "memory": ["TrainingMemory", "MemorySettings"],
+    "hierarchy": ["Hierarchy"],
     "mining": ["HardNegativeMiner", "mine_hard_negatives"],
     "evaluation": ["ExtremeMultilabelClassificationEvaluator"],
     "evaluate_metrics": ["metric_path"],
-    "model": ["XMCModel", "Prediction"],
+    "predictor": ["Prediction"],
+    "model": ["XMCModel"],
     "card": ["XMCCard"],
     "pipelines": ["pipeline"],
 }

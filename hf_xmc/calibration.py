@@ -1,4 +1,4 @@
-"""Scores that mean probability, and thresholds for a wanted precision."""
+"""Scores that mean probability, and thresholds: for a wanted precision, the best F1, or a number of labels a text."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from hf_xmc.index import TopK
 
 @dataclass(frozen=True)
 class Calibration:
-    """A rising map from scores to probabilities, linear between its points: isotonic regression, one for all labels.
+    """A rising map from scores to probabilities, one for all: isotonic regression (Zadrozny and Elkan, KDD 2002).
 
-    Source: Zadrozny and Elkan, Transforming Classifier Scores into Accurate Multiclass Probability Estimates, 2002.
+    Where that would give many scores one probability, it is the probability of their mean, and the map is linear from
+    there to the next (centered isotonic regression, Oron and Flournoy, 2017): scores that differ are still told apart.
 
     Attributes:
         scores, probabilities: the points, rising.
@@ -50,18 +51,46 @@ class Calibration:
         scores, hits = scores_and_hits(found, relevance)
         if not len(scores):
             raise ValueError("there is no prediction to calibrate on: give validation queries with labels.")
-        model = IsotonicRegression(y_min=0, y_max=1).fit(scores, hits)
-        return cls(tuple(map(float, model.X_thresholds_)), tuple(map(float, model.y_thresholds_)))
+        fitted = IsotonicRegression(y_min=0, y_max=1).fit_transform(scores, hits)
+        probabilities, level_of, size = np.unique(fitted, return_inverse=True, return_counts=True)
+        means = np.bincount(level_of, weights=scores) / size
+        return cls(tuple(means.tolist()), tuple(probabilities.tolist()))
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
         """Probabilities of the shape of ``scores``; 0 for padding, which has a score of minus infinity."""
         return np.where(np.isneginf(scores), 0.0, np.interp(scores, self.scores, self.probabilities))
 
+    def error(self, found: TopK, relevance: sp.csr_array, k: int) -> float:
+        """ECE@k, see :func:`expected_calibration_error`, of the first ``k`` predictions."""
+        scores, hits = scores_and_hits(TopK(found.label_ids[:, :k], found.scores[:, :k]), relevance)
+        return expected_calibration_error(self(scores), hits)
+
+
+def choose_threshold(
+    found: TopK, relevance: sp.csr_array, *, precision: float | None = None, labels_per_text: float | None = None
+) -> float:
+    """The threshold of the best micro F1, unless a precision or a number of labels is wanted; see below for each.
+
+    Args:
+        found: the best labels of ``N`` queries.
+        relevance: sparse ``(N, L)``.
+        precision, labels_per_text: what is wanted; one of them at most.
+    """
+    if precision is not None and labels_per_text is not None:
+        raise ValueError("a threshold is chosen for a precision or for labels_per_text, not for both.")
+    scores, hits = scores_and_hits(found, relevance)
+    if precision is not None:
+        return threshold_for_precision(scores, hits, precision)
+    if labels_per_text is not None:
+        return threshold_for_count(scores, relevance.shape[0], labels_per_text)
+    return threshold_for_f1(scores, hits, int((relevance.data > 0).sum()))
+
 
 def threshold_for_precision(scores: np.ndarray, hits: np.ndarray, precision: float) -> float:
     """The lowest threshold at which the predictions that reach it are right in ``precision`` of all cases.
 
-    Of scores it is finer than of probabilities, which isotonic regression gives in steps.
+    Args:
+        scores, hits: as :func:`scores_and_hits` gives them. Of probabilities the threshold is one too.
 
     Raises:
         ValueError: none is.
@@ -69,15 +98,54 @@ def threshold_for_precision(scores: np.ndarray, hits: np.ndarray, precision: flo
     >>> threshold_for_precision(np.array([0.9, 0.8, 0.3, 0.2]), np.array([1, 1, 0, 0]), 0.6)
     0.3
     """
+    thresholds, predicted, right = _cuts(scores, hits)
+    share = right / predicted
+    enough = np.flatnonzero(share >= precision)
+    if not len(enough):
+        raise ValueError(
+            f"no threshold reaches a precision of {precision}; the best on these queries is {share.max():.3f}."
+        )
+    return float(thresholds[enough[-1]])
+
+
+def threshold_for_f1(scores: np.ndarray, hits: np.ndarray, num_positives: int) -> float:
+    r"""The threshold of the largest micro F1, :math:`2 \cdot \text{right} / (\text{predicted} + \text{positives})`.
+
+    Args:
+        scores, hits: as :func:`scores_and_hits` gives them.
+        num_positives: how many labels the queries have in all, found or not.
+
+    >>> threshold_for_f1(np.array([0.9, 0.8, 0.3, 0.2]), np.array([1, 0, 1, 0]), 2)
+    0.3
+    """
+    thresholds, predicted, right = _cuts(scores, hits)
+    return float(thresholds[(right / (predicted + num_positives)).argmax()])
+
+
+def threshold_for_count(scores: np.ndarray, num_queries: int, labels_per_query: float) -> float:
+    """The lowest threshold that no more than ``labels_per_query`` predictions a query reach, on average.
+
+    Raises:
+        ValueError: the highest scores alone are more.
+
+    >>> threshold_for_count(np.array([0.9, 0.8, 0.3, 0.2]), num_queries=2, labels_per_query=1.5)
+    0.3
+    """
+    thresholds, predicted, _ = _cuts(scores, np.zeros(len(scores)))
+    few = np.flatnonzero(predicted <= labels_per_query * num_queries)
+    if not len(few):
+        raise ValueError(f"{predicted[0]} predictions share the highest score: no threshold leaves fewer.")
+    return float(thresholds[few[-1]])
+
+
+def _cuts(scores: np.ndarray, hits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every threshold, highest first, how many predictions reach it, and how many of them are right."""
+    if not len(scores):
+        raise ValueError("there is no prediction to choose a threshold by.")
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
-    share = hits[order].cumsum() / np.arange(1, len(order) + 1)
-    last = np.append(ranked[1:] != ranked[:-1], True)  # a threshold takes all of equal score, or none
-    enough = np.flatnonzero((share >= precision) & last)
-    if not len(enough):
-        best = share[last].max(initial=0)
-        raise ValueError(f"no threshold reaches a precision of {precision}; the best on these queries is {best:.3f}.")
-    return float(ranked[enough[-1]])
+    last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))  # all of equal score reach it, or none
+    return ranked[last], last + 1, hits[order].cumsum()[last]
 
 
 def expected_calibration_error(probabilities: np.ndarray, hits: np.ndarray, bins: int = 15) -> float:

@@ -45,6 +45,11 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("texts", nargs="*", help="texts; without any, --file or standard input, a text a line")
     predict.add_argument("--file", type=Path, help="a text file, a text a line")
     predict.add_argument("--top_k", type=int, default=5)
+    predict.add_argument("--threshold", type=float, help="the least probability of a label, of a calibrated model")
+    predict.add_argument("--hierarchy", type=Path, help="a file of `label_id TAB parent_id`: scores rise to parents")
+    predict.add_argument(
+        "--long_text", choices=["truncate", "mean", "max"], default="truncate", help="of texts that the encoder cuts"
+    )
     predict.add_argument("--allow", type=Path, help="a file of the label ids to choose from, one a line")
     predict.add_argument("--deny", type=Path, help="a file of label ids not to choose")
     predict.add_argument("--output", type=Path, help="a file to write to; by default standard output")
@@ -90,6 +95,7 @@ def _labels(name: str) -> Any:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
+    from hf_xmc.hierarchy import Hierarchy
     from hf_xmc.model import XMCModel
 
     if arguments.texts and arguments.file:
@@ -102,7 +108,11 @@ def _predict(arguments: argparse.Namespace) -> None:
     if arguments.resume:
         _skip_done(arguments.output, remaining)
     model = XMCModel.from_pretrained(arguments.model)
-    choices = {name: list(_lines(path)) for name in ("allow", "deny") if (path := getattr(arguments, name))}
+    choices: dict[str, Any] = {"threshold": arguments.threshold}
+    choices |= {name: list(_lines(path)) for name in ("allow", "deny") if (path := getattr(arguments, name))}
+    if arguments.hierarchy:
+        choices["hierarchy"] = Hierarchy.read(arguments.hierarchy)
+    model.long_text = arguments.long_text
     tells = "seen" in model.labels.column_names
     seen = dict(zip(model.labels["label_id"], model.labels["seen"], strict=True)) if tells else {}
     remaining, texts = tee(remaining)
@@ -146,7 +156,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         data, arguments.split, propensity=arguments.propensity
     )
     found = model.search(evaluator.texts, evaluator.max_k, exclude=evaluator.filter_pairs)
-    _write({name: round(value, 6) for name, value in evaluator.score(found).items()})
+    metrics = evaluator.score(found)
+    if model.calibration is not None:
+        metrics["ECE@5"] = model.calibration.error(found, evaluator.relevance, 5)
+    _write({name: round(value, 6) for name, value in metrics.items()})
 
 
 def _lines(path: Path | None) -> Iterator[str]:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_xmc.model import Prediction, XMCModel
+from hf_xmc.model import XMCModel
+from hf_xmc.predictor import Prediction
 
 
 def pipeline(model: str | Path | XMCModel, **settings: Any) -> Callable[..., list[Any]]:

@@ -5,11 +5,26 @@ import json
 import numpy as np
 import pytest
 import scipy.sparse as sp
+<<<<<<< HEAD
 from conftest import LABELS
 from forge import forge
 
 from hf_xmc import TopK, XMCModel
 from hf_xmc.calibration import Calibration, expected_calibration_error, scores_and_hits, threshold_for_precision
+=======
+from conftest import LABELS, POSITIVES, relevance_of
+
+from hf_xmc import TopK, XMCModel
+from hf_xmc.calibration import (
+    Calibration,
+    choose_threshold,
+    expected_calibration_error,
+    scores_and_hits,
+    threshold_for_count,
+    threshold_for_f1,
+    threshold_for_precision,
+)
+>>>>>>> eb66ef1 (Predictions by threshold and hierarchy, explained, of long texts too; models calibrate themselves)
 
 
 def predictions(seed, num_queries=3000, k=5):
@@ -33,6 +48,94 @@ def test_a_threshold_holds_its_precision_on_other_queries():
     threshold = threshold_for_precision(*scores_and_hits(*predictions(0)), 0.8)
     scores, hits = scores_and_hits(*predictions(1))
     assert hits[scores >= threshold].mean() == pytest.approx(0.8, abs=0.02)
+
+
+def test_scores_that_differ_are_told_apart():
+    found, relevance = predictions(0)
+    probabilities = Calibration.fit(found, relevance)(np.linspace(-1.5, 1.5, 500))
+    assert (np.diff(probabilities) > 0).all()
+
+
+def test_the_map_goes_through_the_means_of_its_levels():
+    # Isotonic regression of hits 0 1 0 1 1 over scores 1 to 5 has the levels 0, 1/2 for scores 2 and 3, and 1.
+    found = TopK(np.arange(5)[:, None], np.array([[1.0], [2], [3], [4], [5]], np.float32))
+    calibration = Calibration.fit(found, sp.csr_array(np.diag([0, 1, 0, 1, 1])))
+    assert calibration.scores == (1, 2.5, 4.5)
+    assert calibration.probabilities == (0, 0.5, 1)
+
+
+def test_thresholds_worked_out_by_hand():
+    scores, hits = np.array([0.9, 0.8, 0.8, 0.5, 0.4, 0.1]), np.array([1, 1, 0, 1, 0, 0])
+    # At 0.9: 2 * 1 / (1 + 4); at 0.8: 2 * 2 / (3 + 4); at 0.5: 2 * 3 / (4 + 4); at 0.4: 2 * 3 / (5 + 4).
+    assert threshold_for_f1(scores, hits, 4) == 0.5
+    assert threshold_for_f1(scores[:3], hits[:3], 1) == 0.9
+    assert threshold_for_precision(scores, hits, 0.7) == 0.5
+    # Two texts: one label each is the first two, but 0.8 stands twice and would make three.
+    assert threshold_for_count(scores, 2, 1) == 0.9
+    assert threshold_for_count(scores, 2, 1.5) == 0.8
+    assert threshold_for_count(scores, 2, 9) == 0.1
+    with pytest.raises(ValueError, match="2 predictions share the highest score"):
+        threshold_for_count(np.array([1.0, 1, 0]), 2, 0.5)
+    found = TopK(np.array([[0, 1, 2], [0, 1, 2]]), scores.reshape(2, 3))
+    relevance = sp.csr_array([[1, 1, 0, 1], [1, 0, 0, 0]])
+    assert choose_threshold(found, relevance) == 0.5
+    assert choose_threshold(found, relevance, precision=0.7) == 0.5
+    assert choose_threshold(found, relevance, labels_per_text=1.5) == 0.8
+
+
+def learned(encoder, queries):
+    model = XMCModel(encoder, LABELS)
+    model.remember(queries.select(range(8)))
+    return model
+
+
+def test_a_calibrated_model_predicts_probabilities_and_keeps_the_order(encoder, queries):
+    model = learned(encoder, queries)
+    before = model.predict(list(queries["text"]))
+    model.calibrate(queries)
+    after = model.predict(list(queries["text"]))
+    found = model.search(list(queries["text"]), 5)
+    scores, hits = scores_and_hits(found, relevance_of(POSITIVES))
+    assert expected_calibration_error(model.calibration(scores), hits) < 0.1
+    for old, new in zip(before, after, strict=True):
+        assert [p.label_id for p in old] == [p.label_id for p in new]
+        assert [p.score for p in new] == pytest.approx(model.calibration(np.array([p.score for p in old])).tolist())
+        assert all(0 <= p.score <= 1 for p in new)
+
+
+def test_a_threshold_leaves_out_what_is_less_probable(encoder, queries):
+    model, texts = learned(encoder, queries), list(queries["text"])
+    with pytest.raises(ValueError, match="scores are none yet: call `calibrate`"):
+        model.predict(texts, threshold=0.5)
+    with pytest.raises(ValueError, match="scores are none yet: call `calibrate`"):
+        model.threshold_for(queries)
+    model.calibrate(queries)
+    threshold = model.threshold_for(queries, precision=0.8)
+    kept = model.predict(texts, threshold=threshold)
+    every = model.predict(texts)
+    assert kept == [[p for p in labels if p.score >= threshold] for labels in every]
+    assert 0 < sum(map(len, kept)) < sum(map(len, every))
+    right = [int(p.label_id) in POSITIVES[row] for row, labels in enumerate(kept) for p in labels]
+    assert np.mean(right) >= 0.8
+    few = model.predict(texts, threshold=model.threshold_for(queries, labels_per_text=1))
+    assert 0 < sum(map(len, few)) <= len(texts)
+    assert model.predict("blue", threshold=1.1) == []
+    with pytest.raises(ValueError, match="for a precision or for labels_per_text, not for both"):
+        model.threshold_for(queries, precision=0.8, labels_per_text=1)
+
+
+def test_what_changes_the_meaning_of_scores_ends_the_calibration(encoder, queries, caplog):
+    model = XMCModel(encoder, LABELS)
+    for change in (model.remember, model.tune_memory):
+        model.calibrate(queries)
+        change(queries)
+        assert model.calibration is None
+        assert "call `calibrate` again" in caplog.text
+        caplog.clear()
+    model.calibrate(queries)
+    model.remember(queries)
+    model.add_labels(["horse"])
+    assert model.calibration is not None
 
 
 def test_padding_is_no_prediction():

@@ -18,13 +18,16 @@ FLOORS = [
         "milvus_index",
         "grouped_index",
         "label_table",
+        "hierarchy",
+        "long_text",
         "calibration",
         "memory",
+        "explanation",
         "evaluation",
         "evaluate_metrics",
         "mining",
     ],
-    ["manifest", "release", "hub", "card", "model", "pipelines"],
+    ["manifest", "release", "hub", "card", "predictor", "model", "pipelines"],
     ["training_args", "checkpoints", "trainer", "cli"],
 ]
 ORDER = [module for floor in FLOORS for module in floor]

@@ -1,0 +1,83 @@
+"""Why a label is predicted: its score in parts, and the training queries that speak for it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from hf_xmc.calibration import Calibration
+from hf_xmc.index import LabelIndex
+from hf_xmc.memory import TrainingMemory
+
+
+class Remembered(NamedTuple):
+    """A training query that carries the label."""
+
+    text: str | None  # None where the memory keeps no texts
+    similarity: float  # cosine with the text that is explained
+    weight: float  # its share of the votes, 0 where it is not among the nearest
+
+
+class Explanation(NamedTuple):
+    """One label of one text. Without a memory, the score is the label score, and ``share`` to ``penalty`` are ``None``.
+
+    With one, the score before calibration is ``log((1 - mix) * share + mix * vote) - penalty``, see
+    :class:`hf_xmc.TrainingMemory`.
+    """
+
+    label_id: str
+    text: str
+    seen: bool | None  # whether the label was in the training; None where that is not known
+    score: float  # as predicted: a probability where the model is calibrated
+    raw_score: float  # the same before calibration
+    label_score: float  # dot product with the best of the label's texts
+    share: float | None  # of the label in the softmax over the best labels
+    vote: float | None  # share of the votes that it gets
+    mix: float | None
+    penalty: float | None  # for being frequent
+    nearest: tuple[Remembered, ...]  # training queries with the label, most similar first
+
+    def __str__(self) -> str:
+        seen = {True: "seen in training", False: "not seen in training", None: "not known whether seen in training"}
+        lines = [f"{self.score:.3f}  {self.text}  ({self.label_id}, {seen[self.seen]})"]
+        if self.vote is None:
+            lines.append(f"  label score {self.label_score:.3f}")
+        else:
+            own = 1 - (self.mix or 0.0)
+            lines.append(
+                f"  labels count {own:.0%}: {self.share:.1%} of the best, by a score of {self.label_score:.3f}"
+            )
+            lines.append(
+                f"  memory counts {self.mix:.0%}: {self.vote:.1%} of the votes; frequency takes {self.penalty:.3f}"
+            )
+        for known in self.nearest:
+            vote = f"  ({known.weight:.1%} of the votes)" if known.weight else ""
+            lines.append(f"  {known.similarity:.3f}  {known.text}{vote}")
+        return "\n".join(lines)
+
+
+def explain(
+    query: Tensor,
+    label: int,
+    about: dict[str, Any],
+    index: LabelIndex,
+    memory: TrainingMemory | None,
+    calibration: Calibration | None,
+    num_nearest: int,
+) -> Explanation:
+    """Explain the score of a label for one query ``(1, D)``; ``about`` is the label's row."""
+    label_score = raw = float(index.search(query, 1, allow=[label]).scores[0, 0])
+    parts: dict[str, Any] = dict.fromkeys(("share", "vote", "mix", "penalty"))
+    nearest = []
+    if memory is not None:
+        raw, share, vote, penalty = memory.explain(query, label, index)
+        parts = {"share": share, "vote": vote, "mix": memory.settings.mix, "penalty": penalty}
+        (rows, cosines), weights = memory.carriers(query, label, num_nearest)
+        for row, cosine, weight in zip(rows[0].tolist(), cosines[0].tolist(), weights[0].tolist(), strict=True):
+            if row >= 0:
+                nearest.append(Remembered(None if memory.texts is None else memory.texts[row], cosine, weight))
+    score = raw if calibration is None else float(calibration(np.array(raw)))
+    names = about["label_id"], about["text"], about.get("seen")
+    return Explanation(*names, score, raw, label_score, **parts, nearest=tuple(nearest))

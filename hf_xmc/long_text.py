@@ -1,0 +1,148 @@
+"""Texts longer than an encoder reads: what is cut off, and chunks of them that it reads whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize
+from torch import Tensor
+
+from hf_xmc import phrases
+from hf_xmc.grouped_index import distinct
+from hf_xmc.index import TopK
+
+LONG_TEXT = ("truncate", "mean", "max")
+WORD = re.compile(r"[!-/:-@\[-^`{-~]|[^\s!-/:-@\[-`{-~]+")  # of an encoder with phrases
+
+
+class Truncation(NamedTuple):
+    """What is cut off from texts because an encoder reads no more."""
+
+    num_texts: int
+    num_cut: int
+    tokens_cut: int  # of all texts together
+    max_tokens: int | None  # of a text that are read; None where all are
+
+    def __str__(self) -> str:
+        if self.max_tokens is None:
+            return f"{self.num_texts} texts, of any length."
+        each = self.tokens_cut / max(1, self.num_cut)
+        return (
+            f"{self.num_cut} of {self.num_texts} texts are longer than {self.max_tokens} tokens and are cut, by "
+            f"{each:.0f} tokens each on average"
+        )
+
+
+class Chunks(NamedTuple):
+    """Parts of texts, each short enough to be read whole."""
+
+    texts: list[str]  # C of them
+    text_of: np.ndarray  # (C,) the text of each
+    tokens: np.ndarray  # (C,) how long it is
+
+
+def max_tokens(encoder: SentenceTransformer) -> int | None:
+    """Tokens of a query that are read, beside its prompt and special tokens; ``None`` where there is no limit."""
+    if _writes_phrases(encoder):
+        return phrases.MAX_WORDS
+    limit = encoder.max_seq_length
+    if limit is None or not np.isfinite(limit):
+        return None
+    tokenizer, prompt = encoder.tokenizer, encoder.prompts.get("query") or ""
+    taken = tokenizer.num_special_tokens_to_add() + len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    return max(1, int(limit) - taken)
+
+
+def truncation(encoder: SentenceTransformer, texts: Sequence[str]) -> Truncation:
+    """How many of these queries are cut, and by how much."""
+    limit = max_tokens(encoder)
+    if limit is None:
+        return Truncation(len(texts), 0, 0, None)
+    over = [len(tokens) - limit for tokens in _tokens(encoder, [text for text in texts if len(text) > limit])]
+    return Truncation(len(texts), sum(n > 0 for n in over), sum(n for n in over if n > 0), limit)
+
+
+def chunks_of(encoder: SentenceTransformer, texts: Sequence[str]) -> Chunks:
+    """Texts in parts, as long as can be read and cut between words; a short one is its own part."""
+    limit = max_tokens(encoder)
+    if limit is None:
+        return Chunks(list(texts), np.arange(len(texts)), np.ones(len(texts), np.int64))
+    parts: list[tuple[str, int, int]] = []
+    for number, (text, tokens) in enumerate(zip(texts, _tokens(encoder, texts), strict=True)):
+        start = 0
+        while len(tokens) - start > limit:
+            stop = start + limit
+            while stop > start and tokens[stop].word == tokens[stop - 1].word:
+                stop -= 1
+            stop = start + limit if stop == start else stop  # a word longer than all that is read
+            parts.append((text[tokens[start].start : tokens[stop - 1].stop], number, stop - start))
+            start = stop
+        parts.append((text[tokens[start].start :] if start else text, number, max(1, len(tokens) - start)))
+    contents, text_of, sizes = zip(*parts, strict=True) if parts else ((), (), ())
+    return Chunks(list(contents), np.array(text_of, np.int64), np.array(sizes, np.int64))
+
+
+def mean_of_chunks(encoder: SentenceTransformer, embeddings: Tensor, chunks: Chunks, num_texts: int) -> Tensor:
+    """``(N, D)``: the mean of a text's chunks ``(C, D)`` by their tokens, of length one where the encoder's are."""
+    share = chunks.tokens / np.bincount(chunks.text_of, weights=chunks.tokens, minlength=num_texts)[chunks.text_of]
+    weighted = embeddings * torch.from_numpy(share).to(embeddings)[:, None]
+    pooled = embeddings.new_zeros(num_texts, embeddings.shape[1])
+    pooled.index_add_(0, torch.from_numpy(chunks.text_of), weighted)
+    alone = torch.from_numpy(share == 1)
+    if isinstance(encoder[-1], Normalize):
+        pooled = torch.nn.functional.normalize(pooled)
+    pooled[torch.from_numpy(chunks.text_of)[alone]] = embeddings[alone]
+    return pooled
+
+
+def pairs_of_chunks(pairs: np.ndarray, chunks: Chunks) -> np.ndarray:
+    """Pairs (chunk, label) of pairs (text, label)."""
+    each = [(chunk, label) for text, label in pairs for chunk in np.flatnonzero(chunks.text_of == text)]
+    return np.array(each, dtype=np.int64).reshape(-1, 2)
+
+
+def max_of_chunks(found: TopK, chunks: Chunks, num_texts: int) -> TopK:
+    """The best labels of each text, scored by the best of its chunks, from the ``k`` best of each chunk.
+
+    That is exact: a label among the ``k`` best of a text is among the ``k`` best of the chunk it scores highest in.
+    """
+    k = found.label_ids.shape[1]
+    place = np.arange(len(chunks.text_of)) - np.searchsorted(chunks.text_of, chunks.text_of)
+    width = int(place.max(initial=0)) + 1
+    table = TopK(np.full((num_texts, width, k), -1), np.full((num_texts, width, k), -np.inf, np.float32))
+    for into, values in zip(table, found, strict=True):
+        into[chunks.text_of, place] = values
+    label_ids, scores = (part.reshape(num_texts, width * k) for part in table)
+    order = np.lexsort((label_ids, -scores), axis=1)
+    return distinct(TopK(np.take_along_axis(label_ids, order, 1), np.take_along_axis(scores, order, 1)), k)
+
+
+class _Token(NamedTuple):
+    start: int
+    stop: int
+    word: int | None
+
+
+def _writes_phrases(encoder: SentenceTransformer) -> bool:
+    return getattr(encoder.tokenizer, "chat_template", None) == phrases.TEMPLATE
+
+
+def _tokens(encoder: SentenceTransformer, texts: Sequence[str]) -> list[list[_Token]]:
+    if not texts:
+        return []
+    if _writes_phrases(encoder):
+        return [[_Token(word.start(), word.end(), n) for n, word in enumerate(WORD.finditer(text))] for text in texts]
+    if not encoder.tokenizer.is_fast:
+        raise ValueError("the encoder's tokenizer does not say where its tokens stand: long texts need a fast one.")
+    read = encoder.tokenizer(
+        list(texts), add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
+    )
+    return [
+        [_Token(start, stop, word) for (start, stop), word in zip(spans, read.word_ids(number), strict=True)]
+        for number, spans in enumerate(read["offset_mapping"])
+    ]

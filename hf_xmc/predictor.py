@@ -1,0 +1,368 @@
+"""An encoder and its labels, predicting: search, memory, calibration, and labels that change."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from hf_xmc.calibration import Calibration, choose_threshold
+from hf_xmc.data import relevance_of
+from hf_xmc.explanation import Explanation, explain
+from hf_xmc.grouped_index import GroupedIndex
+from hf_xmc.hierarchy import Hierarchy
+from hf_xmc.index import LabelIndex, TopK
+from hf_xmc.label_table import LabelTable
+from hf_xmc.long_text import (
+    LONG_TEXT,
+    Truncation,
+    chunks_of,
+    max_of_chunks,
+    mean_of_chunks,
+    pairs_of_chunks,
+    truncation,
+)
+from hf_xmc.memory import TrainingMemory
+
+logger = logging.getLogger(__name__)
+
+PREDICT_BATCH = 1024
+HOW_TO_INDEX = (
+    "XMCModel.from_pretrained(name, labels=[...]) embeds labels and indexes them, and so does "
+    "`hf-xmc index name --labels FILE --output_dir FOLDER`"
+)
+
+
+class Prediction(NamedTuple):
+    """One label of a text."""
+
+    label_id: str
+    text: str
+    score: float
+
+
+class Predictor:
+    """What :class:`hf_xmc.XMCModel` does beside being stored; its arguments and attributes are described there."""
+
+    def __init__(
+        self,
+        encoder: SentenceTransformer,
+        labels: Sequence[str] | Dataset | None = None,
+        embeddings: Tensor | None = None,
+    ) -> None:
+        if labels is not None and not len(labels):
+            raise ValueError("there is no label: a model predicts one of its labels.")
+        self.encoder = encoder
+        self.card: str | None = None
+        self.memory: TrainingMemory | None = None
+        self.calibration: Calibration | None = None
+        self.long_text = "truncate"
+        self._told_of_cuts = False
+        self.table, order = LabelTable.of([] if labels is None else labels)
+        given = self._embed_labels(self.table) if embeddings is None else embeddings.detach().cpu()
+        expected = len(order), encoder.get_embedding_dimension() or 0
+        if tuple(given.shape) != expected:
+            raise ValueError(
+                f"embeddings have shape {tuple(given.shape)}; expected {expected}: a row for each label, made by this "
+                "encoder."
+            )
+        in_order = embeddings is None or bool((order == np.arange(len(order))).all())
+        self.index = LabelIndex(given if in_order else given[torch.from_numpy(order)])
+
+    @property
+    def labels(self) -> Dataset:
+        """A row for each label: ``label_id``, its preferred ``text``, and, where it is known of any, ``seen``: whether
+        the label was in the training."""
+        return self.table.labels
+
+    def search(
+        self,
+        texts: Sequence[str],
+        top_k: int,
+        *,
+        exclude: np.ndarray | None = None,
+        allow: Iterable[int] | None = None,
+        deny: Iterable[int] | None = None,
+    ) -> TopK:
+        """The best labels of each text as row numbers and scores; arguments as in :meth:`LabelIndex.search`."""
+        choice: dict[str, Any] = {"allow": allow, "deny": deny}
+        if self.long_text != "max":
+            return self._search(self.embed(texts), top_k, exclude=exclude, **choice)
+        chunks = chunks_of(self.encoder, texts)
+        exclude = None if exclude is None else pairs_of_chunks(exclude, chunks)
+        found = self._search(self._embed(chunks.texts), top_k, exclude=exclude, **choice)
+        return max_of_chunks(found, chunks, len(texts))
+
+    def _search(self, queries: Tensor, top_k: int, **choice: Any) -> TopK:
+        if self.memory is None:
+            return self.label_index.search(queries, top_k, **choice)
+        return self.memory.search(queries, top_k, self.label_index, **choice)
+
+    @property
+    def label_index(self) -> LabelIndex:
+        """:attr:`index`, which is of texts, as one of labels; the same where each label has one text."""
+        return GroupedIndex(self.index, self.table.label_of) if self.table.several else self.index
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """``(N, D)`` embeddings of queries; of long ones the mean of their chunks, unless they are cut."""
+        if self.long_text not in LONG_TEXT:
+            raise ValueError(f"long_text is one of {', '.join(LONG_TEXT)}, got {self.long_text!r}.")
+        if self.long_text == "truncate":
+            if not self._told_of_cuts and (report := self.truncation(texts)).num_cut:
+                logger.warning("%s: `model.long_text = 'mean'`, or 'max', reads them in chunks.", report)
+                self._told_of_cuts = True
+            return self._embed(texts)
+        chunks = chunks_of(self.encoder, texts)
+        return mean_of_chunks(self.encoder, self._embed(chunks.texts), chunks, len(texts))
+
+    def _embed(self, texts: Sequence[str]) -> Tensor:
+        if not len(self.labels):
+            raise ValueError(f"the model has no label to predict: {HOW_TO_INDEX}.")
+        queries = self.encoder.encode_query(list(texts), convert_to_tensor=True, batch_size=PREDICT_BATCH)
+        return queries.float().cpu().reshape(len(texts), self.index.embedding_dim)  # of no text, `encode` makes (0,)
+
+    def truncation(self, texts: Sequence[str]) -> Truncation:
+        """How many of these texts are longer than the encoder reads, and by how much."""
+        return truncation(self.encoder, texts)
+
+    def remember(self, queries: Dataset) -> None:
+        """Let queries with known labels vote from now on, see :class:`hf_xmc.TrainingMemory`; nothing is trained.
+
+        Args:
+            queries: columns ``text`` and ``label_ids``, rows of :attr:`labels`: those of the training, or newer ones.
+        """
+        texts = list(queries["text"])
+        known = self.embed(texts).half(), relevance_of(queries, len(self.labels)), texts
+        if self.memory is None:
+            self._forget_calibration()
+            self.memory = TrainingMemory(*known)
+        else:
+            self.memory.add(*known)
+
+    def tune_memory(self, validation: Dataset, **settings: Any) -> dict[str, Any]:
+        """Choose how the votes count on queries that the memory does not hold; as :meth:`hf_xmc.TrainingMemory.tune`.
+
+        Args:
+            validation: columns ``text`` and ``label_ids``.
+            settings: ``metric``, ``inverse_propensity``, ``tolerance``, ``exclude``.
+        """
+        if self.memory is None:
+            raise ValueError("there is no memory to tune: call `remember` with the training queries first.")
+        queries, relevance = self.embed(validation["text"]), relevance_of(validation, len(self.labels))
+        self._forget_calibration()
+        return self.memory.tune(queries, relevance, self.label_index, **settings)
+
+    def calibrate(self, validation: Dataset, top_k: int = 5, *, exclude: np.ndarray | None = None) -> None:
+        """Make scores mean probability from now on, see :class:`hf_xmc.calibration.Calibration`.
+
+        Args:
+            validation: columns ``text`` and ``label_ids``, queries that neither the training nor the memory has seen.
+            top_k: how many labels of a text will be read.
+            exclude: filter pairs.
+        """
+        found = self.search(list(validation["text"]), top_k, exclude=exclude)
+        self.calibration = Calibration.fit(found, relevance_of(validation, len(self.labels)))
+
+    def threshold_for(
+        self,
+        validation: Dataset,
+        top_k: int = 5,
+        *,
+        precision: float | None = None,
+        labels_per_text: float | None = None,
+        exclude: np.ndarray | None = None,
+    ) -> float:
+        """A threshold for :meth:`predict`: of the best micro F1, unless something else is wanted.
+
+        Args:
+            validation, top_k, exclude: as in :meth:`calibrate`.
+            precision: the share of predictions that are to be right.
+            labels_per_text: how many labels a text is to get on average.
+
+        Raises:
+            ValueError: the model is not calibrated, or no threshold does it.
+        """
+        found = self.search(list(validation["text"]), top_k, exclude=exclude)
+        found = TopK(found.label_ids, self._calibrated()(found.scores))
+        relevance = relevance_of(validation, len(self.labels))
+        return choose_threshold(found, relevance, precision=precision, labels_per_text=labels_per_text)
+
+    def _calibrated(self) -> Calibration:
+        if self.calibration is None:
+            raise ValueError(
+                "a threshold is a probability, and the scores are none yet: call `calibrate` with validation queries."
+            )
+        return self.calibration
+
+    def _forget_calibration(self) -> None:
+        if self.calibration is not None:
+            logger.warning("The memory changes what scores mean: call `calibrate` again.")
+            self.calibration = None
+
+    def explain(self, text: str, label_id: str, nearest: int = 5) -> Explanation:
+        """Why a label is predicted for a text, or is not; ``print`` shows it line by line.
+
+        Args:
+            text: one that is not blank; of a long one, what :meth:`embed` makes of it.
+            label_id: as :meth:`predict` shows it.
+            nearest: how many training queries with this label to show, of those remembered.
+        """
+        label = int(self.table.rows_of([label_id])[0])
+        query, about = self.embed([text]), self.labels[label]
+        return explain(query, label, about, self.label_index, self.memory, self.calibration, nearest)
+
+    def add_labels(self, labels: Sequence[str] | Dataset) -> None:
+        """Labels that can be predicted from now on; nothing is trained. They come behind those that are there.
+
+        Args:
+            labels: as in the class; several rows of one ``label_id`` are texts of one label. Texts without ids get the
+                next free numbers. ``seen`` is false unless it is given.
+
+        Raises:
+            ValueError: a label id that is there already. The model is then as before, as after any error here.
+        """
+        table, new = self.table.added(labels)
+        self.index.add(self._embed_labels(new))
+        self._renumber(np.arange(len(self.table)), table)
+
+    def remove_labels(self, label_ids: Iterable[str]) -> None:
+        """Labels that go, by the ids that :meth:`predict` shows. Rows of the others close up, as in a list.
+
+        Raises:
+            ValueError: an id that is none of the labels', or no label would be left.
+        """
+        self._keep(self.table.visible(None, label_ids))
+
+    def rename_label(self, label_id: str, text: str) -> None:
+        """Another text, in the place of the preferred one; the label keeps its id, row, votes and other texts."""
+        table, row = self.table.renamed(int(self.table.rows_of([label_id])[0]), text)
+        new = self.encoder.encode_document([text], convert_to_tensor=True)
+        self.index.replace([row], new.detach().cpu())
+        self.table = table
+
+    def _keep(self, labels: np.ndarray) -> None:
+        if not labels.any():
+            raise ValueError("no label would be left: a model predicts one of its labels.")
+        table = self.table.kept(labels)
+        self.index.remove(np.flatnonzero(~labels[self.table.label_of]))
+        self._renumber(np.flatnonzero(labels), table)
+
+    def _renumber(self, kept: np.ndarray, table: LabelTable) -> None:
+        if self.memory is not None:
+            self.memory.keep_labels(kept, len(table))
+        self.table = table
+
+    def _embed_labels(self, table: LabelTable) -> Tensor:
+        if not len(table):
+            return torch.empty(0, self.encoder.get_embedding_dimension() or 0)
+        texts = list(table.texts["text"])
+        embeddings = self.encoder.encode_document(texts, convert_to_tensor=True, batch_size=PREDICT_BATCH)
+        return embeddings.detach().cpu()
+
+    @overload
+    def predict(self, texts: str, top_k: int = 5, **choices: Any) -> list[Prediction]: ...
+
+    @overload
+    def predict(self, texts: Sequence[str], top_k: int = 5, **choices: Any) -> list[list[Prediction]]: ...
+
+    def predict(  # type: ignore[misc]
+        self,
+        texts: str | Sequence[str],
+        top_k: int = 5,
+        *,
+        threshold: float | None = None,
+        allow: Iterable[str] | None = None,
+        deny: Iterable[str] | None = None,
+        hierarchy: Hierarchy | None = None,
+        show_progress_bar: bool = False,
+    ) -> list[Prediction] | list[list[Prediction]]:
+        """The best labels of each text, best first: all of them where there are fewer than ``top_k``.
+
+        Args:
+            texts: one text, which gives one list, or several, which give a list each. A blank text has no label.
+            top_k: how many labels.
+            threshold: the least probability of a label, of a model that is calibrated; a text may then have none.
+            allow, deny: ids of labels to choose from, or not to.
+            hierarchy: lets scores rise from labels to their ancestors, see :meth:`hf_xmc.Hierarchy.roll_up`.
+            show_progress_bar: on standard error.
+
+        Scores are probabilities once :meth:`calibrate` was called. Before, they compare the labels of one text: the
+        encoder's dot products, or with a memory what :class:`hf_xmc.TrainingMemory` makes of them.
+        """
+        choices: dict[str, Any] = {"threshold": threshold, "allow": allow, "deny": deny, "hierarchy": hierarchy}
+        choices["show_progress_bar"] = show_progress_bar
+        predictions = self.predict_stream([texts] if isinstance(texts, str) else texts, top_k, **choices)
+        return next(predictions) if isinstance(texts, str) else list(predictions)
+
+    def predict_stream(
+        self,
+        texts: Iterable[str],
+        top_k: int = 5,
+        *,
+        threshold: float | None = None,
+        allow: Iterable[str] | None = None,
+        deny: Iterable[str] | None = None,
+        hierarchy: Hierarchy | None = None,
+        show_progress_bar: bool | None = False,
+    ) -> Iterator[list[Prediction]]:
+        """:meth:`predict` for texts without end: 1024 are read and answered at a time, and none is kept.
+
+        Args:
+            show_progress_bar: on standard error; ``None`` where that is a terminal.
+        """
+        if threshold is not None:
+            self._calibrated()
+        visible = None if allow is None and deny is None else self.table.visible(allow, deny)
+        rise = None
+        if hierarchy is not None:
+            rows = self.table.rows_of(hierarchy.label_ids).tolist()
+            named = dict(zip(hierarchy.label_ids, rows, strict=True))
+            rise = partial(hierarchy.roll_up, rows=named, hidden=None if visible is None else ~visible)
+        total = len(texts) if isinstance(texts, Sized) else None
+        off = None if show_progress_bar is None else not show_progress_bar
+        remaining, number = iter(texts), 0
+        with tqdm(total=total, unit=" texts", disable=off) as bar:
+            while block := list(islice(remaining, PREDICT_BATCH)):
+                for place, text in enumerate(block, start=number):
+                    if not isinstance(text, str):
+                        raise ValueError(f"text {place} is a {type(text).__name__}; expected a string.")
+                yield from self._predict_block(block, top_k, threshold, visible, rise)
+                number += len(block)
+                bar.update(len(block))
+
+    def _predict_block(
+        self,
+        texts: list[str],
+        top_k: int,
+        threshold: float | None,
+        visible: np.ndarray | None,
+        rise: Callable[[TopK, int], TopK] | None,
+    ) -> list[list[Prediction]]:
+        written = [number for number, text in enumerate(texts) if text.strip()]
+        k, allow = min(top_k, len(self.labels)), None if visible is None else np.flatnonzero(visible)
+        found = self.search([texts[number] for number in written], k, allow=allow)
+        found = found if rise is None else rise(found, k)
+        if self.calibration is not None:
+            found = TopK(found.label_ids, self.calibration(found.scores))
+        chosen = np.unique(found.label_ids)
+        chosen = chosen[chosen >= 0]
+        rows = self.labels[chosen.tolist()]  # `select` would take longer than the search
+        named = zip(chosen.tolist(), rows["label_id"], rows["text"], strict=True)
+        name = {label: (label_id, text) for label, label_id, text in named}
+        predictions: list[list[Prediction]] = [[] for _ in texts]
+        for number, label_ids, scores in zip(written, *(part.tolist() for part in found), strict=True):
+            predictions[number] = [
+                Prediction(*name[label], score)
+                for label, score in zip(label_ids, scores, strict=True)
+                if label >= 0 and (threshold is None or score >= threshold)
+            ]
+        return predictions

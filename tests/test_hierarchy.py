@@ -1,0 +1,82 @@
+"""Scores that rise to parents, and sets that hold the ancestors of their labels, on trees drawn by hand."""
+
+import numpy as np
+import pytest
+
+from hf_xmc import Hierarchy, TopK, XMCModel
+
+#            thing (0)
+#        boat (1)   animal (2)
+#   sloop (3)  raft (4)  dog (5);   a raft is an animal's too, and other (6) stands alone
+PARENTS = {"boat": ["thing"], "animal": ["thing"], "sloop": ["boat"], "raft": ["boat", "animal"], "dog": ["animal"]}
+NAMES = ["thing", "boat", "animal", "sloop", "raft", "dog", "other"]
+ROWS = {name: row for row, name in enumerate(NAMES[:6])}
+
+
+def risen(scores, k, hidden=None):
+    order = np.argsort(-np.array(scores), kind="stable")
+    found = TopK(order[None], np.array(scores, np.float32)[order][None])
+    best = Hierarchy(PARENTS).roll_up(found, k, ROWS, hidden)
+    return [(NAMES[row], round(float(score), 3)) for row, score in zip(*(part[0] for part in best), strict=True)]
+
+
+def test_a_label_scores_as_the_best_of_itself_and_its_descendants():
+    assert risen([0.1, 0.2, 0.3, 0.9, 0.0, 0.4, 0.8], 7) == [
+        ("thing", 0.9), ("boat", 0.9), ("sloop", 0.9), ("other", 0.8), ("animal", 0.4), ("dog", 0.4), ("raft", 0.0),
+    ]  # fmt: skip
+    assert dict(risen([0.1, 0.2, 0.3, 0.0, 0.9, 0.4, 0.8], 7))["animal"] == 0.9
+
+
+def test_any_cut_leaves_with_each_label_its_ancestors():
+    rng = np.random.default_rng(0)
+    hierarchy = Hierarchy(PARENTS)
+    for _ in range(50):
+        scores = rng.integers(0, 4, 7) / 4  # with ties
+        for k in range(1, 8):
+            kept = {name for name, _ in risen(scores, k)}
+            for name in kept - {"other"}:
+                assert set(hierarchy.closure([name])) <= kept
+
+
+def test_the_best_k_suffice_for_the_best_k_that_rise():
+    scores = [0.1, 0.25, 0.3, 0.9, 0.05, 0.4, 0.8]
+    order = np.argsort(-np.array(scores))
+    for k in range(1, 8):
+        few = TopK(order[None, :k], np.array(scores)[order][None, :k])
+        best = Hierarchy(PARENTS).roll_up(few, k, ROWS)
+        assert [NAMES[row] for row in best.label_ids[0]] == [name for name, _ in risen(scores, k)]
+
+
+def test_hidden_labels_pass_scores_on_and_do_not_come_up():
+    hidden = np.array([False, True, False, False, False, False, False])
+    assert [name for name, _ in risen([0.1, 0.2, 0.3, 0.9, 0.0, 0.4, 0.8], 3, hidden)] == ["thing", "sloop", "other"]
+
+
+def test_a_model_predicts_consistent_sets(encoder, tmp_path):
+    labels = {"label_id": NAMES, "text": ["colour", "boat", "animal", "sailing boat", "old", "dog", "oak tree"]}
+    from datasets import Dataset
+
+    (tmp_path / "parents.tsv").write_text("".join(f"{a}\t{b}\n" for a, above in PARENTS.items() for b in above))
+    hierarchy, model = Hierarchy.read(tmp_path / "parents.tsv"), XMCModel(encoder, Dataset.from_dict(labels))
+    assert hierarchy.parents == PARENTS
+    own = {p.label_id: p.score for p in model.predict("a sailing dog", 7)}
+    best = model.predict("a sailing dog", 7, hierarchy=hierarchy)
+    below = {"thing": NAMES[:6], "boat": ["boat", "sloop", "raft"], "animal": ["animal", "raft", "dog"]}
+    for label in best:
+        assert label.score == pytest.approx(max(own[name] for name in below.get(label.label_id, [label.label_id])))
+    assert [label.text for label in best][:1] == ["colour"]
+    assert "boat" not in [p.label_id for p in model.predict("a sailing dog", 7, hierarchy=hierarchy, deny=["boat"])]
+    with pytest.raises(ValueError, match="label_id 'thing' is none of the 2 labels"):
+        XMCModel(encoder, ["boat", "dog"]).predict("a", hierarchy=hierarchy)
+
+
+def test_bad_hierarchies_are_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match=r"cannot be its own ancestor: '[abc]' < '[abc]' < '[abc]' < '[abc]'"):
+        Hierarchy({"a": ["b"], "b": ["c"], "c": ["a"]})
+    with pytest.raises(ValueError, match="label_id 'x' is not in the hierarchy"):
+        Hierarchy({"a": ["b"]}).closure(["x"])
+    with pytest.raises(ValueError, match="parents of 'a': expected a list of label ids, got the one text 'bc'"):
+        Hierarchy({"a": "bc"})
+    (tmp_path / "parents.tsv").write_text("a\tb\nc d\n")
+    with pytest.raises(ValueError, match="line 2: expected `label_id TAB parent_id`, got 'c d'"):
+        Hierarchy.read(tmp_path / "parents.tsv")
