@@ -5,14 +5,8 @@ import json
 import numpy as np
 import pytest
 import scipy.sparse as sp
-<<<<<<< HEAD
-from conftest import LABELS
-from forge import forge
-
-from hf_xmc import TopK, XMCModel
-from hf_xmc.calibration import Calibration, expected_calibration_error, scores_and_hits, threshold_for_precision
-=======
 from conftest import LABELS, POSITIVES, relevance_of
+from forge import forge
 
 from hf_xmc import TopK, XMCModel
 from hf_xmc.calibration import (
@@ -24,7 +18,6 @@ from hf_xmc.calibration import (
     threshold_for_f1,
     threshold_for_precision,
 )
->>>>>>> eb66ef1 (Predictions by threshold and hierarchy, explained, of long texts too; models calibrate themselves)
 
 
 def predictions(seed, num_queries=3000, k=5):
