@@ -89,6 +89,4 @@ class HardNegativeMiner(TrainerCallback):
             return
         trainer = self.trainer
         encoder = trainer.accelerator.unwrap_model(trainer.model)
-        training = encoder.training
         trainer.negatives.shortlist = mine_hard_negatives(encoder, trainer.train_dataset, trainer.labels, self.depth)
-        encoder.train(training)

@@ -133,6 +133,35 @@ def test_with_a_fresh_bank_the_gradient_at_the_queries_is_that_of_all_labels(any
         assert (corrected - exact).norm() < 0.01 * exact.norm()  # the bank is in bfloat16
 
 
+def how_often(bank, label, encoder, batch, draws=200):
+    torch.manual_seed(0)
+    remembered, drawn = bank.embeddings.clone(), 0
+    for _ in range(draws):
+        bank.embeddings, bank.num_renewed = remembered.clone(), 0
+        drawn += label in bank.select(encoder, batch).label_ids
+    return drawn / draws
+
+
+def test_a_label_that_the_bank_holds_for_cold_is_drawn_now_and_then():
+    encoder = make_static_encoder().eval()
+    bank, batch = bank_of(encoder, share=0.3), step(encoder)
+    bank.select(encoder, batch)
+    cold = int(np.flatnonzero(bank.label_ids == 7)[0])
+    bank.embeddings[cold] = (-1e4 * batch.queries.sum(0)).to(torch.bfloat16)  # its share of the normaliser is 0
+    assert 0 < how_often(bank, 7, encoder, batch) < 0.5
+
+
+@pytest.mark.parametrize(("normalised", "expected"), [(False, True), (True, False)])
+def test_of_embeddings_of_length_one_only_the_gradient_across_them_counts(normalised, expected):
+    encoder = make_static_encoder().eval()
+    bank, query = bank_of(encoder, share=0.3, normalised=normalised), torch.ones(4) / 2
+    batch = Step(query.repeat(2, 1), POSITIVES, None, torch.arange(2))
+    bank.embeddings = torch.eye(4).repeat(3, 1)[:11].to(torch.bfloat16)
+    along = int(np.flatnonzero(bank.label_ids == 7)[0])
+    bank.embeddings[along] = query.to(torch.bfloat16)  # the hottest label, whose gradient lies along it
+    assert (how_often(bank, 7, encoder, batch) > 0.5) == expected
+
+
 @pytest.mark.parametrize("normalised", [False, True])
 def test_no_gradient_passes_through_what_the_bank_proposes(any_encoder, normalised):
     bank = bank_of(any_encoder, share=0.5, normalised=normalised)

@@ -218,6 +218,20 @@ def test_a_tower_for_labels_is_trained_with_the_one_for_queries(mode, queries, s
     assert {tower for name in moved for tower in ("query", "document") if tower in name} == {"query", "document"}
 
 
+def test_a_bank_gives_the_tower_for_queries_the_gradient_of_all_labels(queries, still_bert, tmp_path):
+    gradients = {}
+    for mode in ("exact", "bank"):
+        encoder = make_router(still_bert)
+        args = arguments(tmp_path, label_mode=mode, label_sample_share=0.2, router_mapping={"text": "query"})
+        trainer = XMCTrainer(encoder, args, queries.select([0, 2, 4, 7, 9]), labels=LABELS)
+        inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        trainer.compute_loss(encoder.eval(), inputs).backward()
+        tower = [p for name, p in encoder.named_parameters() if "query" in name and p.grad is not None]
+        gradients[mode] = torch.cat([p.grad.flatten() for p in tower])
+    difference = (gradients["bank"] - gradients["exact"]).norm()
+    assert difference < 0.01 * gradients["exact"].norm()  # the bank is in bfloat16
+
+
 def test_training_learns(queries, tmp_path):
     encoder = make_static_encoder()
     evaluator = ExtremeMultilabelClassificationEvaluator.from_data(
@@ -243,6 +257,9 @@ def test_bad_input_says_what_was_got(queries, tmp_path, monkeypatch):
         arguments(tmp_path, label_chunk_size=0)
     with pytest.raises(ValueError, match=r"has no column label_ids; it has text"):
         XMCTrainer(make_static_encoder(), arguments(tmp_path), queries.select_columns("text"), labels=LABELS)
+    bank = arguments(tmp_path, label_mode="bank")
+    with pytest.raises(ValueError, match="BCELoss cannot weigh labels, which label_mode `bank` needs"):
+        XMCTrainer(make_static_encoder(), bank, queries, labels=LABELS, loss=losses.BCELoss())
     few = XMCTrainer(make_static_encoder(), arguments(tmp_path), queries, labels=LABELS[:4])
     with pytest.raises(ValueError, match=r"positives contains label id \d+, but there are only 4 labels"):
         few.train()
