@@ -10,13 +10,13 @@ from datasets import Dataset
 
 from hf_xmc import (
     ExtremeMultilabelClassificationEvaluator,
+    Prediction,
     XMCCard,
     XMCData,
     XMCModel,
     XMCTrainer,
     XMCTrainingArguments,
 )
-from hf_xmc.model import Prediction
 
 FACTS = {"num_labels": 18_992, "embedding_dim": 512, "similarity": "dot", "encoder": "a static one"}
 
