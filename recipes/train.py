@@ -2,8 +2,9 @@
 
     accelerate launch recipes/train.py recipes/static.yaml --data recipes/data/wordnet-hypernyms --output_dir runs/x
 
-Settings stand in a YAML file; flags after it override them. `--help` lists them all: those of this script, and those of
-`XMCTrainingArguments`. Leaves `model/` (loads with `XMCModel.from_pretrained`), `metrics.json` and `history.json`.
+Settings stand in YAML files, of which the later override the earlier; flags after them override both. `--help` lists
+them all: those of this script, and those of `XMCTrainingArguments`. Leaves `model/` (loads with
+`XMCModel.from_pretrained`), `metrics.json` and `history.json`.
 """
 
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from transformers import HfArgumentParser, set_seed
 
 from hf_xmc import (
@@ -57,9 +59,15 @@ class RecipeArguments:
     num_phrases: int = field(default=100_000, metadata={"help": "Pairs of words in `phrases`."})
     initial_std: float = field(default=0.5, metadata={"help": "Of the vectors of a model made from the data."})
     max_seq_length: int | None = field(default=None, metadata={"help": "Tokens of a text that are read."})
+    pooling: str | None = field(
+        default=None,
+        metadata={"help": "How the tokens of a plain transformer become one vector: `cls`, `mean`, ..."},
+    )
+    normalize: bool = field(default=False, metadata={"help": "Give embeddings length 1: scores are cosines."})
     loss: str = field(default="decoupled_softmax", metadata={"help": f"One of {', '.join(LOSSES)}."})
     temperature: float = field(default=1.0, metadata={"help": "Divides the scores; about 0.05 for cosines."})
     k: float = field(default=5, metadata={"help": "The budget of soft_top_k."})
+    alpha: float = field(default=1.0, metadata={"help": "The sharpness of soft_top_k."})
     mining_start: int = field(
         default=0, metadata={"help": "Epochs before hard negatives are mined, in label_mode `mined`."}
     )
@@ -106,10 +114,13 @@ def main(argv: list[str]) -> None:
 
 
 def parse(argv: list[str]) -> tuple[RecipeArguments, XMCTrainingArguments]:
-    """The settings of a YAML file, if there is one, with the flags after it."""
-    if argv and argv[0].endswith((".yaml", ".yml")):
-        settings = yaml.safe_load(Path(argv[0]).read_text())
-        argv = [part for name, value in settings.items() for part in (f"--{name}", str(value))] + argv[1:]
+    """The settings of YAML files, if there are any, with the flags after them."""
+    settings: dict[str, object] = {}
+    while argv and argv[0].endswith((".yaml", ".yml")):
+        settings |= yaml.safe_load(Path(argv[0]).read_text())
+        argv = argv[1:]
+    chosen = {name: value for name, value in settings.items() if value is not None}  # null takes a setting back
+    argv = [part for name, value in chosen.items() for part in (f"--{name}", str(value))] + argv
     recipe, args = HfArgumentParser((RecipeArguments, XMCTrainingArguments)).parse_args_into_dataclasses(argv)
     if recipe.loss not in LOSSES:
         raise ValueError(f"loss is one of {', '.join(LOSSES)}, got {recipe.loss!r}.")
@@ -153,14 +164,22 @@ def build_encoder(recipe: RecipeArguments, data: XMCData, seed: int) -> Sentence
         if recipe.model == "static":
             return static_encoder(texts, **settings)
         return phrase_encoder(texts, num_phrases=recipe.num_phrases, **settings)
-    encoder = SentenceTransformer(recipe.model)
+    if recipe.pooling is None:
+        encoder = SentenceTransformer(recipe.model)
+    else:
+        transformer = Transformer(recipe.model)
+        encoder = SentenceTransformer(
+            modules=[transformer, Pooling(transformer.get_embedding_dimension(), recipe.pooling)]
+        )
     if recipe.max_seq_length is not None:
         encoder.max_seq_length = recipe.max_seq_length
+    if recipe.normalize and not isinstance(encoder[-1], Normalize):
+        encoder.append(Normalize())
     return encoder
 
 
 def build_loss(recipe: RecipeArguments) -> losses.DecoupledSoftmaxLoss:
-    extra = {"k": recipe.k} if recipe.loss == "soft_top_k" else {}
+    extra = {"k": recipe.k, "alpha": recipe.alpha} if recipe.loss == "soft_top_k" else {}
     return LOSSES[recipe.loss](temperature=recipe.temperature, **extra)
 
 
