@@ -57,8 +57,7 @@ def write_json_lines(path: Path, rows: list[dict]) -> None:
             stream.write((json.dumps(row) + "\n").encode())
 
 
-def build(wordnet: Path, output_dir: Path) -> None:
-    synsets = {**read_synsets(wordnet / "data.noun"), **read_synsets(wordnet / "data.verb")}
+def build(synsets: dict[str, tuple[str, str, list[str]]], output_dir: Path) -> None:
     ancestors = {synset_id: ancestors_of(synset_id, synsets) for synset_id in sorted(synsets)}
 
     label_ids = sorted(set().union(*(found for synset_id, found in ancestors.items() if not is_test(synset_id))))
@@ -88,4 +87,5 @@ if __name__ == "__main__":
     parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"), help="data.noun's folder")
     parser.add_argument("--output_dir", type=Path, required=True)
     arguments = parser.parse_args()
-    build(arguments.wordnet, arguments.output_dir)
+    both = {**read_synsets(arguments.wordnet / "data.noun"), **read_synsets(arguments.wordnet / "data.verb")}
+    build(both, arguments.output_dir)
