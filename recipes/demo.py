@@ -25,6 +25,12 @@ def main() -> None:
     page = report.write(arguments.output_dir, arguments.data)
     card.write(arguments.output_dir, arguments.data)
     metrics = json.loads((arguments.output_dir / "metrics.json").read_text())
+    if calibration := metrics.get("calibration"):
+        reached = ", ".join(
+            f"{row['wanted']:.0%}: {row['precision']:.1%}" for row in calibration["thresholds"] if row["precision"]
+        )
+        before, after = calibration["ECE@5 before"], calibration["ECE@5"]
+        print(f"ECE@5 {before:.3f}, calibrated {after:.3f}; precision by thresholds, wanted and reached: {reached}")
     print(f"trained in {metrics['train_seconds']:.0f} s; the model is {arguments.output_dir / 'model'}, read {page}")
 
 

@@ -42,6 +42,8 @@ def write(run: Path, data_folder: str) -> Path:
         f"as negatives; trained in {metrics['train_seconds']:.0f} s.</p>",
         f"<h2>On the {split} split</h2>",
         table(metrics, Path(data_folder) / "peers.json"),
+        *probabilities(metrics.get("calibration")),
+        *zero_shot(run.parent / "zero_shot" / "zero_shot.json"),
         "<h2>Training</h2><img src='training.png' alt='loss and validation metrics by epoch'>",
         *by_frequency(metrics["deciles"], split, run / "deciles.png"),
         f"<h2>{NUM_EXAMPLES} {split} queries</h2><p>Drawn at random. Labels that are right are "
@@ -67,6 +69,43 @@ def table(metrics: dict, peers_file: Path) -> str:
         lines += [f"<td>{values[name]:.2f}</td>" if name in values else "<td></td>" for name in columns]
         lines.append("</tr>")
     return "".join(lines) + f"</table><p><small>{html.escape(peers['note'])}</small></p>"
+
+
+def probabilities(calibration: dict | None) -> list[str]:
+    """What calibration gives on queries that it was not fitted on."""
+    if calibration is None:
+        return []
+    lines = [
+        f"<h2>Probabilities</h2><p>Expected calibration error of the first five labels, {calibration['split']} split: "
+        f"{calibration['ECE@5 before']:.3f} before calibration, <b>{calibration['ECE@5']:.3f}</b> after. Thresholds "
+        f"chosen on validation for a precision, among the first {calibration['labels_of_a_text']} labels:</p>",
+        "<table><tr><th>wanted</th><th>threshold</th><th>reached</th><th>labels a text</th></tr>",
+    ]
+    for row in calibration["thresholds"]:
+        reached = "-" if row["precision"] is None else f"{100 * row['precision']:.1f} %"
+        lines.append(
+            f"<tr><td>{100 * row['wanted']:.0f} %</td><td>{row['threshold']:.3f}</td><td>{reached}</td>"
+            f"<td>{row['labels_per_text']:.1f}</td></tr>"
+        )
+    return [*lines, "</table>"]
+
+
+def zero_shot(path: Path) -> list[str]:
+    """The table of ``zero_shot.py``, where it was run beside this run."""
+    if not path.exists():
+        return []
+    report = json.loads(path.read_text())
+    lines = [
+        f"<h2>Labels that training never saw</h2><p>{report['num_hidden']:,} labels hidden from training and added by "
+        f"text afterwards, beside {report['num_seen']:,} seen ones; percent.</p><table><tr><th></th>",
+        *(f"<th title='{html.escape(meaning)}'>{name}</th>" for name, meaning in report["columns"].items()),
+        "</tr>",
+    ]
+    for system, metrics in report["systems"].items():
+        cells = "".join(f"<td>{100 * metrics[name]:.2f}</td>" for name in report["columns"])
+        lines.append(f"<tr><td>{html.escape(system)}</td>{cells}</tr>")
+    meanings = "; ".join(f"{name}: {meaning}" for name, meaning in report["columns"].items())
+    return [*lines, f"</table><p><small>{html.escape(meanings)}.</small></p>"]
 
 
 def plot_training(history: list[dict], path: Path) -> None:

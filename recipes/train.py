@@ -22,6 +22,7 @@ from transformers import HfArgumentParser, set_seed
 from hf_xmc import (
     ExtremeMultilabelClassificationEvaluator,
     HardNegativeMiner,
+    TopK,
     XMCData,
     XMCModel,
     XMCTrainer,
@@ -33,6 +34,7 @@ from hf_xmc import (
     static_encoder,
     with_phrases,
 )
+from hf_xmc.calibration import expected_calibration_error, scores_and_hits
 from hf_xmc.card import hardware
 from hf_xmc.metrics import PROPENSITY_PRESETS, by_frequency_decile, inverse_propensity, label_counts
 
@@ -42,6 +44,9 @@ LOSSES = {
     "softmax": losses.SoftmaxLoss,
     "bce": losses.BCELoss,
 }
+
+CALIBRATED = 10  # labels of a text that probabilities and thresholds are fitted on
+PRECISIONS = (0.7, 0.8, 0.9)  # wanted of thresholds
 
 
 @dataclass
@@ -95,22 +100,30 @@ def main(argv: list[str]) -> None:
     # Encoding is shared among the processes by hand of the trainer only; the rest is for one.
     if trainer.is_world_process_zero():
         output_dir = Path(args.output_dir)
-        model = XMCModel(plain(trainer.model, recipe), data.labels)
+        seen = (data.label_counts() > 0).tolist()
+        model = XMCModel(plain(trainer.model, recipe), data.labels.add_column("seen", seen))
         metrics = evaluate(model, full, recipe.propensity)
+        tuned = add_memory(model, data, recipe) if recipe.memory else None
+        thresholds = calibrate(model, data) if data.validation is not None else {}
         if recipe.memory:
-            tuned = add_memory(model, data, recipe)
             if carve:
                 model.remember(data.validation)
             with_memory = evaluate(model, full, recipe.propensity)
             metrics = {**with_memory, "labels": metrics["labels"], "memory": with_memory["labels"]}
             metrics["memory_settings"] = tuned
+        if model.calibration is not None:
+            metrics["calibration"] = measure_calibration(model, full, thresholds)
         model.save_pretrained(output_dir / "model")
         # Settings of the recipe and of the loop, and what they gave.
         report = {**metrics, "num_train": len(data.train), "train_seconds": train_seconds, "hardware": hardware()}
         report |= {"recipe": vars(recipe), "arguments": args.to_dict()}
         write_json(output_dir / "metrics.json", report)
         write_json(output_dir / "history.json", trainer.state.log_history)
-        print(json.dumps({name: metrics[name] for name in ("labels", "memory") if name in metrics}, indent=2))
+        print(
+            json.dumps(
+                {name: metrics[name] for name in ("labels", "memory", "calibration") if name in metrics}, indent=2
+            )
+        )
 
 
 def parse(argv: list[str]) -> tuple[RecipeArguments, XMCTrainingArguments]:
@@ -197,11 +210,55 @@ def add_memory(model: XMCModel, data: XMCData, recipe: RecipeArguments) -> dict:
     )
 
 
-def evaluate(model: XMCModel, data: XMCData, propensity: str) -> dict:
-    """Metrics on the test split, or on validation where there is none, in all and by label frequency."""
+def calibrate(model: XMCModel, data: XMCData) -> dict[float, float]:
+    """Calibrate on validation; returns the thresholds that reach the wanted precisions there, if any does."""
+    where = {"top_k": CALIBRATED, "exclude": data.filter_pairs.get("validation")}
+    model.calibrate(data.validation, **where)
+    thresholds = {}
+    for wanted in PRECISIONS:
+        try:
+            thresholds[wanted] = model.threshold_for(data.validation, precision=wanted, **where)
+        except ValueError as error:
+            print(f"no threshold for a precision of {wanted}: {error}")
+    return thresholds
+
+
+def measure_calibration(model: XMCModel, data: XMCData, thresholds: dict[float, float]) -> dict:
+    """ECE@5 before and after, and what the thresholds reach, on the split that the metrics are of.
+
+    Before calibration, a mixed score is the logarithm of a share, and a label score is taken as a logit.
+    """
+    split = split_to_measure(data)
+    found = model.search(list(data.split(split)["text"]), CALIBRATED, exclude=data.filter_pairs.get(split))
+    relevance = data.relevance(split)
+    first, hits = scores_and_hits(TopK(found.label_ids[:, :5], found.scores[:, :5]), relevance)
+    before = 1 / (1 + np.exp(-first)) if model.memory is None else np.exp(np.minimum(first, 0))
+    scores, right = scores_and_hits(found, relevance)
+    reached = []
+    for wanted, threshold in thresholds.items():
+        kept = model.calibration(scores) >= threshold
+        precision = right[kept].mean() if kept.any() else None
+        about = {"wanted": wanted, "threshold": threshold, "precision": precision}
+        reached.append({**about, "labels_per_text": kept.sum() / len(relevance.indptr[1:])})
+    return {
+        "split": split,
+        "labels_of_a_text": CALIBRATED,
+        "ECE@5 before": expected_calibration_error(before, hits),
+        "ECE@5": expected_calibration_error(model.calibration(first), hits),
+        "thresholds": reached,
+    }
+
+
+def split_to_measure(data: XMCData) -> str:
     split = next((name for name in ("test", "validation") if getattr(data, name) is not None), None)
     if split is None:
         raise ValueError("the data set has neither a test nor a validation split to measure the model on.")
+    return split
+
+
+def evaluate(model: XMCModel, data: XMCData, propensity: str) -> dict:
+    """Metrics on the test split, or on validation where there is none, in all and by label frequency."""
+    split = split_to_measure(data)
     evaluator = ExtremeMultilabelClassificationEvaluator.from_data(data, split, propensity=propensity)
     found = model.search(evaluator.texts, evaluator.max_k, exclude=evaluator.filter_pairs)
     metrics = evaluator.score(found)

@@ -32,6 +32,13 @@ def check(folder):
     assert metrics["split"] == "test"
     assert metrics["train_seconds"] > 0
     assert metrics["memory_settings"]["validation"]["num_queries"] > 0
+    calibration = metrics["calibration"]
+    assert calibration["split"] == "test"
+    assert 0 <= calibration["ECE@5"] <= 1
+    assert {row["wanted"] for row in calibration["thresholds"]} <= {0.7, 0.8, 0.9}
+    model = XMCModel.from_pretrained(folder / "model")
+    assert model.calibration is not None
+    assert set(model.labels["seen"]) <= {True, False}
     (prediction,) = XMCModel.from_pretrained(folder / "model").predict("a red boat", top_k=1)
     assert prediction.text in layouts.LABELS
 
@@ -45,6 +52,8 @@ def test_the_demo_runs_on_other_data(data, tmp_path):
     page = (tmp_path / "out" / "report.html").read_text()
     assert "the boat" in page
     assert "P@5" in page
+    assert "Probabilities" in page
+    assert "ECE@5" in done.stdout
     assert (tmp_path / "out" / "training.png").stat().st_size > 1000
 
 
@@ -54,3 +63,20 @@ def test_the_training_script_runs_on_two_processes(data, tmp_path):
     said = launch(2, *recipe, *FLAGS, *mined, "--per_device_train_batch_size", "2")
     assert "4 queries a step (2 process(es))" in said
     check(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_hidden_labels_are_added_by_text_and_measured_beside_the_others(data, tmp_path):
+    command = [sys.executable, RECIPES / "zero_shot.py", "--data", data, "--output_dir", tmp_path / "zero_shot"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    command = [*command, "--share", "0.4", "--", *FLAGS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-5000:]
+    report = json.loads((tmp_path / "zero_shot" / "zero_shot.json").read_text())
+    assert (report["num_hidden"], report["num_seen"]) == (2, 3)
+    assert {"labels and memory", "labels", "BM25", "the encoder before training"} == set(report["systems"])
+    for metrics in report["systems"].values():
+        assert all(0 <= metrics[column] <= 1 for column in report["columns"])
+    assert done.stdout.count("| BM25 |") == 1
+    model = XMCModel.from_pretrained(tmp_path / "zero_shot" / "model")
+    assert len(model.labels) == 3  # what is saved knows nothing of the hidden ones
