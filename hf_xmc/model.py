@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -94,6 +94,8 @@ class XMCModel(Predictor):
         name: str | Path,
         *,
         labels: Sequence[str] | Dataset | None = None,
+        allow: Iterable[str] | None = None,
+        deny: Iterable[str] | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
@@ -108,6 +110,7 @@ class XMCModel(Predictor):
             name: a folder, or ``org/name`` of a model of the Hub.
             labels: labels to predict in the place of those that the model was saved with, whose index is then neither
                 downloaded nor read. They are embedded.
+            allow, deny: ids of the labels to keep, or to leave out: these take no memory, and have no votes.
             revision, token, cache_dir, local_files_only: as everywhere on the Hub.
             device: where the encoder goes; by default the best there is.
 
@@ -122,7 +125,7 @@ class XMCModel(Predictor):
         if folder is None:
             if labels is None:
                 logger.warning("%s is an encoder without labels, and predicts nothing yet: %s.", name, HOW_TO_INDEX)
-            return cls(hub.plain_encoder(str(name), device=device, **where), labels)
+            return cls(hub.plain_encoder(str(name), device=device, **where), labels)._restricted(allow, deny)
         saved = release.load(folder, device, parts)
         embeddings = None
         if LABEL_INDEX in saved.parts:
@@ -131,4 +134,9 @@ class XMCModel(Predictor):
         model.memory = release.read_training_memory(saved)
         model.calibration = release.read_calibration(saved)
         model.card = saved.card if parts else None  # one of other labels
-        return model
+        return model._restricted(allow, deny)
+
+    def _restricted(self, allow: Iterable[str] | None, deny: Iterable[str] | None) -> XMCModel:
+        if allow is not None or deny is not None:
+            self._keep(self.table.visible(allow, deny))
+        return self

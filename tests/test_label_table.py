@@ -161,6 +161,22 @@ def test_labels_to_choose_from_are_named_by_their_ids(model):
     assert model.predict(TEXTS[:1], 3, allow=[]) == [[]]
 
 
+def test_labels_left_out_when_a_model_is_loaded_take_no_memory(model, encoder, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    model.remove_labels(["L3", "L0"])
+    again = XMCModel.from_pretrained(tmp_path / "model", deny=["L0", "L3"], device="cpu")
+    same(again, model)
+    assert again.index.embeddings.untyped_storage().nbytes() == 9 * 16 * 4
+    assert again.memory.relevance.shape == (13, 9)
+    few = XMCModel.from_pretrained(tmp_path / "model", labels=named(), allow=["L7", "L2"], deny=["L2"], device="cpu")
+    assert list(few.labels["label_id"]) == ["L7"]
+    encoder.save_pretrained(str(tmp_path / "plain"))
+    plain = XMCModel.from_pretrained(tmp_path / "plain", labels=named(), allow=["L7"], device="cpu")
+    assert list(plain.labels["label_id"]) == ["L7"]
+    with pytest.raises(ValueError, match="label_id 'L99' is none of the 11 labels"):
+        XMCModel.from_pretrained(tmp_path / "model", deny=["L99"])
+
+
 def test_bad_input_says_what_was_got(model):
     with pytest.raises(ValueError, match="label_id 'L99' is none of the 11 labels"):
         model.predict(TEXTS, allow=["L1", "L99"])
