@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import faiss
 import numpy as np
 from torch import Tensor
 
+from hf_xmc.faiss_state import restore, state_of
 from hf_xmc.index import LabelIndex
 from hf_xmc.proposals import ProposingIndex
 
@@ -35,19 +37,34 @@ class FaissIndex(ProposingIndex):
             of exact search: more are proposed until their error can hide nothing.
         effort: lists or graph nodes that are looked at (``nprobe``, ``efSearch``); see :meth:`tune`.
         refine: labels proposed for each that is wanted.
+        state: the tables that :meth:`state` gave of an index of these embeddings, which are not built again then.
+
+    Raises:
+        ValueError: embeddings as in :class:`LabelIndex`, or a ``state`` of something else.
     """
 
     def __init__(
-        self, embeddings: np.ndarray | Tensor, factory: str | None = None, *, effort: int = 64, refine: int = 4
+        self,
+        embeddings: np.ndarray | Tensor,
+        factory: str | None = None,
+        *,
+        effort: int = 64,
+        refine: int = 4,
+        state: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.factory, self.effort = factory or default_factory(len(embeddings)), effort
+        self._state = state
         super().__init__(embeddings, refine)
 
     def _fill(self, vectors: np.ndarray) -> None:
         metric = faiss.METRIC_INNER_PRODUCT if self.scans else faiss.METRIC_L2
         self._index = faiss.index_factory(vectors.shape[1], self.factory, metric)
-        self._index.train(vectors)
-        self._index.add(vectors)
+        state, self._state = self._state, None
+        if state is None:
+            self._index.train(vectors)
+            self._index.add(vectors)
+        else:
+            restore(self._index, vectors, state)
         self._error = 0.0
         if self.scans:
             codes = (self._index.reconstruct_n(at, min(4096, len(vectors) - at)) for at in range(0, len(vectors), 4096))
@@ -58,6 +75,15 @@ class FaissIndex(ProposingIndex):
 
     def _insert(self, vectors: np.ndarray, places: np.ndarray) -> None:
         self._index.add(vectors)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What takes long to build: a graph or lists, as tables; none where all labels are looked at.
+
+        An index that labels went from is built anew first.
+        """
+        if not np.array_equal(self._label_of, np.arange(self.num_labels)):
+            self._build()
+        return state_of(self._index)
 
     @property
     def scans(self) -> bool:

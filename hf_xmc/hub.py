@@ -11,11 +11,12 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 from hf_xmc import manifest
-from hf_xmc.manifest import CONFIG, LABEL_INDEX, PARTS, files_of_part
+from hf_xmc.manifest import CONFIG, LABEL_INDEX, PARTS, REBUILT, files_of_part
 
 REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # The paper's checkpoints: DistilBERT, pooled at [CLS]. Some were trained on cosines, the others on free norms.
@@ -27,6 +28,7 @@ def find(
     name: str | Path,
     *,
     parts: Collection[str] = PARTS,
+    allow_patterns: str | list[str] | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
@@ -37,6 +39,7 @@ def find(
     Args:
         name: a folder, or ``org/name``.
         parts: which parts of it are downloaded beside the encoder.
+        allow_patterns: of these, the ones that :func:`allowed` leaves.
         revision, token, cache_dir, local_files_only: as everywhere on the Hub. Offline, or with ``local_files_only``,
             what was downloaded before is found.
 
@@ -61,10 +64,27 @@ def find(
         raise ValueError(f"{name}{at} is not in the local cache, and the Hub was not reached ({error}).") from None
     if not (folder / CONFIG).exists():
         return _whole(folder, name + at, not local_files_only and _holds_part_of_one(name, folder.name, token))
-    files = manifest.read(folder / CONFIG)["files"]
+    files, parts = manifest.read(folder / CONFIG)["files"], allowed(folder, parts, allow_patterns)
     wanted = [file for part in (None, *parts) for file in files_of_part(files, part)]
+    if REBUILT in wanted and not _matching([REBUILT], allow_patterns):
+        wanted.remove(REBUILT)
     # By the commit that the manifest came from: a push in between changes nothing.
     return Path(download(revision=folder.name, allow_patterns=[CONFIG, "README.md", *wanted]))
+
+
+def allowed(folder: Path, parts: Collection[str], allow_patterns: str | list[str] | None) -> Collection[str]:
+    """The parts of a release that ``allow_patterns`` leave: those whose files, as the manifest names them, all match
+    one; and none without the label index, which the others are about."""
+    if allow_patterns is None:
+        return parts
+    files = manifest.read(folder / CONFIG)["files"]
+    taken = _matching(files, allow_patterns) | {REBUILT}
+    left = tuple(part for part in parts if taken.issuperset(files_of_part(files, part)))
+    return left if LABEL_INDEX in left else ()
+
+
+def _matching(files: Collection[str], allow_patterns: str | list[str] | None) -> set[str]:
+    return set(filter_repo_objects(files, allow_patterns=allow_patterns))
 
 
 def _whole(folder: Path, name: str, has_index: bool) -> Path | None:

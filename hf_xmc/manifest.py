@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from transformers.utils.versions import require_version
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "xmc_config.json"  # written last: a folder without it is not a whole model
 FORMAT_VERSION = 1
@@ -16,6 +19,7 @@ REQUIRES = ["sentence-transformers>=6.2"]  # what reads the encoder
 # What may stand beside the encoder, each a file or a folder.
 LABEL_INDEX, TRAINING_MEMORY, CALIBRATION = "label_index", "training_memory", "calibration.json"
 PARTS = (LABEL_INDEX, TRAINING_MEMORY, CALIBRATION)
+REBUILT = "label_index/faiss.safetensors"  # made of the embeddings again where it is not as it was saved
 LOADED = {".json", ".txt", ".safetensors", ".model", ".parquet", ".jinja"}  # what a release consists of
 REFUSED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".npy", ".npz", ".py", ".so", ".faiss"}
 
@@ -76,6 +80,9 @@ def read(path: Path) -> dict[str, Any]:
 def check(folder: Path, parts: Iterable[str] = PARTS) -> dict[str, Any]:
     """The manifest of a folder, once every file of the encoder and of these parts is the one that was saved.
 
+    One that is made of the others again, ``label_index/faiss.safetensors``, may be missing or changed. The manifest
+    does not name it then.
+
     Raises:
         ValueError: as in :func:`read`; or a file is missing, changed, or was slipped in; or a library is too old.
     """
@@ -85,21 +92,26 @@ def check(folder: Path, parts: Iterable[str] = PARTS) -> dict[str, Any]:
             require_version(requirement, "It is needed to read the model.")
     except (ImportError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from None
-    files = about["files"]
+    files, changed = about["files"], set()
     for part in (None, *parts):
         for name in files_of_part(files, part):
             path = folder / name
-            if not path.is_file() or _identity(path) != files[name]:
+            if path.is_file() and _identity(path) == files[name]:
+                continue
+            wrong = f"{path} is {'not the file that was saved' if path.exists() else 'missing'}"
+            if name != REBUILT:
                 raise ValueError(
-                    f"{path} is {'not the file that was saved' if path.exists() else 'missing'}: get the model again, "
-                    "or, if the encoder was changed on purpose, build its label index anew with `hf-xmc index`."
+                    f"{wrong}: get the model again, or, if the encoder was changed on purpose, build its label index "
+                    "anew with `hf-xmc index`."
                 )
+            logger.warning("%s: the index is built anew from the embeddings.", wrong)
+            changed.add(name)
     for name in _files_of(folder):
         if name not in files and PurePosixPath(name).suffix in LOADED | REFUSED:
             raise ValueError(
                 f"{folder / name} was not saved with the model, and a loader might take it for a part of it: remove it."
             )
-    return about
+    return {**about, "files": {name: said for name, said in files.items() if name not in changed}}
 
 
 def files_of_part(files: Iterable[str], part: str | None) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -46,7 +46,7 @@ class XMCModel(Predictor):
         self._save(folder, card.SOME_REPOSITORY)
 
     def _save(self, folder: str | Path, repo_id: str) -> None:
-        index = partial(release.write_label_index, labels=self.table.texts, embeddings=self.index.embeddings)
+        index = partial(release.write_label_index, labels=self.table.texts, index=self.index)
         parts: dict[str, release.Writer] = {LABEL_INDEX: index} if len(self.labels) else {}
         if self.memory is not None:
             parts[TRAINING_MEMORY] = partial(release.write_training_memory, memory=self.memory)
@@ -96,6 +96,7 @@ class XMCModel(Predictor):
         labels: Sequence[str] | Dataset | None = None,
         allow: Iterable[str] | None = None,
         deny: Iterable[str] | None = None,
+        allow_patterns: str | list[str] | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
@@ -111,6 +112,9 @@ class XMCModel(Predictor):
             labels: labels to predict in the place of those that the model was saved with, whose index is then neither
                 downloaded nor read. They are embedded.
             allow, deny: ids of the labels to keep, or to leave out: these take no memory, and have no votes.
+            allow_patterns: which files beside the encoder may be downloaded and read, as on the Hub; ``[]`` is the
+                encoder alone, ``"label_index/*"`` the labels without a memory. Label index, memory and calibration are
+                taken whole or not at all, and the others not without the label index.
             revision, token, cache_dir, local_files_only: as everywhere on the Hub.
             device: where the encoder goes; by default the best there is.
 
@@ -120,13 +124,16 @@ class XMCModel(Predictor):
         """
         where: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
         where["local_files_only"] = local_files_only
-        parts = PARTS if labels is None else ()
-        folder = hub.find(name, parts=parts, **where)
-        if folder is None:
-            if labels is None:
-                logger.warning("%s is an encoder without labels, and predicts nothing yet: %s.", name, HOW_TO_INDEX)
+        parts: Collection[str] = PARTS if labels is None else ()
+        folder = hub.find(name, parts=parts, allow_patterns=allow_patterns, **where)
+        saved = None
+        if folder is not None:
+            parts = hub.allowed(folder, parts, allow_patterns)
+            saved = release.load(folder, device, parts)
+        if labels is None and (saved is None or LABEL_INDEX not in saved.parts):
+            logger.warning("%s is an encoder without labels, and predicts nothing yet: %s.", name, HOW_TO_INDEX)
+        if saved is None:
             return cls(hub.plain_encoder(str(name), device=device, **where), labels)._restricted(allow, deny)
-        saved = release.load(folder, device, parts)
         embeddings = None
         if LABEL_INDEX in saved.parts:
             labels, embeddings = release.read_label_index(saved)
@@ -134,7 +141,9 @@ class XMCModel(Predictor):
         model.memory = release.read_training_memory(saved)
         model.calibration = release.read_calibration(saved)
         model.card = saved.card if parts else None  # one of other labels
-        return model._restricted(allow, deny)
+        model._restricted(allow, deny)
+        model.index = release.read_index(saved, model.index)
+        return model
 
     def _restricted(self, allow: Iterable[str] | None, deny: Iterable[str] | None) -> XMCModel:
         if allow is not None or deny is not None:

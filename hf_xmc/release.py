@@ -16,6 +16,7 @@ import scipy.sparse as sp
 import torch
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
@@ -25,7 +26,8 @@ from hf_xmc import manifest
 from hf_xmc.atomic import whole_folder
 from hf_xmc.calibration import Calibration
 from hf_xmc.finite import first_non_finite, refuse_non_finite
-from hf_xmc.manifest import CALIBRATION, CONFIG, LABEL_INDEX, PARTS, TRAINING_MEMORY
+from hf_xmc.index import LabelIndex
+from hf_xmc.manifest import CALIBRATION, CONFIG, LABEL_INDEX, PARTS, REBUILT, TRAINING_MEMORY
 from hf_xmc.memory import MemorySettings, TrainingMemory
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ class Release(NamedTuple):
     encoder: SentenceTransformer
     folder: Path
     parts: Mapping[str, Mapping[str, Any]]  # what each part says of itself
+    files: Collection[str]  # that the manifest names, but for one to be rebuilt
     card: str | None
 
 
@@ -97,15 +100,24 @@ def load(folder: Path, device: str | None = None, parts: Collection[str] = PARTS
     if name := first_non_finite(encoder.named_parameters()):
         logger.warning("%s: the weights %s hold NaN or infinity; texts that use them cannot be embedded.", folder, name)
     card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else None
-    return Release(encoder, folder, {name: said for name, said in about["parts"].items() if name in parts}, card)
+    said = {name: said for name, said in about["parts"].items() if name in parts}
+    return Release(encoder, folder, said, about["files"], card)
 
 
-def write_label_index(folder: Path, labels: Dataset, embeddings: Tensor) -> dict[str, Any]:
-    """The part ``label_index``: the labels' names and texts, and their embeddings."""
+def write_label_index(folder: Path, labels: Dataset, index: LabelIndex) -> dict[str, Any]:
+    """The part ``label_index``: the labels' names and texts, and their embeddings; of a :class:`hf_xmc.FaissIndex` its
+    settings and what takes long to build, too. Another index is not saved."""
+    from hf_xmc.faiss_index import FaissIndex
+
     folder.mkdir()
     pq.write_table(labels.with_format("arrow")[:].replace_schema_metadata(None), folder / LABELS)
-    save_file({"embeddings": embeddings.contiguous()}, folder / EMBEDDINGS)
-    return {"num_labels": len(labels), "embedding_dim": embeddings.shape[1]}
+    save_file({"embeddings": index.embeddings.contiguous()}, folder / EMBEDDINGS)
+    said = {"num_labels": len(labels), "embedding_dim": index.embedding_dim}
+    if not isinstance(index, FaissIndex):
+        return said
+    if state := index.state():
+        save_arrays(state, folder.parent / REBUILT)
+    return {**said, "faiss": {"factory": index.factory, "effort": index.effort, "refine": index.refine}}
 
 
 def read_label_index(release: Release) -> tuple[Dataset, Tensor]:
@@ -129,6 +141,48 @@ def read_label_index(release: Release) -> tuple[Dataset, Tensor]:
             f"{expected}."
         )
     return labels, embeddings
+
+
+def read_index(release: Release, exact: LabelIndex) -> LabelIndex:
+    """The index that was saved, of the embeddings of ``exact``; that itself where it was of its kind.
+
+    What was stored of it is taken if it is the file that was saved, no larger than such an index needs, and a graph or
+    lists of so many labels; else the index is built anew, with a warning. Settings that are not known to be harmless
+    leave ``exact``, with a warning too.
+
+    Raises:
+        ValueError: FAISS makes no such index of the embeddings.
+    """
+    part = release.parts.get(LABEL_INDEX, {})
+    if (said := part.get("faiss")) is None:
+        return exact
+    from hf_xmc.faiss_index import FaissIndex
+    from hf_xmc.faiss_state import checked_settings, most_bytes
+
+    folder, size = release.folder / LABEL_INDEX, (exact.num_labels, exact.embedding_dim)
+    try:
+        settings = checked_settings(said, *size)
+    except ValueError as error:
+        logger.warning("%s: %s; all labels are searched instead.", folder, error)
+        return exact
+    try:
+        if REBUILT in release.files and exact.num_labels == part["num_labels"]:  # none was left out
+            try:
+                state = _read_arrays(release.folder / REBUILT, most_bytes(settings["factory"], *size))
+                return FaissIndex(exact.embeddings, **settings, state=state)
+            except (SafetensorError, OSError, TypeError, ValueError) as error:
+                wrong = f"{release.folder / REBUILT} holds no such index ({error})"
+                logger.warning("%s: the index is built anew from the embeddings.", wrong)
+        return FaissIndex(exact.embeddings, **settings)
+    except RuntimeError as error:
+        raise ValueError(f"{folder}: no index {settings['factory']} can be made ({error}).") from None
+
+
+def _read_arrays(path: Path, most: int) -> dict[str, np.ndarray]:
+    if path.stat().st_size > most:
+        raise ValueError(f"more than {most} bytes")
+    with safe_open(path, framework="np") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no dictionary
 
 
 def _read_labels(path: Path) -> Dataset:

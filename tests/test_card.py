@@ -7,6 +7,7 @@ import pytest
 import yaml
 from conftest import LABELS, make_static_encoder
 from datasets import Dataset
+from setuptools import Distribution
 
 from hf_xmc import (
     ExtremeMultilabelClassificationEvaluator,
@@ -17,7 +18,9 @@ from hf_xmc import (
     XMCTrainer,
     XMCTrainingArguments,
 )
+from hf_xmc.card import TEMPLATE
 
+ROOT = Path(__file__).parents[1]
 FACTS = {"num_labels": 18_992, "embedding_dim": 512, "similarity": "dot", "encoder": "a static one"}
 
 
@@ -95,6 +98,28 @@ def test_what_is_not_known_is_left_out():
         compile(block, "card", "exec")
 
 
+def test_labels_are_added_as_the_card_says(encoder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = XMCModel(encoder, LABELS)
+    code = re.search(r"## How to add labels.*?```python\n(.*?)```", XMCCard(**FACTS).render(), re.S)[1]
+    exec(code, {"model": model})
+    assert XMCModel.from_pretrained("with-new-labels").labels["text"][:] == [*LABELS, "a new label"]
+
+
+def test_the_template_is_in_the_package_that_is_built(monkeypatch):
+    """With every other file that is no module, as the build finds them."""
+    monkeypatch.chdir(ROOT)
+    package = Distribution()
+    package.parse_config_files(["pyproject.toml"])
+    command = package.get_command_obj("build_py")
+    command.ensure_finalized()
+    built = {Path(source) / name for _, source, _, names in command.data_files for name in names}
+    built |= {Path(source) for _, _, source in command.find_all_modules()}
+    files = {path.relative_to(ROOT) for path in (ROOT / "hf_xmc").rglob("*") if path.is_file()}
+    assert built == {path for path in files if path.suffix != ".pyc"}
+    assert TEMPLATE.relative_to(ROOT) in built
+
+
 def test_a_trained_model_tells_of_its_training(queries, tmp_path):
     encoder = make_static_encoder()
     data = XMCData(train=queries, labels=Dataset.from_dict({"text": LABELS}), validation=queries)
@@ -130,7 +155,7 @@ def test_a_card_by_hand_stays(encoder, tmp_path):
 
 
 def test_the_finished_cards_are_whole():
-    cards = sorted((Path(__file__).parents[1] / "model_cards").glob("*.md"))
+    cards = sorted((ROOT / "model_cards").glob("*.md"))
     finished = [card for card in cards if card.name != "README.md"]
     assert finished
     for card in finished:

@@ -14,6 +14,7 @@ FLOORS = [
     [
         "index",
         "proposals",
+        "faiss_state",
         "faiss_index",
         "milvus_index",
         "grouped_index",
@@ -34,7 +35,7 @@ ORDER = [module for floor in FLOORS for module in floor]
 ROOMS = {
     "torch.distributed": ["sharding"],
     "huggingface_hub": ["hub", "card"],
-    "faiss": ["faiss_index"],
+    "faiss": ["faiss_index", "faiss_state"],
     "pymilvus": ["milvus_index"],
     "triton": ["kernels"],
     "evaluate": ["evaluate_metrics"],

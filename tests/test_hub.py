@@ -17,7 +17,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import AutoModel, AutoTokenizer, DistilBertConfig, DistilBertModel
 
-from hf_xmc import XMCModel, XMCTrainer, XMCTrainingArguments
+from hf_xmc import FaissIndex, XMCModel, XMCTrainer, XMCTrainingArguments
+from hf_xmc.calibration import Calibration
 from hf_xmc.hub import push
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +37,7 @@ def client(hub, tmp_path):
     """Run code where `model` stands for `XMCModel`, with a cache of its own."""
 
     def run(code, *arguments, cache="cache", succeeds=True, **more):
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHONPATH"))}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         environment |= {
             "HF_ENDPOINT": hub.url,
             "HF_HOME": str(tmp_path / cache),
@@ -45,6 +46,7 @@ def client(hub, tmp_path):
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "NO_PROXY": "127.0.0.1",
             "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONPATH": str(ROOT),
             **more,
         }
         code = "import sys, json\nfrom hf_xmc import XMCModel, load_xmc\n" + code
@@ -252,11 +254,69 @@ def test_a_plain_encoder_and_labels_of_ones_own(hub, here, model, saved, tmp_pat
     del hub.requests[:]
     other = XMCModel.from_pretrained("org/boats", labels=["boat", "oak"], **cache)
     assert other.predict(TEXTS) == XMCModel(model.encoder, ["boat", "oak"]).predict(TEXTS)
-    fetched = [
-        line.rsplit("/", maxsplit=1)[-1] for line in hub.requests if line.startswith("GET") and "resolve" in line
-    ]
+    fetched = fetched_from(hub)
     assert "model.safetensors" in fetched
-    assert not {"embeddings.safetensors", "labels.parquet"} & set(fetched)
+    assert not {"embeddings.safetensors", "labels.parquet"} & fetched
+
+
+def test_a_faiss_index_is_pushed_and_pulled(hub, client, here, tmp_path):
+    labels = [f"{label} {number}" for number in range(12) for label in LABELS]
+    model = XMCModel(make_static_encoder(), labels)
+    model.index = FaissIndex(model.index.embeddings, "HNSW4", effort=2, refine=1)
+    model.remove_labels(["5"])
+    model.push_to_hub("org/boats", token="hf_test")
+    assert "label_index/faiss.safetensors" in hub.files("org/boats")
+    code = PREDICT.replace("print(", "print(type(XMCModel.from_pretrained('org/boats').index).__name__, ")
+    assert client(code, "-", "{}") == f"FaissIndex {json.dumps(expected(model))}"
+    lean = {"allow_patterns": ["label_index/labels.parquet", "*/embeddings.safetensors"]}
+    pulled = XMCModel.from_pretrained("org/boats", cache_dir=tmp_path / "one", token="hf_test", **lean)
+    assert pulled.predict(TEXTS) == model.predict(TEXTS)
+    assert not list((tmp_path / "one").rglob("faiss.safetensors")), "it was downloaded and not allowed"
+
+
+def test_what_patterns_allow_is_downloaded_beside_the_encoder(hub, here, model, queries, tmp_path, caplog):
+    model.remember(queries)
+    model.calibration = Calibration((0.0, 1.0), (0.1, 0.9))
+    model.push_to_hub("org/boats", token="hf_test")
+
+    def pulled(allow_patterns, name, **settings):
+        del hub.requests[:]
+        settings = {"allow_patterns": allow_patterns, "cache_dir": tmp_path / str(name), "token": "hf_test", **settings}
+        return XMCModel.from_pretrained("org/boats", **settings), fetched_from(hub)
+
+    index, rest = {"labels.parquet", "embeddings.safetensors"}, {"texts.parquet", "calibration.json"}
+    for number, patterns in enumerate(([], "*.json", ["label_index/labels.parquet", "calibration.json"], "training_*")):
+        encoder, fetched = pulled(patterns, number)
+        assert "model.safetensors" in fetched
+        assert not (index | rest) & fetched, patterns
+        assert (len(encoder.labels), encoder.memory, encoder.calibration) == (0, None, None)
+        assert encoder.encoder.encode("boat").tolist() == model.encoder.encode("boat").tolist()
+        assert "org/boats is an encoder without labels, and predicts nothing yet" in caplog.text
+        caplog.clear()
+    with pytest.raises(ValueError, match="the model has no label to predict"):
+        encoder.predict(TEXTS)
+    lean, fetched = pulled(["label_index/", "calibration.json"], "lean")
+    assert fetched & (index | rest) == index | {"calibration.json"}
+    assert (lean.memory, lean.calibration) == (None, model.calibration)
+    model.memory = None
+    assert lean.predict(TEXTS) == model.predict(TEXTS)
+    whole, fetched = pulled("*", "lean")
+    assert fetched & (index | rest) == {"texts.parquet", "embeddings.safetensors"}  # those of the memory
+    assert len(whole.memory) == len(queries)
+    again, fetched = pulled([], "lean")  # all is there, and only the encoder is read
+    assert (len(again.labels), again.memory) == (0, None)
+    other, fetched = pulled("*", "other", labels=["boat", "oak"])
+    assert not (index | rest) & fetched
+    assert len(other.labels) == 2
+    offline, fetched = pulled([], "lean", local_files_only=True)
+    assert (len(offline.labels), fetched) == (0, set())
+    model.save_pretrained(tmp_path / "folder")
+    assert len(XMCModel.from_pretrained(tmp_path / "folder", allow_patterns=[]).labels) == 0
+
+
+def fetched_from(hub):
+    lines = [line for line in hub.requests if line.startswith("GET") and "resolve" in line]
+    return {line.rsplit("/", maxsplit=1)[-1] for line in lines}
 
 
 NORMALISED = {
