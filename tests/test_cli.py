@@ -60,6 +60,27 @@ def test_labels_to_choose_from_and_whether_they_were_seen(capsys, model, tmp_pat
     )
 
 
+def test_predict_by_threshold_hierarchy_and_chunks(capsys, model, data, tmp_path):
+    saved, rows = XMCModel.from_pretrained(model), load_xmc(data)
+    assert "scores are none yet" in run(capsys, "predict", model, "a", "--threshold", 0.5)[2]
+    saved.calibrate(rows.train)
+    saved.save_pretrained(model)
+    ((every,), _) = run(capsys, "predict", model, "a red boat")[1:]
+    least = every["labels"][0]["score"]
+    ((kept,), _) = run(capsys, "predict", model, "a red boat", "--threshold", least)[1:]
+    assert kept["labels"] == [label for label in every["labels"] if label["score"] >= least]
+    assert 0 < len(kept["labels"]) < len(every["labels"])
+    _, (metrics,), _ = run(capsys, "evaluate", model, data)
+    assert 0 <= metrics["ECE@5"] <= 1
+    ids = list(saved.labels["label_id"])
+    (tmp_path / "parents.tsv").write_text("".join(f"{child}\t{ids[4]}\n" for child in ids[:4]))
+    ((risen,), _) = run(capsys, "predict", model, "a red boat", "--hierarchy", tmp_path / "parents.tsv")[1:]
+    assert risen["labels"][0]["label_id"] == ids[4]
+    assert risen["labels"][0]["score"] == max(label["score"] for label in every["labels"])
+    ((pooled,), _) = run(capsys, "predict", model, "a red boat", "--long_text", "mean")[1:]
+    assert pooled == every
+
+
 def test_predict_from_standard_input_in_a_process_of_its_own(model):
     command = [sys.executable, "-m", "hf_xmc.cli", "predict", str(model), "--top_k", "1"]
     done = subprocess.run(command, input=b"a red boat\na blue car\n", capture_output=True, timeout=120, check=False)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,29 @@ def test_one_text_gives_a_list_and_several_give_lists(model):
     assert model.predict([]) == []
     assert model.predict(["", " \n"], top_k=2) == [[], []]
     assert len(model.predict(TEXTS[0], top_k=100)) == 11
+
+
+def test_texts_without_end_are_answered_block_by_block(model):
+    read = []
+
+    def endless():
+        for number in count():
+            read.append(number)
+            yield TEXTS[number % 3]
+
+    answers = model.predict_stream(endless(), 2)
+    first = [next(answers) for _ in range(1030)]
+    assert len(read) == 2 * 1024
+    for place, expected in enumerate(model.predict(TEXTS, 2)):
+        for found in (first[place], first[1026 + place]):
+            assert [p.label_id for p in found] == [p.label_id for p in expected]
+
+
+def test_the_progress_bar_counts_texts(model, capsys):
+    model.predict(TEXTS, show_progress_bar=True)
+    assert "3/3" in capsys.readouterr().err
+    model.predict(TEXTS)
+    assert capsys.readouterr().err == ""
 
 
 def test_search_takes_labels_to_choose_from(model):
