@@ -13,7 +13,7 @@ from hf_xmc.faiss_state import restore, state_of
 from hf_xmc.index import LabelIndex
 from hf_xmc.proposals import ProposingIndex
 
-EFFORTS = (16, 32, 64, 128, 256, 512, 1024, 2048)
+EFFORTS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 
 
 def default_factory(num_labels: int) -> str:
@@ -57,7 +57,7 @@ class FaissIndex(ProposingIndex):
         super().__init__(embeddings, refine)
 
     def _fill(self, vectors: np.ndarray) -> None:
-        metric = faiss.METRIC_INNER_PRODUCT if self.scans else faiss.METRIC_L2
+        metric = faiss.METRIC_INNER_PRODUCT if self._by_product else faiss.METRIC_L2
         self._index = faiss.index_factory(vectors.shape[1], self.factory, metric)
         state, self._state = self._state, None
         if state is None:
@@ -90,13 +90,19 @@ class FaissIndex(ProposingIndex):
         """Whether every label is looked at."""
         return self.factory == "Flat" or (self.factory.startswith("SQ") and "," not in self.factory)
 
+    @property
+    def _by_product(self) -> bool:
+        # A graph of inner products (Morozov & Babenko, NeurIPS 2018) finds 0.99 of the best ten where one of distances
+        # finds 0.8, with the same effort; lists do the opposite.
+        return self.scans or self.factory.startswith("HNSW")
+
     def _vectors(self, embeddings: Tensor, *, queries: bool = False) -> np.ndarray:
-        if self.scans:
+        if self._by_product:
             return np.ascontiguousarray(embeddings.float().numpy())
         return super()._vectors(embeddings, queries=queries)
 
     def _fits(self, new: Tensor) -> bool:
-        return not self.scans and super()._fits(new)
+        return not self.scans and (self._by_product or super()._fits(new))
 
     def _rank(
         self, queries: Tensor, k: int, proposed: int, shown: np.ndarray | None, pairs: Tensor

@@ -32,6 +32,7 @@ from hf_xmc.long_text import (
     truncation,
 )
 from hf_xmc.memory import TrainingMemory
+from hf_xmc.query_encoding import encode_queries
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ class Predictor:
     def _embed(self, texts: Sequence[str]) -> Tensor:
         if not len(self.labels):
             raise ValueError(f"the model has no label to predict: {HOW_TO_INDEX}.")
-        queries = self.encoder.encode_query(list(texts), convert_to_tensor=True, batch_size=PREDICT_BATCH)
+        queries = encode_queries(self.encoder, texts, PREDICT_BATCH)
         return queries.float().cpu().reshape(len(texts), self.index.embedding_dim)  # of no text, `encode` makes (0,)
 
     def truncation(self, texts: Sequence[str]) -> Truncation:

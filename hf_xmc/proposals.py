@@ -17,9 +17,9 @@ FEW = 1 / 20  # where no more than this share of the labels may be returned, the
 class ProposingIndex(LabelIndex):
     """What :class:`hf_xmc.FaissIndex` and :class:`hf_xmc.MilvusIndex` share: all but what proposes.
 
-    Labels are found by inner product, which graphs and lists serve badly where norms differ; they are given one more
-    number that makes all of one length, after which the nearest label is the one of the largest product (Bachrach et
-    al., Speeding Up the Xbox Recommender System, RecSys 2014).
+    Labels are found by inner product, which lists serve badly where norms differ. Unless a child says otherwise they
+    are given one more number that makes all of one length, after which the nearest label is the one of the largest
+    product (Bachrach et al., Speeding Up the Xbox Recommender System, RecSys 2014).
 
     A child has ``_fill``, ``_insert`` and ``_propose``. It knows a label by its place, the number in the order of
     coming, which stays when others go.

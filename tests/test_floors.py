@@ -12,6 +12,7 @@ FLOORS = [
     ["losses", "encoding", "static"],
     ["formats", "data", "loading", "phrases", "batching", "negatives", "bank", "in_batch", "st_losses"],
     [
+        "query_encoding",
         "index",
         "proposals",
         "faiss_state",

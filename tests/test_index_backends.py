@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hf_xmc import FaissIndex, LabelIndex, MilvusIndex
+from hf_xmc.faiss_index import recall_of
 
 BACKENDS = {
     "exact": LabelIndex,
@@ -202,3 +203,12 @@ def test_a_milvus_collection_is_dropped_or_kept_and_used_again(database):
     last.close()
     with MilvusIndex(LABELS, database) as index:
         assert index._client.list_collections() == ["labels"]
+
+
+def test_a_graph_finds_most_of_the_best_where_lengths_differ():
+    rng = np.random.default_rng(0)
+    spectrum = np.linspace(1, 0.1, 32) ** 2
+    labels = (rng.normal(size=(3000, 32)) * spectrum * rng.lognormal(0, 0.4, (3000, 1))).astype(np.float32)
+    queries = (rng.normal(size=(100, 32)) * spectrum).astype(np.float32)
+    found = FaissIndex(labels, "HNSW16", effort=32).search(queries, 10).label_ids
+    assert recall_of(found, LabelIndex(labels).search(queries, 10).label_ids) > 0.9  # of distances it would find 0.45
