@@ -92,17 +92,10 @@ class FaissIndex(ProposingIndex):
 
     @property
     def _by_product(self) -> bool:
-        # A graph of inner products (Morozov & Babenko, NeurIPS 2018) finds 0.99 of the best ten where one of distances
-        # finds 0.8, with the same effort; lists do the opposite.
         return self.scans or self.factory.startswith("HNSW")
 
-    def _vectors(self, embeddings: Tensor, *, queries: bool = False) -> np.ndarray:
-        if self._by_product:
-            return np.ascontiguousarray(embeddings.float().numpy())
-        return super()._vectors(embeddings, queries=queries)
-
     def _fits(self, new: Tensor) -> bool:
-        return not self.scans and (self._by_product or super()._fits(new))
+        return not self.scans and super()._fits(new)  # ranges of codes are those of the labels they were made for
 
     def _rank(
         self, queries: Tensor, k: int, proposed: int, shown: np.ndarray | None, pairs: Tensor

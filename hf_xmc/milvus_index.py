@@ -84,12 +84,16 @@ class MilvusIndex(ProposingIndex):
         schema = self._client.create_schema(auto_id=False)
         schema.add_field("place", DataType.INT64, is_primary=True)
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=vectors.shape[1])
-        index = self._client.prepare_index_params()
-        index.add_index("vector", index_type=self.index_type, metric_type="L2", params=self.index_params)
+        index, metric = self._client.prepare_index_params(), "IP" if self._by_product else "L2"
+        index.add_index("vector", index_type=self.index_type, metric_type=metric, params=self.index_params)
         self._client.create_collection(
             self.collection_name, schema=schema, index_params=index, consistency_level="Strong"
         )
         self._insert(vectors, self._label_of)
+
+    @property
+    def _by_product(self) -> bool:
+        return "IVF" not in self.index_type
 
     def _check(self, vectors: np.ndarray) -> None:
         """That a collection is of these vectors: there are as many, and three of them are the same."""
@@ -126,7 +130,7 @@ class MilvusIndex(ProposingIndex):
             filter=among,
             search_params={"params": self.search_params},
         )
-        near, places = np.full((len(vectors), k), np.inf, np.float32), np.full((len(vectors), k), -1)
+        near, places = np.zeros((len(vectors), k), np.float32), np.full((len(vectors), k), -1)
         for row, hits in enumerate(found):
             near[row, : len(hits)] = [hit["distance"] for hit in hits]
             places[row, : len(hits)] = [hit["place"] for hit in hits]

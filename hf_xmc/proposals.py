@@ -17,12 +17,14 @@ FEW = 1 / 20  # where no more than this share of the labels may be returned, the
 class ProposingIndex(LabelIndex):
     """What :class:`hf_xmc.FaissIndex` and :class:`hf_xmc.MilvusIndex` share: all but what proposes.
 
-    Labels are found by inner product, which lists serve badly where norms differ. Unless a child says otherwise they
-    are given one more number that makes all of one length, after which the nearest label is the one of the largest
-    product (Bachrach et al., Speeding Up the Xbox Recommender System, RecSys 2014).
+    Labels are found by inner product. A graph does that best as it is (Morozov & Babenko, Non-metric Similarity Graphs,
+    NeurIPS 2018): on labels of different length it finds 0.99 of the best ten where one of distances finds 0.8 with the
+    same effort. For lists it is the other way round: labels are given one more number that makes all of one length,
+    after which the nearest is the one of the largest product (Bachrach et al., Speeding Up the Xbox Recommender System,
+    RecSys 2014).
 
-    A child has ``_fill``, ``_insert`` and ``_propose``. It knows a label by its place, the number in the order of
-    coming, which stays when others go.
+    A child has ``_by_product``, ``_fill``, ``_insert`` and ``_propose``. It knows a label by its place, the number in
+    the order of coming, which stays when others go.
     """
 
     most_proposed = 2**31  # of one query; where more are wanted, all labels are scored
@@ -52,15 +54,22 @@ class ProposingIndex(LabelIndex):
         """What is near each query, and the places, ``(B, k)`` both, of those ``shown`` (P,), or of all; -1 pads."""
         raise NotImplementedError
 
+    @property
+    def _by_product(self) -> bool:
+        """Whether what proposes compares inner products, or distances of vectors of one length."""
+        raise NotImplementedError
+
     def _vectors(self, embeddings: Tensor, *, queries: bool = False) -> np.ndarray:
         vectors = embeddings.float().numpy()
+        if self._by_product:
+            return np.ascontiguousarray(vectors)
         rest = np.zeros(len(vectors))
         if not queries:
             rest = np.sqrt(np.maximum(self._length**2 - (vectors.astype(np.float64) ** 2).sum(1), 0))
         return np.ascontiguousarray(np.hstack([vectors, rest[:, None].astype(np.float32)]))
 
     def _fits(self, new: Tensor) -> bool:
-        return float(new.float().norm(dim=1).max()) <= self._length
+        return self._by_product or float(new.float().norm(dim=1).max()) <= self._length
 
     def add(self, embeddings: np.ndarray | Tensor) -> None:
         """More labels; their ids follow those that are there. Longer ones than all before make the index anew."""

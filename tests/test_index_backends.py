@@ -21,11 +21,8 @@ BACKENDS = {
 
 MILVUS = {
     "milvus": {},
-    "milvus, HNSW": {
-        "index_type": "HNSW",
-        "index_params": {"M": 16, "efConstruction": 200},
-        "search_params": {"ef": 256},
-    },
+    "milvus, HNSW": {"index_type": "HNSW", "index_params": {"M": 16}, "search_params": {"ef": 256}},
+    "milvus, lists": {"index_type": "IVF_FLAT", "index_params": {"nlist": 4}, "search_params": {"nprobe": 4}},
 }
 
 
