@@ -99,12 +99,12 @@ class FaissIndex(ProposingIndex):
 
     def _rank(
         self, queries: Tensor, k: int, proposed: int, shown: np.ndarray | None, pairs: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         while True:
             best, best_ids, last = super()._rank(queries, k, proposed, shown, pairs)
             # Whatever was not proposed has a code no better than the last one's, and is better by the error at most.
-            hides = last + self._error * queries.norm(dim=1) >= best[:, -1]
-            if not self.scans or proposed >= len(self._label_of) or not bool((hides & last.isfinite()).any()):
+            hides = last + self._error * np.linalg.norm(queries.numpy(), axis=1) >= best[:, -1]
+            if not self.scans or proposed >= len(self._label_of) or not (hides & np.isfinite(last)).any():
                 return best, best_ids, last
             proposed *= 4
 

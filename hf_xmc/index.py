@@ -85,7 +85,7 @@ class LabelIndex:
         pairs = self._checked_pairs(exclude, len(queries))
         blocks = [
             self._search_block(
-                queries[start : start + QUERY_BLOCK], k, hidden, _rows(pairs, start, start + QUERY_BLOCK)
+                queries[start : start + QUERY_BLOCK], k, hidden, rows_of(pairs, start, start + QUERY_BLOCK)
             )
             for start in range(0, len(queries), QUERY_BLOCK)
         ]
@@ -178,7 +178,10 @@ def _top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return best, columns.gather(1, by_score)
 
 
-def _rows(pairs: Tensor, start: int, stop: int) -> Tensor:
+def rows_of(pairs: Tensor, start: int, stop: int) -> Tensor:
+    """The pairs of some rows, counted from the first of these."""
+    if not len(pairs):
+        return pairs
     here = pairs[(start <= pairs[:, 0]) & (pairs[:, 0] < stop)]
     return here - torch.tensor([start, 0])
 

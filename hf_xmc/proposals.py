@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_xmc.index import LabelIndex
+from hf_xmc.index import LabelIndex, rows_of
 
 RANKED_AT_ONCE = 64  # queries whose proposals are gathered together
 FEW = 1 / 20  # where no more than this share of the labels may be returned, they are all scored
@@ -115,29 +115,26 @@ class ProposingIndex(LabelIndex):
         elif len(self._label_of) > self.num_labels:
             shown = self._label_of >= 0
         proposed = min(wanted * self.refine, self.most_proposed)
-        found = []
+        best, best_ids = np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1)
         for start in range(0, len(queries), RANKED_AT_ONCE):
             rows = slice(start, start + RANKED_AT_ONCE)
-            here = pairs[(start <= pairs[:, 0]) & (pairs[:, 0] < start + RANKED_AT_ONCE)] - torch.tensor([start, 0])
-            best, best_ids, _ = self._rank(queries[rows], k, proposed, shown, here)
-            missing = k - best.shape[1]
-            best = torch.nn.functional.pad(best, (0, missing), value=-torch.inf)
-            best_ids = torch.nn.functional.pad(best_ids, (0, missing), value=-1)
-            found.append((best, best_ids.masked_fill(best == -torch.inf, -1)))
-        scores, label_ids = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return scores, label_ids
+            here = rows_of(pairs, start, start + RANKED_AT_ONCE)
+            found, found_ids, _ = self._rank(queries[rows], k, proposed, shown, here)
+            best[rows, : found.shape[1]] = found
+            best_ids[rows, : found.shape[1]] = np.where(found == -np.inf, -1, found_ids)
+        return torch.from_numpy(best), torch.from_numpy(best_ids)
 
     def _rank(
         self, queries: Tensor, k: int, proposed: int, shown: np.ndarray | None, pairs: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The best ``k`` of those proposed: scores, label ids, and how near the last that was proposed is."""
         near, places = self._propose(self._vectors(queries, queries=True), min(proposed, len(self._label_of)), shown)
-        label_ids = torch.from_numpy(np.where(places >= 0, self._label_of[places], -1))
-        rows = self.embeddings[label_ids.clamp(min=0)].float()  # (B, proposed, D)
-        scores = torch.bmm(rows, queries.unsqueeze(2)).squeeze(2).masked_fill(label_ids < 0, -torch.inf)
+        label_ids = np.where(places >= 0, self._label_of[places], -1)
+        rows = self.embeddings.numpy()[label_ids].astype(np.float32, copy=False)  # (B, proposed, D)
+        scores = np.matmul(rows, queries.numpy()[:, :, None])[:, :, 0]
+        scores[label_ids < 0] = -np.inf
         for row, label in pairs.tolist():
-            scores[row, label_ids[row] == label] = -torch.inf
-        label_ids, order = label_ids.sort(dim=1, stable=True)  # ties in the order of ids
-        best, by_score = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
-        last = torch.from_numpy(near[:, -1]).masked_fill(label_ids[:, 0] < 0, -torch.inf)  # no more to propose
-        return best[:, :k], label_ids.gather(1, by_score)[:, :k], last
+            scores[row, label_ids[row] == label] = -np.inf
+        order = np.lexsort((label_ids, -scores), axis=1)[:, :k]  # ties in the order of ids
+        last = np.where((label_ids < 0).any(1), -np.inf, near[:, -1])  # no more to propose
+        return np.take_along_axis(scores, order, 1), np.take_along_axis(label_ids, order, 1), last
