@@ -8,9 +8,12 @@ EXAMPLES ?= 20000
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-all soak fuzz lint
+.PHONY: demo synthetic test test-slow test-all soak fuzz lint
 demo: $(INSTALLED)  ## train, evaluate, index and predict on real data, then write $(OUT)/report.html
 	$(BIN)/python recipes/demo.py --data $(DATA) --output_dir $(OUT)
+
+synthetic: $(INSTALLED)  ## softmax and decoupled softmax on random texts with one easy positive; runs/synthetic
+	$(BIN)/python recipes/synthetic.py easy --output_dir runs/synthetic
 
 test: $(INSTALLED)  ## the tests that take seconds each
 	$(BIN)/python -m pytest -m "not slow and not soak"

@@ -1,0 +1,241 @@
+"""Losses, similarities and negatives side by side, at one short schedule, each at its own best learning rate.
+
+    python recipes/compare.py --data recipes/data/wordnet-hypernyms --output_dir runs/compare --num_labels 4000
+
+With so many labels, drawn at random, a run takes about ten seconds of a CPU core; each that is finished is a line of
+`runs.jsonl`, and those that stand there are not run again: stop whenever you like, or give `--seconds`. `tables.md` and
+`compare.png` are written anew at the end, from the lines there are.
+
+The learning rate of a loss is the best of `--learning_rates` on validation queries taken from train, for the metric
+that the loss is made for; among the losses it then runs with every seed. Test queries are measured in every run and
+choose nothing.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.subset import subset
+from sentence_transformers.sentence_transformer.modules import Normalize
+from tokenizers import Tokenizer
+from transformers import set_seed
+
+from hf_xmc import (
+    ExtremeMultilabelClassificationEvaluator,
+    HardNegativeMiner,
+    XMCData,
+    XMCTrainer,
+    XMCTrainingArguments,
+    load_xmc,
+    losses,
+)
+from hf_xmc.card import hardware
+from hf_xmc.metrics import by_frequency_decile
+from hf_xmc.static import encoder_of, train_tokenizer
+
+LOSSES = {
+    "decoupled softmax": lambda t: losses.DecoupledSoftmaxLoss(temperature=t),
+    "softmax": lambda t: losses.SoftmaxLoss(temperature=t),
+    "BCE": lambda t: losses.BCELoss(temperature=t, bias=None),
+    "BCE, bias and scale": lambda t: losses.BCELoss(temperature=t),
+    "SoftTop-5": lambda t: losses.SoftTopKLoss(k=5, temperature=t),
+    "SoftTop-100": lambda t: losses.SoftTopKLoss(k=100, temperature=t),
+}
+AIM = {"SoftTop-100": "R@100"}  # what a learning rate is chosen by; nDCG@5 for the others
+METRICS = ("P@1", "P@3", "P@5", "PSP@5", "nDCG@5", "R@10", "R@100")
+COSINE = ("decoupled softmax", "softmax", "BCE, bias and scale", "SoftTop-5")
+RANDOM = (0, 200, 1000, 5000)
+HARD = (0, 1, 5, 10)
+
+
+def plan(results: list[dict], options: argparse.Namespace) -> Iterator[dict]:
+    """The runs, in order. What needs the best learning rate of others waits until these are there."""
+    first = options.seeds[0]
+
+    def grid(study: str, loss: str, **settings: object) -> Iterator[dict]:
+        for rate in options.learning_rates:
+            yield {"study": study, "loss": loss, "learning_rate": rate, "seed": first, **settings}
+
+    def best(study: str, loss: str, seeds: list[int], **settings: object) -> Iterator[dict]:
+        rate = best_rate(results, "losses", loss, len(options.learning_rates))
+        if rate is not None:
+            for seed in seeds:
+                yield {"study": study, "loss": loss, "learning_rate": rate, "seed": seed, **settings}
+
+    for loss in LOSSES:
+        yield from grid("losses", loss)
+    for loss in LOSSES:
+        yield from best("losses", loss, options.seeds)
+    for number in RANDOM:
+        for loss in ("decoupled softmax", "softmax"):
+            yield from best("negatives", loss, [first], random=number)
+    for number in HARD:
+        yield from best("hard", "decoupled softmax", [first], random=0, hard=number)
+    for loss in COSINE:
+        yield from grid("cosine", loss)
+
+
+def best_rate(results: list[dict], study: str, loss: str, tried: int) -> float | None:
+    """The learning rate that is best on validation, once all have been tried with the first seed."""
+    mine = [result for result in results if result["run"]["study"] == study and result["run"]["loss"] == loss]
+    if len({result["run"]["learning_rate"] for result in mine}) < tried:
+        return None
+    aim = AIM.get(loss, "nDCG@5")
+    return max(mine, key=lambda result: result["validation"][aim])["run"]["learning_rate"]
+
+
+def train(run: dict, data: XMCData, tokenizer: Tokenizer, options: argparse.Namespace) -> dict:
+    """One run: metrics on validation and test, and test hits by label frequency."""
+    set_seed(run["seed"])
+    encoder = encoder_of(tokenizer, options.embedding_dim, std=0.3, seed=run["seed"], device=None)
+    cosine = run["study"] == "cosine"
+    if cosine:
+        encoder.append(Normalize())
+    args = XMCTrainingArguments(
+        str(options.output_dir / "trainer"),
+        label_mode="mined" if "random" in run else "exact",
+        num_random_negatives=run.get("random", 0),
+        num_hard_negatives=run.get("hard", 0),
+        per_device_train_batch_size=options.batch_size,
+        num_train_epochs=options.epochs,
+        learning_rate=run["learning_rate"],
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=run["seed"],
+    )
+    loss = LOSSES[run["loss"]](options.temperature if cosine else 1.0)
+    trainer = XMCTrainer(encoder, args, data.train, labels=data.labels, loss=loss)
+    if run.get("hard"):
+        trainer.add_callback(HardNegativeMiner(trainer, start=1, every=1))
+    start = time.perf_counter()
+    trainer.train()
+    found = {"run": run, "seconds": time.perf_counter() - start}
+    for split in ("validation", "test"):
+        evaluator = ExtremeMultilabelClassificationEvaluator.from_data(data, split)
+        predictions = evaluator.predict(encoder)
+        metrics = evaluator.score(predictions)
+        found[split] = {metric: metrics[metric] for metric in METRICS}
+    deciles = by_frequency_decile(predictions.label_ids, evaluator.relevance, data.label_counts())
+    return found | {"deciles": [decile._asdict() for decile in deciles]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no run after so many")
+    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--num_labels", type=int, help="so many labels drawn at random, and the queries that have any")
+    parser.add_argument("--embedding_dim", type=int, default=64)
+    parser.add_argument("--batch_size", type=int, default=1024)
+    parser.add_argument("--temperature", type=float, default=0.05, help="of cosines")
+    parser.add_argument("--learning_rates", type=float, nargs="+", default=[0.03, 0.1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--validation_size", type=float, default=0.05)
+    options = parser.parse_args()
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    store = options.output_dir / "runs.jsonl"
+    results = [json.loads(line) for line in store.read_text().splitlines()] if store.exists() else []
+    data, start = None, time.perf_counter()  # not read where there is nothing to run
+    while time.perf_counter() - start < options.seconds:
+        done = [result["run"] for result in results]
+        run = next((run for run in plan(results, options) if run not in done), None)
+        if run is None:
+            break
+        if data is None:
+            data = load(options)
+            tokenizer = train_tokenizer([*data.train["text"], *data.labels["text"]])
+        results.append(train(run, data, tokenizer, options) | {"hardware": hardware()})
+        with store.open("a") as file:
+            file.write(json.dumps(results[-1]) + "\n")
+        shown = {metric: round(100 * value, 2) for metric, value in results[-1]["test"].items()}
+        print(run, f"{results[-1]['seconds']:.0f} s", shown, flush=True)
+    (options.output_dir / "tables.md").write_text(tables(results, options))
+    plot(results, options, options.output_dir / "compare.png")
+    print((options.output_dir / "tables.md").read_text())
+
+
+def load(options: argparse.Namespace) -> XMCData:
+    data = load_xmc(options.data)
+    data = data if data.validation else data.carve_validation(options.validation_size)
+    return data if options.num_labels is None else subset(data, options.num_labels)
+
+
+def chosen(results: list[dict], options: argparse.Namespace, study: str, loss: str, **settings: object) -> list[dict]:
+    """The runs of a row: those at the best learning rate, one a seed."""
+    best_of = "cosine" if study == "cosine" else "losses"
+    rate = best_rate(results, best_of, loss, len(options.learning_rates))
+    wanted = {"study": study, "loss": loss, "learning_rate": rate, **settings}
+    return [result for result in results if {**result["run"], "seed": None} == {**wanted, "seed": None}]
+
+
+def tables(results: list[dict], options: argparse.Namespace) -> str:
+    """All studies in Markdown: mean and standard deviation over the seeds, in percent, on test."""
+    head = ["| | learning rate | seeds | " + " | ".join(METRICS) + " |", "|---" * (3 + len(METRICS)) + "|"]
+    sections = {
+        "Losses": [(loss, chosen(results, options, "losses", loss)) for loss in LOSSES],
+        "Cosines": [(loss, chosen(results, options, "cosine", loss)) for loss in COSINE],
+        "Random negatives": [
+            (f"{loss}, {number}", chosen(results, options, "negatives", loss, random=number))
+            for loss in ("decoupled softmax", "softmax")
+            for number in RANDOM
+        ],
+        "Hard negatives": [
+            (str(number), chosen(results, options, "hard", "decoupled softmax", random=0, hard=number))
+            for number in HARD
+        ],
+    }
+    lines = []
+    for title, rows in sections.items():
+        lines += [f"**{title}**", "", *head]
+        for name, runs in rows:
+            if runs:
+                cells = [spread([run["test"][metric] for run in runs]) for metric in METRICS]
+                lines.append(f"| {name} | {runs[0]['run']['learning_rate']:g} | {len(runs)} | {' | '.join(cells)} |")
+        lines.append("")
+    lines += ["**R@100 by label frequency, rarest tenth first**", ""]
+    for loss in LOSSES:
+        if runs := chosen(results, options, "losses", loss):
+            cells = [spread([run["deciles"][tenth]["recall"] for run in runs]) for tenth in range(10)]
+            lines.append(f"| {loss} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def spread(values: list[float]) -> str:
+    deviation = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.2f}{deviation}"
+
+
+def plot(results: list[dict], options: argparse.Namespace, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for loss in LOSSES:
+        if runs := chosen(results, options, "losses", loss):
+            means = [100 * statistics.mean(run["deciles"][tenth]["recall"] for run in runs) for tenth in range(10)]
+            left.plot(range(1, 11), means, marker="o", markersize=3, label=loss)
+    left.set(xlabel="labels by frequency in training, tenths", ylabel="R@100, %")
+    for loss in ("decoupled softmax", "softmax"):
+        rows = [(str(number), chosen(results, options, "negatives", loss, random=number)) for number in RANDOM]
+        rows = [row for row in [*rows, ("all", chosen(results, options, "losses", loss))] if row[1]]
+        values = [[100 * run["test"]["P@1"] for run in runs] for _, runs in rows]
+        errors = [statistics.stdev(value) if len(value) > 1 else 0.0 for value in values]
+        right.errorbar([name for name, _ in rows], [statistics.mean(v) for v in values], errors, marker="o", label=loss)
+    right.set(xlabel="random labels beside those of the batch", ylabel="P@1, %")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
