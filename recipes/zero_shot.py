@@ -62,7 +62,7 @@ def main() -> None:
         trained(recipe, args, known).save_pretrained(folder)
     model = XMCModel.from_pretrained(folder)
     model.add_labels(full.labels.select(range(num_seen, full.num_labels)))
-    memory, texts = model.memory, list(full.labels["text"])
+    memory, texts, queries = model.memory, list(full.labels["text"]), list(full.test["text"])
 
     def without_memory(*arguments, **choices) -> TopK:
         model.memory = None
@@ -75,9 +75,9 @@ def main() -> None:
         "labels and memory": model.search,
         "labels": without_memory,
         "BM25": BM25(texts).search,
-        "the encoder before training": cosine_search(untrained, texts),
+        "the encoder before training": cosine_search(untrained, texts, queries),
     }
-    systems |= {name: cosine_search(SentenceTransformer(name), texts) for name in options.encoders}
+    systems |= {name: cosine_search(SentenceTransformer(name), texts, queries) for name in options.encoders}
     report = {"num_hidden": full.num_labels - num_seen, "num_seen": num_seen, "num_train": len(known.train)}
     report["systems"] = {name: measured(search, full, num_seen) for name, search in systems.items()}
     train.write_json(options.output_dir / "zero_shot.json", {**report, "columns": COLUMNS})
@@ -166,10 +166,11 @@ class BM25:
         return TopK(np.pad(label_ids, short, constant_values=-1), np.pad(scores, short, constant_values=-np.inf))
 
 
-def cosine_search(encoder: SentenceTransformer, labels: list[str]) -> Callable[..., TopK]:
+def cosine_search(encoder: SentenceTransformer, labels: list[str], queries: list[str]) -> Callable[..., TopK]:
     embed = partial(encoder.encode, convert_to_tensor=True, batch_size=256)
-    index = LabelIndex(normalize(embed(labels).float()).cpu())
-    return lambda texts, k, **choices: index.search(embed(texts).cpu(), k, **choices)
+    index, embedded = LabelIndex(normalize(embed(labels).float()).cpu()), embed(queries).cpu()
+    row_of = {text: row for row, text in enumerate(queries)}
+    return lambda texts, k, **choices: index.search(embedded[[row_of[text] for text in texts]], k, **choices)
 
 
 def table(report: dict) -> str:

@@ -45,6 +45,7 @@ def test_a_word_is_not_torn_unless_it_is_longer_than_all_that_is_read():
     assert " ".join(mine).split() == text.split()
     assert len(mine) > 1
     assert (chunks.tokens <= 5).all()
+    assert (chunks.tokens[chunks.text_of == 1][:-1] == 5).all()  # as long as can be
     assert "".join(chunk for chunk, of in zip(chunks.texts, chunks.text_of, strict=True) if of == 1) == "x" * 400
 
 
