@@ -221,18 +221,26 @@ class Predictor:
         query, about = self.embed([text]), self.labels[label]
         return explain(query, label, about, self.label_index, self.memory, self.calibration, nearest)
 
-    def add_labels(self, labels: Sequence[str] | Dataset) -> None:
+    def add_labels(self, labels: Sequence[str] | Dataset, *, length: float | None = None) -> None:
         """Labels that can be predicted from now on; nothing is trained. They come behind those that are there.
 
         Args:
             labels: as in the class; several rows of one ``label_id`` are texts of one label. Texts without ids get the
                 next free numbers. ``seen`` is false unless it is given.
+            length: of their embeddings. Where an encoder leaves it free, training makes it tell how frequent a label
+                is; that of a label it has not seen tells nothing, and one for all finds rare labels better.
 
         Raises:
-            ValueError: a label id that is there already. The model is then as before, as after any error here.
+            ValueError: a label id that is there already, or a length that is not positive. The model is then as
+                before, as after any error here.
         """
+        if length is not None and not length > 0:
+            raise ValueError(f"length must be positive, got {length}.")
         table, new = self.table.added(labels)
-        self.index.add(self._embed_labels(new))
+        embeddings = self._embed_labels(new)
+        if length is not None:
+            embeddings = length * torch.nn.functional.normalize(embeddings)
+        self.index.add(embeddings)
         self._renumber(np.arange(len(self.table)), table)
 
     def remove_labels(self, label_ids: Iterable[str]) -> None:

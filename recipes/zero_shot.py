@@ -61,7 +61,11 @@ def main() -> None:
     if not folder.exists():
         trained(recipe, args, known).save_pretrained(folder)
     model = XMCModel.from_pretrained(folder)
-    model.add_labels(full.labels.select(range(num_seen, full.num_labels)))
+    new = full.labels.select(range(num_seen, full.num_labels))
+    model.add_labels(new)
+    one_length = XMCModel.from_pretrained(folder)
+    one_length.memory = None
+    one_length.add_labels(new, length=float(one_length.index.embeddings.norm(dim=1).median()))
     memory, texts, queries = model.memory, list(full.labels["text"]), list(full.test["text"])
 
     def without_memory(*arguments, **choices) -> TopK:
@@ -74,6 +78,7 @@ def main() -> None:
     systems = {
         "labels and memory": model.search,
         "labels": without_memory,
+        "labels, the hidden ones at one length": one_length.search,
         "BM25": BM25(texts).search,
         "the encoder before training": cosine_search(untrained, texts, queries),
     }

@@ -53,6 +53,16 @@ def test_added_labels_are_as_if_they_had_always_been_there(model, encoder, queri
     assert model.memory.num_labels == 13
 
 
+def test_added_labels_may_have_one_length(encoder):
+    model = XMCModel(encoder, LABELS)
+    model.add_labels(NEW, length=3)
+    for row, text in enumerate(NEW["text"], start=11):
+        own = torch.tensor(encoder.encode(text))
+        torch.testing.assert_close(model.index.embeddings[row], 3 * own / own.norm())
+    with pytest.raises(ValueError, match="length must be positive, got 0"):
+        model.add_labels(["horse"], length=0)
+
+
 def test_removed_labels_are_gone_and_the_others_keep_their_votes(model, encoder, queries):
     model.remove_labels(["L3", "L0"])
     kept = [row for row in range(11) if row not in (0, 3)]

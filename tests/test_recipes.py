@@ -74,7 +74,7 @@ def test_hidden_labels_are_added_by_text_and_measured_beside_the_others(data, tm
     assert done.returncode == 0, done.stderr[-5000:]
     report = json.loads((tmp_path / "zero_shot" / "zero_shot.json").read_text())
     assert (report["num_hidden"], report["num_seen"]) == (2, 3)
-    assert {"labels and memory", "labels", "BM25", "the encoder before training"} == set(report["systems"])
+    assert {"labels and memory", "labels", "BM25", "the encoder before training"} < set(report["systems"])
     for metrics in report["systems"].values():
         assert all(0 <= metrics[column] <= 1 for column in report["columns"])
     assert done.stdout.count("| BM25 |") == 1
