@@ -4,8 +4,9 @@
         --model sentence-transformers/all-MiniLM-L6-v2 --num_labels 2000 --seconds 400 --json modes.json
 
 The modes take turns: the next step is that of the mode that has had the least time, so that all meet the same machine.
-Time is wall time of training steps; evaluation is not counted. Labels that more than `--max_share` of the queries have
-are left out, or P@1 would say little. The plot lies beside the JSON.
+Time is the processor's in training steps, which on one thread is that of the clock where nothing else runs; evaluation
+is not counted. Labels that more than `--max_share` of the queries have are left out, or P@1 would say little. The plot
+lies beside the JSON.
 """
 
 import argparse
@@ -63,14 +64,14 @@ class Run:
         if batch is None:
             self.batches = iter(self.trainer.get_train_dataloader())
             batch = next(self.batches)
-        start = time.perf_counter()
+        start = time.process_time()
         self.encoder.train()
         self.trainer.compute_loss(self.encoder, self.trainer._prepare_inputs(batch)).backward()
         torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), 1.0)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
-        self.seconds += time.perf_counter() - start
+        self.seconds += time.process_time() - start
         self.steps += 1
 
 
