@@ -14,7 +14,7 @@ from hf_xmc.encoding import embed, embed_in_chunks, gradient_norms
 from hf_xmc.negatives import Candidates, Columns, Step, own_labels
 from hf_xmc.sampling import inclusion_probabilities, systematic_sample
 
-FLOOR = 0.1  # of the draws go to labels evenly: a label that the bank holds for cold may have become hot
+FLOOR = 1.0  # of the mean importance, added to each: where rows differ in age, an even share of the draws is a hedge
 
 
 class LabelBank:
@@ -59,8 +59,9 @@ class LabelBank:
         importance = gradient_norms(at_labels, self.embeddings if self.normalised else None)
         mine = self.columns.shard.localize(columns)
         mine = mine[mine >= 0]
-        importance[mine] = 0  # drawn in any case
+        importance[mine] = 0
         importance += FLOOR * importance.mean()
+        importance[mine] = 0  # drawn in any case, and beside the share
         probabilities = inclusion_probabilities(importance, math.ceil(self.share * len(importance)))
         probabilities[mine] = 1
         drawn = systematic_sample(probabilities)

@@ -32,7 +32,7 @@ class XMCTrainingArguments(SentenceTransformerTrainingArguments):
         },
     )
     label_bank_max_age: int = field(
-        default=100, metadata={"help": "Batches after which `bank` embeds a label that was not drawn, to remember it."}
+        default=50, metadata={"help": "Batches after which `bank` embeds a label that was not drawn, to remember it."}
     )
     num_hard_negatives: int = field(default=1, metadata={"help": "Mined labels that `mined` draws for each query."})
     num_random_negatives: int = field(default=0, metadata={"help": "Labels that `mined` draws from all, a step."})

@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3, help="draws of each mode on each batch")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.02, 0.05, 0.1])
-    parser.add_argument("--max_age", type=int, default=100)
+    parser.add_argument("--max_age", type=int, default=50)
     parser.add_argument("--num_random", type=int, default=0, help="random labels of a `mined` step, where wanted")
     parser.add_argument("--num_positives", type=int, help="positives drawn for a query; by default all")
     parser.add_argument("--chunk_tokens", type=int, default=8192)
@@ -167,7 +167,8 @@ def main() -> None:
     rows, done, warm = [], 0, None
     for warm_steps in options.warm_steps:
         if warm_steps > done:
-            warm = make_trainer(options, encoder, data, "bank", label_sample_share=0.05, max_steps=warm_steps - done)
+            settings = {"label_sample_share": 0.05, "label_bank_max_age": options.max_age}
+            warm = make_trainer(options, encoder, data, "bank", max_steps=warm_steps - done, **settings)
             warm.train()
             done = warm_steps
         rows += measure(options, encoder, data, warm_steps, warm)
