@@ -92,13 +92,13 @@ def measure(
 ) -> list[dict]:
     modes = {"exact": make_trainer(options, encoder, data, "exact")}
     for share in options.shares:
-        modes[f"fresh {share:g}"] = make_trainer(options, encoder, data, "fresh", label_sample_share=share)
-        bank = make_trainer(
-            options, encoder, data, "bank", label_sample_share=share, label_bank_max_age=options.max_age
-        )
-        if warm is not None:
-            bank.negatives.embeddings = warm.negatives.embeddings.clone()
-        modes[f"bank {share:g}"] = bank
+        if "fresh" in options.modes:
+            modes[f"fresh {share:g}"] = make_trainer(options, encoder, data, "fresh", label_sample_share=share)
+        if "bank" in options.modes:
+            settings = {"label_sample_share": share, "label_bank_max_age": options.max_age}
+            bank = modes[f"bank {share:g}"] = make_trainer(options, encoder, data, "bank", **settings)
+            if warm is not None:
+                bank.negatives.embeddings = warm.negatives.embeddings.clone()
     if options.num_random:
         random = {"num_hard_negatives": 0, "num_random_negatives": options.num_random}
         modes[f"mined, {options.num_random} random"] = make_trainer(options, encoder, data, "mined", **random)
@@ -145,6 +145,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3, help="draws of each mode on each batch")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.02, 0.05, 0.1])
+    parser.add_argument("--modes", nargs="+", choices=["fresh", "bank"], default=["fresh", "bank"])
     parser.add_argument("--max_age", type=int, default=50)
     parser.add_argument("--num_random", type=int, default=0, help="random labels of a `mined` step, where wanted")
     parser.add_argument("--num_positives", type=int, help="positives drawn for a query; by default all")
