@@ -16,13 +16,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+from torch.nn.functional import embedding_bag
 from transformers import OpenAIGPTConfig, OpenAIGPTModel, PreTrainedTokenizerFast
 
 from hf_xmc.data import SPLITS, XMCData
@@ -44,10 +49,13 @@ def write_phrases(texts: Sequence[str]) -> list[str]:
     >>> write_phrases(["A small cat."])
     ['A small cat . A_small small_cat cat_.']
     """
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({}, UNKNOWN)))
-    conversations = [[{"role": "user", "content": text}] for text in texts]
-    rewritten: Any = tokenizer.apply_chat_template(conversations, chat_template=TEMPLATE, tokenize=False)
-    return rewritten
+    return [_rewritten(text) for text in texts]
+
+
+def _rewritten(text: str) -> str:
+    """What the template writes, sooner."""
+    words = text.translate(SPACED).split()[:MAX_WORDS]
+    return " ".join([*words, *map("_".join, pairwise(words))]) or UNKNOWN
 
 
 def with_phrases(data: XMCData) -> XMCData:
@@ -140,3 +148,36 @@ def standalone(encoder: SentenceTransformer) -> SentenceTransformer:
         parts = [Transformer(folder), Pooling(table.shape[1], "mean")]
     device = str(encoder.device)
     return SentenceTransformer(modules=parts, similarity_fn_name=encoder.similarity_fn_name, device=device)
+
+
+def is_standalone(encoder: SentenceTransformer) -> bool:
+    """Whether an encoder is one that :func:`standalone` made, or a saved one of those."""
+    modules: list[Any] = list(encoder)
+    if len(modules) != 2 or not isinstance(modules[0], Transformer) or not isinstance(modules[1], Pooling):
+        return False
+    model, written = modules[0].auto_model, getattr(modules[0].tokenizer, "chat_template", None) == TEMPLATE
+    bare = isinstance(model, OpenAIGPTModel) and model.config.n_layer == 0 and model.dtype == torch.float32
+    return bare and written and modules[1].pooling_mode == "mean"
+
+
+@torch.inference_mode()
+def embed_standalone(encoder: SentenceTransformer, texts: Sequence[str], batch_size: int = 1024) -> Tensor:
+    """``(N, D)``: what `encode` of a :func:`standalone` encoder gives up to rounding, in a third of the time."""
+    first: Any = encoder[0]
+    model, tokenizer = first.auto_model, first.tokenizer.backend_tokenizer
+    if tokenizer.padding is not None:  # asked first: threads that read may not set anything at the same time
+        tokenizer.no_padding()
+    embeddings = torch.empty(len(texts), model.config.n_embd, device=model.device)
+    for start in range(0, len(texts), batch_size):
+        batch = write_phrases(texts[start : start + batch_size])
+        tokens = [read.ids[: encoder.max_seq_length] for read in tokenizer.encode_batch_fast(batch, False, False)]
+        sizes = np.array([len(ids) for ids in tokens])
+        begin = sizes.cumsum() - sizes
+        place = np.arange(sizes.sum()) - np.repeat(begin, sizes)
+        ids, begins, places = (
+            torch.from_numpy(part).to(model.device) for part in (np.concatenate(tokens), begin, place)
+        )
+        mean = embedding_bag(ids, model.tokens_embed.weight, begins, mode="mean")
+        mean += embedding_bag(places, model.positions_embed.weight, begins, mode="mean")
+        embeddings[start : start + batch_size] = mean
+    return embeddings

@@ -7,10 +7,15 @@ import layouts
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from hf_xmc import load_xmc, phrase_encoder, standalone, with_phrases, write_phrases
-from hf_xmc.phrases import MAX_WORDS, train_tokenizer
+from hf_xmc.phrases import MAX_WORDS, TEMPLATE, embed_standalone, is_standalone, train_tokenizer
 
 TEXTS = ["a red boat", "a red boat sails", "the sea, under_the sun"]
 
@@ -33,6 +38,16 @@ def encoder():
 )
 def test_pairs_stand_after_the_words(text, rewritten):
     assert write_phrases([text]) == [rewritten]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.one_of(st.text(), st.text("a _-.\u3000\x1c"), st.just("w " * (MAX_WORDS + 9))), min_size=1, max_size=3)
+)
+def test_phrases_are_written_as_the_template_does_it(texts):
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({}, "[UNK]")))
+    conversations = [[{"role": "user", "content": text}] for text in texts]
+    assert write_phrases(texts) == tokenizer.apply_chat_template(conversations, chat_template=TEMPLATE, tokenize=False)
 
 
 def test_the_rest_of_a_very_long_text_is_not_read():
@@ -76,6 +91,24 @@ def test_standalone_reads_plain_text_in_stock_sentence_transformers(encoder, tmp
     command = [sys.executable, "-c", program, str(tmp_path), *texts]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_short_way_through_a_standalone_encoder_gives_what_the_long_one_gives(encoder, tmp_path):
+    """With positions that were trained, texts that are cut, and after a batch of the long way, which pads."""
+    alone = standalone(encoder)
+    torch.nn.init.normal_(alone[0].auto_model.positions_embed.weight)
+    texts = ["A red boat!", "", "the boat sails, the sea", "\x00", *TEXTS, "xyzzy " * 600]
+    alone.save_pretrained(str(tmp_path))
+    for one in (alone, SentenceTransformer(str(tmp_path), device="cpu")):
+        assert is_standalone(one)
+        for limit in (2048, 4):
+            one.max_seq_length = limit
+            expected = one.encode(texts, convert_to_tensor=True)
+            for size in (1024, 3):
+                torch.testing.assert_close(embed_standalone(one, texts, size), expected, rtol=1e-4, atol=1e-5)
+    one.append(Normalize())
+    assert not is_standalone(one)
+    assert not is_standalone(encoder)
 
 
 def test_standalone_refuses_another_encoder(encoder):

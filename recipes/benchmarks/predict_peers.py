@@ -10,6 +10,7 @@ seconds and CPU seconds, tf-idf included.
 
 import argparse
 import json
+import os
 import pickle
 import sys
 import time
@@ -84,6 +85,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    output = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # omikuji logs to standard output
     data = json.loads((options.folder / "texts.json").read_text())
     tfidf = features(options.folder, data)
     rows, models = tfidf.transform(data["texts"]).astype(np.float32), {}
@@ -94,7 +97,7 @@ def main() -> None:
         else:
             models[name] = trained_pecos(path, rows, data["label_ids"], options.threads)
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    print(json.dumps({"ready": list(models)}), flush=True)
+    print(json.dumps({"ready": list(models)}), file=output, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
         groups = [[text] for text in asked["texts"]] if asked["one_by_one"] else [asked["texts"]]
@@ -105,7 +108,11 @@ def main() -> None:
             label_ids += answers(models[asked["peer"]], asked["peer"], query, asked["top_k"], options.threads)
             seconds.append(time.perf_counter() - start)
             cpu_seconds.append(time.process_time() - cpu_start)
-        print(json.dumps({"label_ids": label_ids, "seconds": seconds, "cpu_seconds": cpu_seconds}), flush=True)
+        print(
+            json.dumps({"label_ids": label_ids, "seconds": seconds, "cpu_seconds": cpu_seconds}),
+            file=output,
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
