@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ import scipy.sparse as sp
 from datasets import Dataset
 
 from hf_xmc.atomic import whole_folder
+from hf_xmc.commits import upon
 
 PREPARED = "xmc_data.json"  # written last: without it, a folder is not a prepared data set
 FORMAT_VERSION = 1
@@ -112,22 +113,34 @@ class XMCData:
             (new / PREPARED).write_text(json.dumps(about, indent=2))
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> None:
-        """Publish as a data set of the Hub, which ``load_xmc(repo_id)`` reads: a commit for each table.
+        """Publish as a data set of the Hub, which ``load_xmc(repo_id)`` reads, in one commit.
 
         Args:
-            repo_id: ``org/name`` of the data set, which is made if there is none.
+            repo_id: ``org/name`` of the data set, which is made if there is none. The tables of one that is there are
+                replaced; the text of its card stays.
             private: who may see it.
             token: as everywhere on the Hub.
+
+        Raises:
+            RuntimeError: the push failed. The repository holds what it held before, or all of the new.
         """
-        settings: dict[str, Any] = {"private": private, "token": token}
-        for name in SPLITS:
-            if (split := getattr(self, name)) is not None:
-                split.push_to_hub(repo_id, "default", split=name, **settings)
+        tables = {f"default/{name}": split for name in SPLITS if (split := getattr(self, name)) is not None}
         for name, pairs in self.filter_pairs.items():
-            table = Dataset.from_dict({"row": pairs[:, 0], "label": pairs[:, 1]})
-            table.push_to_hub(repo_id, "filter_pairs", split=name, **settings)
-        # Last: without its labels a data set does not load.
-        self.labels.push_to_hub(repo_id, "labels", **settings)
+            tables[f"filter_pairs/{name}"] = Dataset.from_dict({"row": pairs[:, 0], "label": pairs[:, 1]})
+        tables["labels/train"] = self.labels
+        configs: dict[str, list[dict[str, str]]] = {}
+        with TemporaryDirectory() as temporary, upon(repo_id, "dataset", private=private, token=token) as there:
+            folder = Path(temporary)
+            for name, table in tables.items():
+                config, split = name.split("/")
+                (folder / config).mkdir(exist_ok=True)
+                table.to_parquet(folder / f"{name}.parquet")
+                configs.setdefault(config, []).append({"split": split, "path": f"{name}.parquet"})
+            listed = [{"config_name": name, "data_files": files} for name, files in configs.items()]
+            there.write_card(folder / "README.md", configs=listed)
+            names = ["README.md", *(f"{name}.parquet" for name in tables)]
+            stale = [name for name in there.files - set(names) if name.endswith(".parquet")]
+            there.replace(folder, names, without=stale, message="Queries, labels and filter pairs")
 
 
 def relevance_of(queries: Dataset, num_labels: int) -> sp.csr_array:

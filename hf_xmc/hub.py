@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 from hf_xmc import manifest
+from hf_xmc.commits import upon
 from hf_xmc.manifest import CONFIG, LABEL_INDEX, PARTS, REBUILT, files_of_part
 
 REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -161,32 +161,9 @@ def push(
         RuntimeError: the push failed. The repository holds what it held before, or all of the release; the folder is
             untouched, and the push can be repeated.
     """
-    api = HfApi(token=token)
     names = [CONFIG, *manifest.read(folder / CONFIG)["files"]]
     names += ["README.md"] if (folder / "README.md").exists() else []
-    try:
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        there = api.model_info(repo_id, revision=revision)
-        old = {file.rfilename for file in there.siblings or []}
+    with upon(repo_id, private=private, revision=revision, token=token) as there:
         # Files of the release before, such as the weights of another architecture, would mix with the new one.
-        stale = [name for name in old - set(names) if not name.startswith(".") and name != "README.md"]
-        added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names]
-        removed = [CommitOperationDelete(path_in_repo=name) for name in stale]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")  # the label table
-            commit = api.create_commit(
-                repo_id,
-                [*added, *removed],
-                commit_message=commit_message,
-                revision=revision,
-                create_pr=create_pr,
-                parent_commit=there.sha,
-            )
-        return commit.pr_url or str(commit.commit_url)
-    except Exception as error:  # whatever its HTTP library raises: which one that is changes with its version
-        raise RuntimeError(
-            f"the push to {repo_id} failed ({type(error).__name__}: {error}). The commit is made whole or not at all, "
-            "and the model here is untouched: push again."
-        ) from error
+        stale = [name for name in there.files - set(names) if not name.startswith(".") and name != "README.md"]
+        return there.replace(folder, names, without=stale, message=commit_message, create_pr=create_pr)

@@ -2,7 +2,8 @@
 
 It speaks the HTTP of create, preupload, LFS, commit, branches, tree, resolve (with ranges) for models, data sets and
 spaces. A fault is ``(method, pattern of the path, kind, times)``; kinds are ``error`` (500), ``cut`` (the connection
-closes in the middle), ``slow`` (the body comes late) and ``race`` (someone else commits first).
+closes in the middle), ``lost`` (all is done, and the connection closes before the answer), ``slow`` (the body comes
+late) and ``race`` (someone else commits first).
 """
 
 import base64
@@ -72,6 +73,9 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def answer(self, code, body=b"", headers=()):
+        if self.current_fault == "lost":
+            self.close_connection = True
+            return
         body = body if isinstance(body, bytes) else json.dumps(body).encode()
         headers = {"Content-Length": str(len(body)), "Content-Type": "application/json", **dict(headers)}
         self.send_response(code)

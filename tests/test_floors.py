@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "hf_xmc"
 FLOORS = [
-    ["sharding", "metrics", "sampling", "atomic", "finite"],
+    ["sharding", "metrics", "sampling", "atomic", "finite", "commits"],
     ["threshold", "functional", "blocks", "kernels", "criteria", "gradients", "soft_top_k", "streaming"],
     ["losses", "encoding", "static"],
     ["formats", "data", "loading", "phrases", "batching", "negatives", "bank", "in_batch", "st_losses"],
@@ -35,7 +35,7 @@ FLOORS = [
 ORDER = [module for floor in FLOORS for module in floor]
 ROOMS = {
     "torch.distributed": ["sharding"],
-    "huggingface_hub": ["hub", "card"],
+    "huggingface_hub": ["commits", "hub", "card"],
     "faiss": ["faiss_index", "faiss_state"],
     "pymilvus": ["milvus_index"],
     "triton": ["kernels"],

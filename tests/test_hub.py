@@ -6,18 +6,20 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import layouts
 import pytest
 import torch
+import yaml
 from conftest import LABELS, make_static_encoder
 from hub_server import Hub
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import AutoModel, AutoTokenizer, DistilBertConfig, DistilBertModel
 
-from hf_xmc import FaissIndex, XMCModel, XMCTrainer, XMCTrainingArguments
+from hf_xmc import FaissIndex, XMCModel, XMCTrainer, XMCTrainingArguments, load_xmc
 from hf_xmc.calibration import Calibration
 from hf_xmc.hub import push
 
@@ -153,6 +155,20 @@ def test_a_push_that_fails_leaves_the_old_release_and_the_model_here(fault, hub,
     assert pulled.predict(TEXTS) == model.predict(TEXTS)
     assert {path: path.read_bytes() for path in (tmp_path / "new").rglob("*") if path.is_file()} == mine
     hub.faults.clear()
+    push(tmp_path / "new", "org/boats", token="hf_test")
+    pulled = XMCModel.from_pretrained("org/boats", cache_dir=tmp_path / "two", token="hf_test")
+    assert pulled.predict(TEXTS) == other.predict(TEXTS)
+
+
+def test_an_answer_that_is_lost_leaves_the_new_release_whole(hub, here, saved, tmp_path):
+    push(saved, "org/boats", token="hf_test")
+    other = XMCModel(make_static_encoder(dim=8), LABELS)
+    other.save_pretrained(tmp_path / "new")
+    hub.faults.append(["POST", "commit/main", "lost", 1])
+    with pytest.raises(RuntimeError, match=r"(?s)the push to org/boats failed .* untouched: push again"):
+        push(tmp_path / "new", "org/boats", token="hf_test")
+    pulled = XMCModel.from_pretrained("org/boats", cache_dir=tmp_path / "one", token="hf_test")
+    assert pulled.predict(TEXTS) == other.predict(TEXTS)
     push(tmp_path / "new", "org/boats", token="hf_test")
     pulled = XMCModel.from_pretrained("org/boats", cache_dir=tmp_path / "two", token="hf_test")
     assert pulled.predict(TEXTS) == other.predict(TEXTS)
@@ -373,17 +389,56 @@ def test_what_is_not_there_is_said(hub, client):
     assert "org/boats is not in the local cache" in error
 
 
-def test_a_data_set_goes_to_the_hub_and_comes_back(hub, client, tmp_path):
-    (tmp_path / "data").mkdir()
-    layouts.write_raw(tmp_path / "data")
-    client("load_xmc(sys.argv[1]).push_to_hub('org/data')", tmp_path / "data")
-    code = """
+LOAD_DATA = """
 data = load_xmc('org/data')
-rows = {name: [[r['text'], r['label_ids']] for r in data.split(name)] for name in ('train', 'test')}
+rows = {name: [[r['text'], r['label_ids']] for r in data.split(name)] for name in sys.argv[1:]}
 pairs = {name: p.tolist() for name, p in data.filter_pairs.items()}
 print(json.dumps([rows, data.labels['text'][:], data.labels['label_id'][:], pairs]))
 """
-    rows, labels, ids, pairs = json.loads(client(code, cache="other"))
+
+
+@pytest.fixture
+def data(tmp_path):
+    (tmp_path / "data").mkdir()
+    layouts.write_raw(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def test_a_data_set_goes_to_the_hub_and_comes_back(hub, client, data):
+    client("load_xmc(sys.argv[1]).push_to_hub('org/data')", data)
+    rows, labels, ids, pairs = json.loads(client(LOAD_DATA, "train", "test", cache="other"))
     assert rows["train"] == [[text, ids] for text, ids in layouts.TRAIN]
     assert rows["test"] == [[text, ids] for text, ids in layouts.TEST]
     assert (labels, ids[0], pairs) == (layouts.LABELS, "L0", {"test": layouts.FILTER_PAIRS})
+
+
+def test_a_data_set_takes_the_place_of_another_and_its_card_stays(hub, client, data):
+    card = b"---\nlicense: mit\ndataset_info: {splits: [{name: train, num_examples: 99}]}\n---\n# Mine\n"
+    old = {"README.md": card, "default/train-00000-of-00001.parquet": b"old", "default/validation.parquet": b"old"}
+    hub.put("org/data", {**old, "LICENSE": b"mit"}, kind="dataset")
+    client("load_xmc(sys.argv[1]).push_to_hub('org/data')", data)
+    files = hub.files("org/data", "dataset")
+    tables = {"default/train.parquet", "default/test.parquet", "labels/train.parquet", "filter_pairs/test.parquet"}
+    assert set(files) == {"README.md", "LICENSE", *tables}
+    _, metadata, text = files["README.md"].decode().split("---\n")
+    assert text == "# Mine\n"
+    assert yaml.safe_load(metadata).keys() == {"license", "configs"}
+    assert json.loads(client(LOAD_DATA, "train"))[1] == layouts.LABELS
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_push_of_data_that_fails_leaves_the_old_data_set(fault, hub, here, data):
+    data = load_xmc(data)
+    data.push_to_hub("org/data", token="hf_test")
+    before = hub.files("org/data", "dataset")
+    other = replace(data, labels=data.labels.select([4, 3, 2, 1, 0]), test=None, filter_pairs={})
+    hub.faults.append(list(FAULTS[fault]))
+    with pytest.raises(RuntimeError, match=r"(?s)the push to org/data failed .* untouched: push again"):
+        other.push_to_hub("org/data", token="hf_test")
+    after = hub.files("org/data", "dataset")
+    assert {name: after[name] for name in before} == before
+    hub.faults.clear()
+    other.push_to_hub("org/data", token="hf_test")
+    after = hub.files("org/data", "dataset")
+    assert {name for name in after if name.endswith(".parquet")} == {"default/train.parquet", "labels/train.parquet"}
+    assert after["labels/train.parquet"] != before["labels/train.parquet"]
