@@ -186,7 +186,7 @@ def _read_arrays(path: Path, most: int) -> dict[str, np.ndarray]:
 
 
 def _read_labels(path: Path) -> Dataset:
-    # What the file says of itself beside its table is left: it could make texts the names of files to be opened.
+    # What the file says of itself beside its table is left out: texts are texts, and no names of files to be opened.
     table = pq.read_table(path, memory_map=True).replace_schema_metadata(None)
     for name, types in COLUMNS.items():
         if name in table.column_names and table.schema.field(name).type not in types:

@@ -210,11 +210,12 @@ def test_a_label_table_of_other_columns(saved, nothing_runs):
     assert "column seen is of type string" in said_of(pa.table({"label_id": ids, "text": texts, "seen": texts}))
     assert "column label_id is of type list" in said_of(pa.table({"label_id": [["a"]] * 11, "text": texts}))
 
-    claims = {"info": {"features": {name: {"_type": "Image"} for name in ("label_id", "text", "other")}}}
     table = pa.table({"label_id": ids, "text": ["/etc/passwd"] * 11, "other": images, "seen": [True] * 11})
-    assert not said_of(table.replace_schema_metadata({"huggingface": json.dumps(claims)}))
-    labels, _ = release.read_label_index(release.load(saved))
-    assert labels[0] == {"label_id": "0", "text": "/etc/passwd", "seen": True}
+    for kind in ("Image", "Value"):  # the second lacks the type that it must name
+        claims = {"info": {"features": {name: {"_type": kind} for name in ("label_id", "text", "other")}}}
+        assert not said_of(table.replace_schema_metadata({"huggingface": json.dumps(claims)}))
+        labels, _ = release.read_label_index(release.load(saved))
+        assert labels[0] == {"label_id": "0", "text": "/etc/passwd", "seen": True}
 
 
 def test_modules_that_are_not_stock(saved):
