@@ -52,20 +52,22 @@ def most_bytes(factory: str, num_labels: int, embedding_dim: int) -> int:
 def state_of(index: Any) -> dict[str, np.ndarray]:
     """The tables of an index that spare :func:`restore` the work; none of one that is built as fast.
 
-    A graph has ``levels`` (N,), the ``entry_point``, and ``neighbors``, those of each node one after the other, -1
-    where there are fewer; lists have ``centroids`` and ``lists`` (N,), the list of each vector.
+    All have ``metric``, (2,): that and the dimension. A graph has ``levels`` (N,), the ``entry_point``, and
+    ``neighbors``, those of each node one after the other, -1 where there are fewer; lists have ``centroids`` and
+    ``lists`` (N,), the list of each vector.
     """
     inner = _inner(index)
+    metric = np.array([inner.metric_type, inner.d], dtype=np.int32)
     if isinstance(inner, faiss.IndexHNSW):
         graph = inner.hnsw
         tables = {name: faiss.vector_to_array(getattr(graph, name)) for name in ("levels", "neighbors")}
-        return {**tables, "entry_point": np.array([graph.entry_point], dtype=np.int32)}
+        return {**tables, "entry_point": np.array([graph.entry_point], dtype=np.int32), "metric": metric}
     if isinstance(inner, LISTS):
         lists = np.empty(inner.ntotal, dtype=np.int32)
         for number in range(inner.nlist):
             if size := inner.invlists.list_size(number):
                 lists[faiss.rev_swig_ptr(inner.invlists.get_ids(number), size)] = number
-        return {"centroids": inner.quantizer.reconstruct_n(0, inner.nlist), "lists": lists}
+        return {"centroids": inner.quantizer.reconstruct_n(0, inner.nlist), "lists": lists, "metric": metric}
     return {}
 
 
@@ -76,6 +78,8 @@ def restore(index: Any, vectors: np.ndarray, state: Mapping[str, np.ndarray]) ->
         ValueError: they are not those of such an index of so many vectors.
     """
     inner = _inner(index)
+    if list(_table(state, "metric", np.int32, (2,))) != [inner.metric_type, inner.d]:
+        raise ValueError("tables of another metric or dimension")
     if isinstance(inner, faiss.IndexHNSW):
         graph = inner.hnsw
         levels, offsets, neighbors, entry_point = _checked_graph(graph, len(vectors), state)

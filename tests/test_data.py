@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import layouts
@@ -14,6 +15,7 @@ import scipy.sparse as sp
 from datasets import Dataset
 
 from hf_xmc import XMCData, load_xmc
+from hf_xmc.formats import read_lines
 
 DATA = Path(__file__).parents[1] / "recipes" / "data"
 
@@ -194,6 +196,19 @@ def test_a_gzip_that_swells_does_not_load(raw):
         file.write(b" " * 2**26 + b"\n" + b"\n" * 2**26)
     with pytest.raises(ValueError, match="damaged or hostile"):
         load_xmc(raw)
+
+
+def test_a_line_or_a_file_beyond_the_limit_does_not_load(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_xmc.formats.MAX_LINE", 100)
+    (tmp_path / "x.txt").write_bytes(b"short\n" + b"a" * 99 + b"\n" + b"b" * 100)
+    assert [len(line) for line, _ in read_lines(tmp_path / "x.txt", Counter())] == [5, 99, 100]
+    (tmp_path / "x.txt").write_bytes(b"short\n" + b"a" * 101)
+    with pytest.raises(ValueError, match=r"x.txt:2: a line grows beyond"):
+        list(read_lines(tmp_path / "x.txt", Counter()))
+    with gzip.open(tmp_path / "x.gz", "wb") as file:
+        file.write(b"word\n" * 2**20)
+    with pytest.raises(ValueError, match=r"x.gz:\d+: the file grows beyond"):
+        list(read_lines(tmp_path / "x.gz", Counter()))
 
 
 def test_what_is_mended_is_counted(raw):

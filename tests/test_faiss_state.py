@@ -89,7 +89,7 @@ def put(place, value):
 
 def link_above(array, state):
     """From the entry point, on level 1, to a node that is on level 0 only."""
-    index = faiss.IndexHNSWFlat(17, 8)
+    index = faiss.IndexHNSWFlat(16, 8)
     links = faiss.vector_to_array(index.hnsw.cum_nneighbor_per_level)[state["levels"]]
     array[links[: state["entry_point"][0]].sum() + 16] = np.flatnonzero(state["levels"] == 1)[0]
     return array
@@ -115,6 +115,8 @@ FORGED = {
             "an entry point below the top",
         ),
         "two entries": ("entry_point", lambda array, _: np.append(array, array), "no table entry_point"),
+        "another metric": ("metric", put(0, faiss.METRIC_L2), "of another metric or dimension"),
+        "another dimension": ("metric", put(1, 17), "of another metric or dimension"),
         "lists": ("levels", lambda array, _: np.zeros((6, 17), np.float32), "no table levels"),
     },
     "IVF6,SQ8": {
@@ -140,10 +142,12 @@ def test_forged_tables_are_refused(factory, case):
 def test_tables_of_another_kind_are_refused():
     graph, lists = (FaissIndex(LABELS, factory).state() for factory in ("HNSW8", "IVF6,SQ8"))
     for factory, state in [("HNSW8", lists), ("IVF6,SQ8", graph), ("HNSW16", graph), ("IVF7,SQ8", lists)]:
-        with pytest.raises(ValueError, match="no table"):
+        with pytest.raises(ValueError, match="no table|of another metric or dimension"):
             FaissIndex(LABELS, factory, state=state)
     with pytest.raises(ValueError, match="an index that has no tables"):
         FaissIndex(LABELS, "SQ8", state=graph)
+    with pytest.raises(ValueError, match="no table metric"):
+        FaissIndex(LABELS, "HNSW8", state={})
 
 
 @pytest.mark.parametrize("factory", WITH_TABLES)
