@@ -142,7 +142,7 @@ def test_forged_tables_are_refused(factory, case):
 def test_tables_of_another_kind_are_refused():
     graph, lists = (FaissIndex(LABELS, factory).state() for factory in ("HNSW8", "IVF6,SQ8"))
     for factory, state in [("HNSW8", lists), ("IVF6,SQ8", graph), ("HNSW16", graph), ("IVF7,SQ8", lists)]:
-        with pytest.raises(ValueError, match="no table|of another metric or dimension"):
+        with pytest.raises(ValueError, match=r"no table|of another metric or dimension"):
             FaissIndex(LABELS, factory, state=state)
     with pytest.raises(ValueError, match="an index that has no tables"):
         FaissIndex(LABELS, "SQ8", state=graph)
