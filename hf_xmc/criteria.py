@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -39,7 +40,7 @@ class BlockPositives:
         return self.share * self.weights / self.weights.sum(1, keepdim=True).clamp(min=TINY)
 
 
-class Criterion:
+class Criterion(ABC):
     """A loss as the driver sees it. Scores are multiplied by ``scale`` before it sees them."""
 
     scale = 1.0
@@ -52,15 +53,16 @@ class Criterion:
     def __init__(self, num_labels: int, shard: LabelShard | None) -> None:
         self.num_labels, self.shard = num_labels, shard
 
+    @abstractmethod
     def look(self, block: ScoreBlock, p: BlockPositives) -> None:
         """Walk over the scores until their derivatives are known."""
 
+    @abstractmethod
     def gradients(self, block: ScoreBlock, p: BlockPositives) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Number of each chunk, and the derivative by its scores, ``(b, c)``, to be multiplied by a factor ``(b, 1)``.
 
         Without what ``slope`` holds. Afterwards, ``value`` holds the part of the loss.
         """
-        raise NotImplementedError
 
     @staticmethod
     def _leave_out(block: ScoreBlock, p: BlockPositives, which: Tensor) -> None:
@@ -101,6 +103,9 @@ class BCE(Criterion):
     """One against all: the derivative by a score needs no other score."""
 
     needs_rows = False
+
+    def look(self, block: ScoreBlock, p: BlockPositives) -> None:
+        pass
 
     def gradients(self, block: ScoreBlock, p: BlockPositives) -> Iterator[tuple[int, Tensor, Tensor]]:
         self._leave_out(block, p, p.known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ RANKED_AT_ONCE = 64  # queries whose proposals are gathered together
 FEW = 1 / 20  # where no more than this share of the labels may be returned, they are all scored
 
 
-class ProposingIndex(LabelIndex):
+class ProposingIndex(LabelIndex, ABC):
     """What :class:`hf_xmc.FaissIndex` and :class:`hf_xmc.MilvusIndex` share: all but what proposes.
 
     Labels are found by inner product. A graph does that best as it is (Morozov & Babenko, Non-metric Similarity Graphs,
@@ -39,25 +40,25 @@ class ProposingIndex(LabelIndex):
         self._label_of = np.arange(self.num_labels)  # of each place; -1 once it is removed
         self._fill(self._vectors(self.embeddings))
 
+    @abstractmethod
     def _fill(self, vectors: np.ndarray) -> None:
         """Start anew with these vectors, the number of each being its place."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _insert(self, vectors: np.ndarray, places: np.ndarray) -> None:
         """More vectors, whose places follow those that are there."""
-        raise NotImplementedError
 
     def _forget(self, places: np.ndarray) -> None:
         """Vectors that are of no label any more; they may stay."""
 
+    @abstractmethod
     def _propose(self, vectors: np.ndarray, k: int, shown: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """What is near each query, and the places, ``(B, k)`` both, of those ``shown`` (P,), or of all; -1 pads."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def _by_product(self) -> bool:
         """Whether what proposes compares inner products, or distances of vectors of one length."""
-        raise NotImplementedError
 
     def _vectors(self, embeddings: Tensor, *, queries: bool = False) -> np.ndarray:
         vectors = embeddings.float().numpy()
