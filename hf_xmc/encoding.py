@@ -72,6 +72,16 @@ def parameters_reached(encoder: nn.Module, features: Features) -> list[Tensor]:
     return [p for p, gradient in zip(parameters, found, strict=True) if gradient is not None]
 
 
+def name_parameters(parameters: Sequence[Tensor], encoder: nn.Module, inputs: Any, output: dict[str, Any]) -> None:
+    """A forward hook that names, in an entry of the output that nobody reads, the parameters that labels will reach.
+
+    DistributedDataParallel sees only queries pass. It looks in their output for what is in use, and would take a tower
+    that only labels pass for unused.
+    """
+    if torch.is_grad_enabled():
+        output["parameters_of_labels"] = torch.stack([parameter.flatten()[0] for parameter in parameters])
+
+
 class _EmbedSampled(torch.autograd.Function):
     # The parameters are inputs, so that their gradients leave by the outer graph: DistributedDataParallel sees each
     # parameter ready once, the queries' share included. One that gets no gradient would be seen ready all the same.

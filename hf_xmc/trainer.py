@@ -22,7 +22,7 @@ from hf_xmc import sharding
 from hf_xmc.bank import LabelBank
 from hf_xmc.batching import LabelTable, XMCCollator, draw_positives
 from hf_xmc.checkpoints import CheckpointingTrainer
-from hf_xmc.encoding import embed, parameters_reached
+from hf_xmc.encoding import embed, name_parameters, parameters_reached
 from hf_xmc.finite import UpdateWatch
 from hf_xmc.functional import check_positives
 from hf_xmc.losses import DecoupledSoftmaxLoss
@@ -101,7 +101,7 @@ class XMCTrainer(CheckpointingTrainer):
         self.negatives = self._negatives(table, self.args.label_mode or ("exact" if static else "fresh"))
         if sharding.world_size() > 1 and isinstance(self.model[0], Router):
             reached = parameters_reached(self.model, table.features(np.array([0])))
-            self.model.register_forward_hook(partial(_name_parameters, reached))
+            self.model.register_forward_hook(partial(name_parameters, reached))
         self.watch = UpdateWatch(self.args.on_nonfinite, self.loss, self._embed_queries)
 
     def _negatives(self, table: LabelTable, mode: str) -> AllLabels | LabelBank | MinedNegatives:
@@ -288,15 +288,3 @@ class XMCTrainer(CheckpointingTrainer):
     def _learned_by_the_loss(self) -> dict[str, Tensor]:
         """Parameters of the loss itself, such as a bias, which the encoder's own files do not hold."""
         return {name: p.detach() for name, p in self.loss.named_parameters() if not name.startswith("model.")}
-
-
-def _name_parameters(
-    parameters: Sequence[Tensor], encoder: torch.nn.Module, inputs: Any, output: dict[str, Any]
-) -> None:
-    """A forward hook that names, in an entry of the output that nobody reads, the parameters that labels will reach.
-
-    DistributedDataParallel sees only queries pass. It looks in their output for what is in use, and would take a tower
-    that only labels pass for unused.
-    """
-    if torch.is_grad_enabled():
-        output["parameters_of_labels"] = torch.stack([parameter.flatten()[0] for parameter in parameters])
