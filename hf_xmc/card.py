@@ -39,7 +39,7 @@ class XMCCard:
     Attributes:
         results: by split, the metrics as fractions; the first split is the one of the deciles.
         variants: metrics of other ways to predict, by what they are; not in the metadata.
-        deciles: rows of :func:`hf_xmc.metrics.by_frequency_decile`, as dictionaries.
+        deciles: rows of :func:`hf_xmc.frequency.by_frequency_decile`, as dictionaries.
         predictions: of ``example``, with ``text`` and ``score``.
     """
 

@@ -12,8 +12,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from hf_xmc.data import XMCData
+from hf_xmc.frequency import PROPENSITY_PRESETS, inverse_propensity
 from hf_xmc.index import LabelIndex, TopK
-from hf_xmc.metrics import PROPENSITY_PRESETS, evaluate_ranking, inverse_propensity
+from hf_xmc.metrics import evaluate_ranking
 
 
 class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
@@ -68,7 +69,7 @@ class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
 
         Args:
             data, split: what to evaluate on.
-            propensity: preset of A and B, see :data:`hf_xmc.metrics.PROPENSITY_PRESETS`.
+            propensity: preset of A and B, see :data:`hf_xmc.frequency.PROPENSITY_PRESETS`.
             kwargs: as in the class.
         """
         if propensity not in PROPENSITY_PRESETS:

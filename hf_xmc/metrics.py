@@ -15,7 +15,7 @@ are added by :func:`math.fsum`, which rounds once, at the end, and so cannot see
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
@@ -26,11 +26,6 @@ FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 SparseMatrix: TypeAlias = "sp.csr_array | sp.csr_matrix"
 
-#: ``(a, b)`` of :func:`inverse_propensity`, as the Extreme Classification Repository sets them: "amazon" for the Amazon
-#: data sets (Amazon-670K, Amazon-3M, LF-AmazonTitles-131K, LF-AmazonTitles-1.3M), "wikipedia" for WikiLSHTC-325K and
-#: Wikipedia-500K in all their forms, "default" for everything else, WikiSeeAlso and EURLex included.
-PROPENSITY_PRESETS = {"default": (0.55, 1.5), "amazon": (0.6, 2.6), "wikipedia": (0.5, 0.4)}
-
 
 def precision_at_k(label_ids: ArrayLike, relevance: SparseMatrix, k: int) -> float:
     r"""The share of the first k places that hold a positive: :math:`\text{P@}k = |\text{top}_k \cap P| / k`.
@@ -40,7 +35,7 @@ def precision_at_k(label_ids: ArrayLike, relevance: SparseMatrix, k: int) -> flo
     >>> precision_at_k([[2, 1, 0, 3]], sp.csr_array([[1, 0, 1, 0]]), k=4)  # right, wrong, right, wrong
     0.5
     """
-    return _judge(label_ids, relevance).precision(k)
+    return judge(label_ids, relevance).precision(k)
 
 
 def recall_at_k(label_ids: ArrayLike, relevance: SparseMatrix, k: int) -> float:
@@ -49,7 +44,7 @@ def recall_at_k(label_ids: ArrayLike, relevance: SparseMatrix, k: int) -> float:
     >>> recall_at_k([[2, 1, 0, 3]], sp.csr_array([[1, 0, 1, 0]]), k=2)  # one of two
     0.5
     """
-    return _judge(label_ids, relevance).recall(k)
+    return judge(label_ids, relevance).recall(k)
 
 
 def ndcg_at_k(label_ids: ArrayLike, relevance: SparseMatrix, k: int) -> float:
@@ -61,7 +56,7 @@ def ndcg_at_k(label_ids: ArrayLike, relevance: SparseMatrix, k: int) -> float:
     >>> ndcg_at_k([[0, 1, 2]], sp.csr_array([[0, 0, 1]]), k=3)  # found third: 1 / log2(4), where 1 was possible
     0.5
     """
-    return _judge(label_ids, relevance).ndcg(k)
+    return judge(label_ids, relevance).ndcg(k)
 
 
 def psp_at_k(label_ids: ArrayLike, relevance: SparseMatrix, inverse_propensity: ArrayLike, k: int) -> float:
@@ -76,7 +71,7 @@ def psp_at_k(label_ids: ArrayLike, relevance: SparseMatrix, inverse_propensity: 
     >>> psp_at_k([[0], [0]], sp.csr_array([[1, 0], [0, 1]]), [1, 3], k=1)  # gains 1 + 0, where 1 + 3 was possible
     0.25
     """
-    return _judge(label_ids, relevance).psp(inverse_propensity, k)
+    return judge(label_ids, relevance).psp(inverse_propensity, k)
 
 
 def evaluate_ranking(
@@ -103,95 +98,13 @@ def evaluate_ranking(
     >>> evaluate_ranking([[2], [0]], sp.csr_array([[0, 0, 1], [0, 0, 0]]), p_at=[1], ndcg_at=[1], recall_at=[1])
     {'P@1': 1.0, 'nDCG@1': 1.0, 'R@1': 1.0, 'num_queries': 2, 'num_empty': 1}
     """
-    judged = _judge(label_ids, relevance, filter_pairs)
+    judged = judge(label_ids, relevance, filter_pairs)
     metrics: dict[str, float] = {f"P@{k}": judged.precision(k) for k in p_at}
     if inverse_propensity is not None:
         metrics |= {f"PSP@{k}": judged.psp(inverse_propensity, k) for k in p_at}
     metrics |= {f"nDCG@{k}": judged.ndcg(k) for k in ndcg_at}
     metrics |= {f"R@{k}": judged.recall(k) for k in recall_at}
     return metrics | {"num_queries": len(judged.hits) + judged.num_empty, "num_empty": judged.num_empty}
-
-
-class FrequencyDecile(NamedTuple):
-    """A tenth of the labels, and how well they are found."""
-
-    num_labels: int
-    min_count: int  # training queries of its rarest label
-    max_count: int  # training queries of its most frequent label
-    num_positives: int  # test positives of its labels
-    recall: float  # the share of these found in the first ``recall_at`` places
-    precision: float  # its part of P@k, k = ``precision_at``: the ten parts add up to P@k
-
-
-def by_frequency_decile(
-    label_ids: ArrayLike,
-    relevance: SparseMatrix,
-    train_counts: ArrayLike,
-    *,
-    precision_at: int = 5,
-    recall_at: int = 100,
-) -> list[FrequencyDecile]:
-    """Where the hits come from: ten equal groups of labels, from the rarest in training to the most frequent.
-
-    The labels grouped are those with a positive in ``relevance``: one that is never asked for is neither found nor
-    missed. Sizes differ by one at most. Labels of equal frequency stand in the order of their ids, so that a cut among
-    them is arbitrary but always the same. ``train_counts`` is ``(L,)``: :func:`label_counts` of the *training* labels.
-    """
-    judged = _judge(label_ids, relevance)
-    counts = judged.one_a_label(train_counts, "train_counts", least=0)
-    positives = np.bincount(judged.positives.indices, minlength=len(counts))
-    found, precise = judged.hits_per_label(recall_at), judged.hits_per_label(precision_at)
-    labels = np.flatnonzero(positives)
-    if len(labels) < 10:
-        raise ValueError(f"ten groups need at least 10 labels with a positive, got {len(labels)}: use recall_at_k.")
-    labels = labels[np.argsort(counts[labels], kind="stable")]
-    return [
-        FrequencyDecile(
-            num_labels=len(group),
-            min_count=int(counts[group[0]]),
-            max_count=int(counts[group[-1]]),
-            num_positives=int(positives[group].sum()),
-            recall=int(found[group].sum()) / int(positives[group].sum()),
-            precision=int(precise[group].sum()) / (precision_at * len(judged.hits)),
-        )
-        for group in np.array_split(labels, 10)
-    ]
-
-
-def label_counts(relevance: SparseMatrix) -> IntArray:
-    """How many queries each label is a positive of: sparse ``(N, L)`` to ``(L,)``.
-
-    >>> label_counts(sp.csr_array([[1, 0, 0], [1, 0, 2]]))
-    array([2, 0, 1])
-    """
-    positives = _positives(relevance)
-    return np.bincount(positives.indices, minlength=positives.shape[1])
-
-
-def inverse_propensity(counts: ArrayLike, num_train: int, a: float = 0.55, b: float = 1.5) -> FloatArray:
-    r"""How much a hit on each label is worth if annotators miss rare labels more often: 1 or more, always finite.
-
-    .. math:: w_l = 1 + c\,(n_l + b)^{-a}, \qquad c = (\ln N - 1)(b + 1)^a
-
-    Args:
-        counts: ``(L,)``, :math:`n_l`: :func:`label_counts` of the training set. 0 is allowed.
-        num_train: :math:`N`, the number of training queries.
-        a, b: belong to the data set, see ``PROPENSITY_PRESETS``. Source: Jain, Prabhu, Varma, KDD 2016.
-
-    >>> inverse_propensity([0, 3], num_train=100, a=1, b=1) == 1 + (math.log(100) - 1) * np.array([2 / 1, 2 / 4])
-    array([ True,  True])
-    """
-    counts = np.asarray(counts, dtype=np.float64)
-    if num_train < 3:
-        raise ValueError(f"num_train must be at least 3, or propensities would exceed 1; got {num_train}.")
-    if not (a >= 0 and b > 0):
-        raise ValueError(f"the propensity model needs a >= 0 and b > 0, got a={a} and b={b}: see PROPENSITY_PRESETS.")
-    for label in np.flatnonzero(~((counts >= 0) & (counts <= num_train)))[:1]:
-        raise ValueError(
-            f"label {label} has count {counts[label]:g}, but must be in 0 to num_train = {num_train} queries."
-        )
-    weights: FloatArray = 1 + (math.log(num_train) - 1) * (b + 1) ** a * (counts + b) ** -a
-    return weights
 
 
 def drop_filter_pairs(
@@ -284,8 +197,8 @@ class _Judged:
         return array
 
 
-def _judge(label_ids: ArrayLike, relevance: SparseMatrix, filter_pairs: ArrayLike | None = None) -> _Judged:
-    label_ids, positives = _integers(label_ids, "label_ids"), _positives(relevance)
+def judge(label_ids: ArrayLike, relevance: SparseMatrix, filter_pairs: ArrayLike | None = None) -> _Judged:
+    label_ids, positives = _integers(label_ids, "label_ids"), positive_cells(relevance)
     num_queries, num_labels = positives.shape
     if len(label_ids) != num_queries:
         raise ValueError(
@@ -324,7 +237,7 @@ def _cells_among(label_ids: IntArray, rows: IntArray, labels: IntArray) -> BoolA
     return found & (label_ids >= 0)
 
 
-def _positives(relevance: SparseMatrix) -> sp.csr_array:
+def positive_cells(relevance: SparseMatrix) -> sp.csr_array:
     """The positives as a boolean matrix of its own, indices sorted and none twice."""
     if not sp.issparse(relevance) or len(relevance.shape) != 2:
         raise ValueError(f"relevance must be a sparse (queries, labels) matrix, got {type(relevance).__name__}.")

@@ -33,7 +33,7 @@ from hf_xmc import (
     losses,
 )
 from hf_xmc.card import hardware
-from hf_xmc.metrics import by_frequency_decile
+from hf_xmc.frequency import by_frequency_decile
 from hf_xmc.static import encoder_of, train_tokenizer
 
 LOSSES = {

@@ -36,7 +36,7 @@ from hf_xmc import (
 )
 from hf_xmc.calibration import expected_calibration_error, scores_and_hits
 from hf_xmc.card import hardware
-from hf_xmc.metrics import PROPENSITY_PRESETS, by_frequency_decile, inverse_propensity, label_counts
+from hf_xmc.frequency import PROPENSITY_PRESETS, by_frequency_decile, inverse_propensity, label_counts
 
 LOSSES = {
     "decoupled_softmax": losses.DecoupledSoftmaxLoss,

@@ -11,14 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
-from hf_xmc import metrics
+from hf_xmc import frequency, metrics
+from hf_xmc.frequency import PROPENSITY_PRESETS, by_frequency_decile, inverse_propensity, label_counts
 from hf_xmc.metrics import (
-    PROPENSITY_PRESETS,
-    by_frequency_decile,
     drop_filter_pairs,
     evaluate_ranking,
-    inverse_propensity,
-    label_counts,
     ndcg_at_k,
     precision_at_k,
     psp_at_k,
@@ -187,6 +184,6 @@ def test_more_positives_than_queries_is_an_error():
 
 
 def test_the_doctests_hold():
-    results = doctest.testmod(metrics)
-    assert results.attempted >= 8
-    assert results.failed == 0
+    results = [doctest.testmod(module) for module in (metrics, frequency)]
+    assert sum(result.failed for result in results) == 0
+    assert sum(result.attempted for result in results) >= 8

@@ -19,7 +19,8 @@ import scipy.sparse as sp
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from hf_xmc import XMCData, load_xmc
-from hf_xmc.metrics import evaluate_ranking, inverse_propensity
+from hf_xmc.frequency import inverse_propensity
+from hf_xmc.metrics import evaluate_ranking
 
 DEEP = 120  # places predicted, from which filter pairs are then taken out
 METRICS = ("P@1", "P@3", "P@5", "PSP@5", "nDCG@5", "R@10", "R@100")
