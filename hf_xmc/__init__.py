@@ -23,7 +23,7 @@ _HOME = {
     "mining": ["HardNegativeMiner", "mine_hard_negatives"],
     "evaluation": ["ExtremeMultilabelClassificationEvaluator"],
     "evaluate_metrics": ["metric_path"],
-    "predictor": ["Prediction"],
+    "predictions": ["Prediction"],
     "model": ["XMCModel"],
     "card": ["XMCCard"],
     "pipelines": ["pipeline"],

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hf_xmc.calibration import Calibration
 from hf_xmc.index import LabelIndex
-from hf_xmc.memory import TrainingMemory
+from hf_xmc.memory import CANDIDATES, TrainingMemory, probabilities
 
 
 class Remembered(NamedTuple):
@@ -70,14 +71,37 @@ def explain(
     """Explain the score of a label for one query ``(1, D)``; ``about`` is the label's row."""
     label_score = raw = float(index.search(query, 1, allow=[label]).scores[0, 0])
     parts: dict[str, Any] = dict.fromkeys(("share", "vote", "mix", "penalty"))
-    nearest = []
+    nearest: list[Remembered] = []
     if memory is not None:
-        raw, share, vote, penalty = memory.explain(query, label, index)
-        parts = {"share": share, "vote": vote, "mix": memory.settings.mix, "penalty": penalty}
-        (rows, cosines), weights = memory.carriers(query, label, num_nearest)
-        for row, cosine, weight in zip(rows[0].tolist(), cosines[0].tolist(), weights[0].tolist(), strict=True):
-            if row >= 0:
-                nearest.append(Remembered(None if memory.texts is None else memory.texts[row], cosine, weight))
+        raw, parts = _parts(memory, query, label, index)
+        nearest = _carriers(memory, query, label, num_nearest)
     score = raw if calibration is None else float(calibration(np.array(raw)))
     names = about["label_id"], about["text"], about.get("seen")
     return Explanation(*names, score, raw, label_score, **parts, nearest=tuple(nearest))
+
+
+def _parts(memory: TrainingMemory, query: Tensor, label: int, index: LabelIndex) -> tuple[float, dict[str, float]]:
+    """The score that the memory's search gives a label, and what it is made of.
+
+    A label that is neither among the best nor voted for scores minus infinity.
+    """
+    settings = memory.settings
+    own = probabilities(index.search(query, CANDIDATES), settings.label_temperature, memory.num_labels)
+    share, vote = float(own[0, label]), float(memory.votes(memory.nearest(query), settings)[0, label])
+    penalty = settings.discount * float(np.log1p(memory.relevance[:, [label]].sum()))
+    mixed = (1 - settings.mix) * share + settings.mix * vote
+    score = float(np.log(mixed)) - penalty if mixed else -np.inf
+    return score, {"share": share, "vote": vote, "mix": settings.mix, "penalty": penalty}
+
+
+def _carriers(memory: TrainingMemory, query: Tensor, label: int, n: int) -> list[Remembered]:
+    """The ``n`` nearest training queries that have a label."""
+    carry = memory.relevance.tocsc()[:, [label]].indices
+    rows, cosines = memory.index.search(torch.nn.functional.normalize(query.float()), n, allow=carry)
+    nearest = memory.nearest(query)
+    weight = dict(zip(nearest.rows[0].tolist(), memory.weights(nearest, memory.settings)[0].tolist(), strict=True))
+    return [
+        Remembered(None if memory.texts is None else memory.texts[row], cosine, weight.get(row, 0.0))
+        for row, cosine in zip(rows[0].tolist(), cosines[0].tolist(), strict=True)
+        if row >= 0
+    ]

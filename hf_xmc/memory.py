@@ -52,15 +52,6 @@ class MemorySettings:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
 
 
-class Parts(NamedTuple):
-    """What the mixed score of a label is made of."""
-
-    score: float
-    share: float  # of the label scores' softmax
-    vote: float
-    penalty: float
-
-
 class Neighbors(NamedTuple):
     """The training queries nearest to each query, nearest first."""
 
@@ -172,47 +163,29 @@ class TrainingMemory:
         blocks = [TopK(np.empty((0, k), np.int64), np.empty((0, k), np.float32))]
         for start in range(0, len(labels.label_ids), QUERY_BLOCK):
             here = slice(start, start + QUERY_BLOCK)
-            votes = self._votes(Neighbors(*(part[here] for part in nearest)), settings)
+            votes = self.votes(Neighbors(*(part[here] for part in nearest)), settings)
             if visible is not None:
                 votes.data *= visible[votes.indices]
             votes = votes - votes * (hidden[here] > 0)
-            own = _probabilities(TopK(*(part[here] for part in labels)), settings.label_temperature, self.num_labels)
+            own = probabilities(TopK(*(part[here] for part in labels)), settings.label_temperature, self.num_labels)
             mixed = sp.csr_array((1 - settings.mix) * own + settings.mix * votes)
             mixed.eliminate_zeros()
             mixed.data = np.log(mixed.data) - penalty[mixed.indices]
             blocks.append(_best(mixed, k))
         return TopK(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
 
-    def explain(self, query: np.ndarray | Tensor, label_id: int, labels: LabelIndex) -> Parts:
-        """The parts of the score that :meth:`search` gives a label for one query ``(1, D)``.
-
-        A label that is neither among the 200 best nor voted for scores minus infinity.
-        """
-        own = _probabilities(labels.search(query, CANDIDATES), self.settings.label_temperature, self.num_labels)
-        share, vote = float(own[0, label_id]), float(self._votes(self.nearest(query), self.settings)[0, label_id])
-        penalty = self.settings.discount * float(np.log1p(self.relevance[:, [label_id]].sum()))
-        mixed = (1 - self.settings.mix) * share + self.settings.mix * vote
-        return Parts(float(np.log(mixed)) - penalty if mixed else -np.inf, share, vote, penalty)
-
-    def carriers(self, query: np.ndarray | Tensor, label_id: int, n: int) -> tuple[Neighbors, np.ndarray]:
-        """The ``n`` nearest training queries that have a label, and the vote of each, ``(1, n)``."""
-        query = torch.nn.functional.normalize(torch.as_tensor(query).float())
-        carry = self.relevance.tocsc()[:, [label_id]].indices
-        found = Neighbors(*self.index.search(query, n, allow=carry))
-        nearest = self.nearest(query)
-        weight = dict(zip(nearest.rows[0].tolist(), self._weights(nearest, self.settings)[0].tolist(), strict=True))
-        return found, np.array([[weight.get(row, 0.0) for row in found.rows[0].tolist()]])
-
-    def _weights(self, nearest: Neighbors, settings: MemorySettings) -> np.ndarray:
+    def weights(self, nearest: Neighbors, settings: MemorySettings) -> np.ndarray:
+        """``(N, n)``, the share of the votes that each neighbor has."""
         cosines = nearest.cosines
         weights = np.exp((cosines - cosines[:, :1]).astype(np.float64) / settings.temperature)
         weights /= weights.sum(1, keepdims=True)
         weights[cosines == 0] = 0  # a query without a known word is near to nothing
         return weights
 
-    def _votes(self, nearest: Neighbors, settings: MemorySettings) -> sp.csr_array:
+    def votes(self, nearest: Neighbors, settings: MemorySettings) -> sp.csr_array:
+        """``(N, L)``, the share of the votes that each label gets."""
         rows, cosines = (part[:, : settings.neighbors] for part in nearest)
-        weights = self._weights(Neighbors(rows, cosines), settings)
+        weights = self.weights(Neighbors(rows, cosines), settings)
         real = rows >= 0
         offsets = np.concatenate([[0], real.sum(1).cumsum()])
         table = sp.csr_array((weights[real], rows[real], offsets), shape=(len(rows), len(self)))
@@ -297,7 +270,7 @@ def _check_sizes(embeddings: np.ndarray | Tensor, relevance: sp.sparray, texts: 
         )
 
 
-def _probabilities(found: TopK, temperature: float, num_labels: int) -> sp.csr_array:
+def probabilities(found: TopK, temperature: float, num_labels: int) -> sp.csr_array:
     """``(N, L)``, relative to the best ``CANDIDATES``, so that a label's does not depend on how many are asked for."""
     scaled = found.scores.astype(np.float64) / temperature
     top = scaled[:, :CANDIDATES]

@@ -9,9 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+import torch
 from datasets import Dataset
 
 from hf_xmc import card, hub, release
+from hf_xmc.label_texts import LabelTexts
 from hf_xmc.manifest import CALIBRATION, LABEL_INDEX, PARTS, TRAINING_MEMORY
 from hf_xmc.predictor import HOW_TO_INDEX, Predictor
 
@@ -40,6 +43,55 @@ class XMCModel(Predictor):
     >>> model = XMCModel.from_pretrained("runs/demo/model")  # doctest: +SKIP
     >>> model.predict("a small boat with a sail", top_k=3)  # doctest: +SKIP
     """
+
+    def add_labels(self, labels: Sequence[str] | Dataset, *, length: float | None = None) -> None:
+        """Labels that can be predicted from now on; nothing is trained. They come behind those that are there.
+
+        Args:
+            labels: as in the class; several rows of one ``label_id`` are texts of one label. Texts without ids get the
+                next free numbers. ``seen`` is false unless it is given.
+            length: of their embeddings. Where an encoder leaves it free, training makes it tell how frequent a label
+                is; that of a label it has not seen tells nothing, and one for all finds rare labels better.
+
+        Raises:
+            ValueError: a label id that is there already, or a length that is not positive. The model is then as
+                before, as after any error here.
+        """
+        if length is not None and not length > 0:
+            raise ValueError(f"length must be positive, got {length}.")
+        table, new = self.table.added(labels)
+        embeddings = self._embed_labels(new)
+        if length is not None:
+            embeddings = length * torch.nn.functional.normalize(embeddings)
+        self.index.add(embeddings)
+        self._renumber(np.arange(len(self.table)), table)
+
+    def remove_labels(self, label_ids: Iterable[str]) -> None:
+        """Labels that go, by the ids that :meth:`predict` shows. Rows of the others close up, as in a list.
+
+        Raises:
+            ValueError: an id that is none of the labels', or no label would be left.
+        """
+        self._keep(self.table.visible(None, label_ids))
+
+    def rename_label(self, label_id: str, text: str) -> None:
+        """Another text, in the place of the preferred one; the label keeps its id, row, votes and other texts."""
+        table, row = self.table.renamed(int(self.table.rows_of([label_id])[0]), text)
+        new = self.encoder.encode_document([text], convert_to_tensor=True)
+        self.index.replace([row], new.detach().cpu())
+        self.table = table
+
+    def _keep(self, labels: np.ndarray) -> None:
+        if not labels.any():
+            raise ValueError("no label would be left: a model predicts one of its labels.")
+        table = self.table.kept(labels)
+        self.index.remove(np.flatnonzero(~labels[self.table.label_of]))
+        self._renumber(np.flatnonzero(labels), table)
+
+    def _renumber(self, kept: np.ndarray, table: LabelTexts) -> None:
+        if self.memory is not None:
+            self.memory.keep_labels(kept, len(table))
+        self.table = table
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that :meth:`from_pretrained` reads, and ``SentenceTransformer(folder)`` alone too."""

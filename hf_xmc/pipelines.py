@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_xmc.model import XMCModel
-from hf_xmc.predictor import Prediction
+from hf_xmc.predictions import Prediction
 
 
 def pipeline(model: str | Path | XMCModel, **settings: Any) -> Callable[..., list[Any]]:

@@ -1,4 +1,4 @@
-"""An encoder and its labels, predicting: search, memory, calibration, and labels that change."""
+"""An encoder and its labels, predicting: search, memory, calibration, explanation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -15,23 +15,16 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from hf_xmc import long_text
 from hf_xmc.calibration import Calibration, choose_threshold
 from hf_xmc.data import relevance_of
 from hf_xmc.explanation import Explanation, explain
 from hf_xmc.grouped_index import GroupedIndex
 from hf_xmc.hierarchy import Hierarchy
 from hf_xmc.index import LabelIndex, TopK
-from hf_xmc.label_table import LabelTable
-from hf_xmc.long_text import (
-    LONG_TEXT,
-    Truncation,
-    chunks_of,
-    max_of_chunks,
-    mean_of_chunks,
-    pairs_of_chunks,
-    truncation,
-)
+from hf_xmc.label_texts import LabelTexts
 from hf_xmc.memory import TrainingMemory
+from hf_xmc.predictions import Prediction, predictions_of
 from hf_xmc.query_encoding import encode_queries
 
 logger = logging.getLogger(__name__)
@@ -43,16 +36,8 @@ HOW_TO_INDEX = (
 )
 
 
-class Prediction(NamedTuple):
-    """One label of a text."""
-
-    label_id: str
-    text: str
-    score: float
-
-
 class Predictor:
-    """What :class:`hf_xmc.XMCModel` does beside being stored; its arguments and attributes are described there."""
+    """What :class:`hf_xmc.XMCModel` predicts with; its arguments and attributes are described there."""
 
     def __init__(
         self,
@@ -68,7 +53,7 @@ class Predictor:
         self.calibration: Calibration | None = None
         self.long_text = "truncate"
         self._told_of_cuts = False
-        self.table, order = LabelTable.of([] if labels is None else labels)
+        self.table, order = LabelTexts.of([] if labels is None else labels)
         given = self._embed_labels(self.table) if embeddings is None else embeddings.detach().cpu()
         expected = len(order), encoder.get_embedding_dimension() or 0
         if tuple(given.shape) != expected:
@@ -98,10 +83,10 @@ class Predictor:
         choice: dict[str, Any] = {"allow": allow, "deny": deny}
         if self.long_text != "max":
             return self._search(self.embed(texts), top_k, exclude=exclude, **choice)
-        chunks = chunks_of(self.encoder, texts)
-        exclude = None if exclude is None else pairs_of_chunks(exclude, chunks)
+        chunks = long_text.chunks_of(self.encoder, texts)
+        exclude = None if exclude is None else long_text.pairs_of_chunks(exclude, chunks)
         found = self._search(self._embed(chunks.texts), top_k, exclude=exclude, **choice)
-        return max_of_chunks(found, chunks, len(texts))
+        return long_text.max_of_chunks(found, chunks, len(texts))
 
     def _search(self, queries: Tensor, top_k: int, **choice: Any) -> TopK:
         if self.memory is None:
@@ -115,15 +100,15 @@ class Predictor:
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """``(N, D)`` embeddings of queries; of long ones the mean of their chunks, unless they are cut."""
-        if self.long_text not in LONG_TEXT:
-            raise ValueError(f"long_text is one of {', '.join(LONG_TEXT)}, got {self.long_text!r}.")
+        if self.long_text not in long_text.LONG_TEXT:
+            raise ValueError(f"long_text is one of {', '.join(long_text.LONG_TEXT)}, got {self.long_text!r}.")
         if self.long_text == "truncate":
             if not self._told_of_cuts and (report := self.truncation(texts)).num_cut:
                 logger.warning("%s: `model.long_text = 'mean'`, or 'max', reads them in chunks.", report)
                 self._told_of_cuts = True
             return self._embed(texts)
-        chunks = chunks_of(self.encoder, texts)
-        return mean_of_chunks(self.encoder, self._embed(chunks.texts), chunks, len(texts))
+        chunks = long_text.chunks_of(self.encoder, texts)
+        return long_text.mean_of_chunks(self.encoder, self._embed(chunks.texts), chunks, len(texts))
 
     def _embed(self, texts: Sequence[str]) -> Tensor:
         if not len(self.labels):
@@ -131,9 +116,9 @@ class Predictor:
         queries = encode_queries(self.encoder, texts, PREDICT_BATCH)
         return queries.float().cpu().reshape(len(texts), self.index.embedding_dim)  # of no text, `encode` makes (0,)
 
-    def truncation(self, texts: Sequence[str]) -> Truncation:
+    def truncation(self, texts: Sequence[str]) -> long_text.Truncation:
         """How many of these texts are longer than the encoder reads, and by how much."""
-        return truncation(self.encoder, texts)
+        return long_text.truncation(self.encoder, texts)
 
     def remember(self, queries: Dataset) -> None:
         """Let queries with known labels vote from now on, see :class:`hf_xmc.TrainingMemory`; nothing is trained.
@@ -221,56 +206,7 @@ class Predictor:
         query, about = self.embed([text]), self.labels[label]
         return explain(query, label, about, self.label_index, self.memory, self.calibration, nearest)
 
-    def add_labels(self, labels: Sequence[str] | Dataset, *, length: float | None = None) -> None:
-        """Labels that can be predicted from now on; nothing is trained. They come behind those that are there.
-
-        Args:
-            labels: as in the class; several rows of one ``label_id`` are texts of one label. Texts without ids get the
-                next free numbers. ``seen`` is false unless it is given.
-            length: of their embeddings. Where an encoder leaves it free, training makes it tell how frequent a label
-                is; that of a label it has not seen tells nothing, and one for all finds rare labels better.
-
-        Raises:
-            ValueError: a label id that is there already, or a length that is not positive. The model is then as
-                before, as after any error here.
-        """
-        if length is not None and not length > 0:
-            raise ValueError(f"length must be positive, got {length}.")
-        table, new = self.table.added(labels)
-        embeddings = self._embed_labels(new)
-        if length is not None:
-            embeddings = length * torch.nn.functional.normalize(embeddings)
-        self.index.add(embeddings)
-        self._renumber(np.arange(len(self.table)), table)
-
-    def remove_labels(self, label_ids: Iterable[str]) -> None:
-        """Labels that go, by the ids that :meth:`predict` shows. Rows of the others close up, as in a list.
-
-        Raises:
-            ValueError: an id that is none of the labels', or no label would be left.
-        """
-        self._keep(self.table.visible(None, label_ids))
-
-    def rename_label(self, label_id: str, text: str) -> None:
-        """Another text, in the place of the preferred one; the label keeps its id, row, votes and other texts."""
-        table, row = self.table.renamed(int(self.table.rows_of([label_id])[0]), text)
-        new = self.encoder.encode_document([text], convert_to_tensor=True)
-        self.index.replace([row], new.detach().cpu())
-        self.table = table
-
-    def _keep(self, labels: np.ndarray) -> None:
-        if not labels.any():
-            raise ValueError("no label would be left: a model predicts one of its labels.")
-        table = self.table.kept(labels)
-        self.index.remove(np.flatnonzero(~labels[self.table.label_of]))
-        self._renumber(np.flatnonzero(labels), table)
-
-    def _renumber(self, kept: np.ndarray, table: LabelTable) -> None:
-        if self.memory is not None:
-            self.memory.keep_labels(kept, len(table))
-        self.table = table
-
-    def _embed_labels(self, table: LabelTable) -> Tensor:
+    def _embed_labels(self, table: LabelTexts) -> Tensor:
         if not len(table):
             return torch.empty(0, self.encoder.get_embedding_dimension() or 0)
         texts = list(table.texts["text"])
@@ -362,16 +298,7 @@ class Predictor:
         found = found if rise is None else rise(found, k)
         if self.calibration is not None:
             found = TopK(found.label_ids, self.calibration(found.scores))
-        chosen = np.unique(found.label_ids)
-        chosen = chosen[chosen >= 0]
-        rows = self.labels[chosen.tolist()]  # `select` would take longer than the search
-        named = zip(chosen.tolist(), rows["label_id"], rows["text"], strict=True)
-        name = {label: (label_id, text) for label, label_id, text in named}
         predictions: list[list[Prediction]] = [[] for _ in texts]
-        for number, label_ids, scores in zip(written, *(part.tolist() for part in found), strict=True):
-            predictions[number] = [
-                Prediction(*name[label], score)
-                for label, score in zip(label_ids, scores, strict=True)
-                if label >= 0 and (threshold is None or score >= threshold)
-            ]
+        for number, labels in zip(written, predictions_of(found, self.labels, threshold), strict=True):
+            predictions[number] = labels
         return predictions

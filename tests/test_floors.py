@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "hf_xmc"
 FLOORS = [
-    ["sharding", "metrics", "sampling", "atomic", "finite", "commits"],
+    ["sharding", "metrics", "frequency", "sampling", "atomic", "finite", "commits"],
     ["threshold", "functional", "blocks", "kernels", "criteria", "gradients", "soft_top_k", "streaming"],
     ["losses", "encoding", "static"],
     ["formats", "data", "loading", "phrases", "batching", "negatives", "bank", "in_batch", "st_losses"],
@@ -19,7 +19,8 @@ FLOORS = [
         "faiss_index",
         "milvus_index",
         "grouped_index",
-        "label_table",
+        "label_texts",
+        "predictions",
         "hierarchy",
         "long_text",
         "calibration",

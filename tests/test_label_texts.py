@@ -7,7 +7,7 @@ from conftest import LABELS
 from datasets import Dataset
 
 from hf_xmc import FaissIndex, LabelIndex, MemorySettings, XMCModel
-from hf_xmc.label_table import LabelTable
+from hf_xmc.label_texts import LabelTexts
 
 TEXTS = ["a red boat", "old oak tree", "dog and cat"]
 NEW = Dataset.from_dict({"label_id": ["horse", "cart"], "text": ["a red dog", "old car"]})
@@ -201,5 +201,5 @@ def test_bad_input_says_what_was_got(model):
     with pytest.raises(ValueError, match="no label would be left"):
         model.remove_labels(list(model.labels["label_id"]))
     with pytest.raises(ValueError, match="label 1 has no label_id"):
-        LabelTable.of(Dataset.from_dict({"label_id": ["a", None], "text": ["a", "b"]}))
+        LabelTexts.of(Dataset.from_dict({"label_id": ["a", None], "text": ["a", "b"]}))
     assert len(model.labels) == 11

@@ -13,7 +13,7 @@ from datasets import Dataset
 COLUMNS = ("label_id", "text", "seen")
 
 
-class LabelTable:
+class LabelTexts:
     """Labels and their texts. It does not change: what is added or removed makes another.
 
     Attributes:
@@ -34,7 +34,7 @@ class LabelTable:
         return len(self.labels)
 
     @classmethod
-    def of(cls, labels: Sequence[str] | Dataset, embeddings: np.ndarray | None = None) -> tuple[LabelTable, np.ndarray]:
+    def of(cls, labels: Sequence[str] | Dataset) -> tuple[LabelTexts, np.ndarray]:
         """The table of label texts, and the row in which each of its texts was given.
 
         Args:
@@ -79,7 +79,7 @@ class LabelTable:
             visible[self.rows_of(deny)] = False
         return visible
 
-    def added(self, labels: Sequence[str] | Dataset) -> tuple[LabelTable, LabelTable]:
+    def added(self, labels: Sequence[str] | Dataset) -> tuple[LabelTexts, LabelTexts]:
         """With more labels behind those there are, which the training has not seen; and the table of them alone.
 
         Texts without ids get the next numbers that are free.
@@ -91,7 +91,7 @@ class LabelTable:
         if not isinstance(labels, Dataset):
             free = (number for number in map(str, count(len(self))) if number not in taken)
             labels = Dataset.from_dict({"label_id": list(islice(free, len(labels))), "text": list(labels)})
-        new, _ = LabelTable.of(labels)
+        new, _ = LabelTexts.of(labels)
         for label_id in new.labels["label_id"]:
             if label_id in taken:
                 raise ValueError(f"label_id {label_id!r} is there already: `rename_label` gives it another text.")
@@ -99,18 +99,18 @@ class LabelTable:
         if "seen" not in rows.column_names:
             rows = rows.append_column("seen", pa.array(np.zeros(len(rows), dtype=bool)))
         both = pa.concat_tables([_table(self.texts), rows], promote_options="default")
-        return LabelTable(both), LabelTable(rows)
+        return LabelTexts(both), LabelTexts(rows)
 
-    def kept(self, labels: np.ndarray) -> LabelTable:
+    def kept(self, labels: np.ndarray) -> LabelTexts:
         """These alone; ``labels`` is a mask ``(L,)``."""
-        return LabelTable(_table(self.texts).filter(pa.array(labels[self.label_of])))
+        return LabelTexts(_table(self.texts).filter(pa.array(labels[self.label_of])))
 
-    def renamed(self, label: int, text: str) -> tuple[LabelTable, int]:
+    def renamed(self, label: int, text: str) -> tuple[LabelTexts, int]:
         """With another preferred text for a label, and the row of that text in :attr:`texts`."""
         row, table = int(np.searchsorted(self.label_of, label)), _table(self.texts)
         texts = [table["text"][:row], pa.chunked_array([[text]], table["text"].type), table["text"][row + 1 :]]
         column = pa.chunked_array([chunk for part in texts for chunk in part.chunks], table["text"].type)
-        return LabelTable(table.set_column(table.column_names.index("text"), "text", column)), row
+        return LabelTexts(table.set_column(table.column_names.index("text"), "text", column)), row
 
 
 def _rows(labels: Sequence[str] | Dataset) -> pa.Table:
