@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--num_labels", type=int)
     parser.add_argument("--max_share", type=float, default=0.05)
     parser.add_argument("--max_seq_length", type=int, default=16)
+    parser.add_argument("--validation_size", type=float, default=0.02, help="share of the training queries")
     parser.add_argument("--max_queries", type=int, default=1000, help="validation queries")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument(
@@ -92,6 +93,7 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--warmup_steps", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=600, help="of training, for each mode")
+    parser.add_argument("--steps", type=int, default=2**31, help="at most, for each mode")
     parser.add_argument("--eval_every", type=int, default=4, help="steps")
     parser.add_argument("--eval_seconds", type=float, default=20, help="of training between evaluations, at least")
     parser.add_argument("--seed", type=int, default=0)
@@ -100,7 +102,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
-    data = subset(load_xmc(options.data).carve_validation(0.02), options.num_labels, max_share=options.max_share)
+    whole = load_xmc(options.data).carve_validation(options.validation_size)
+    data = subset(whole, options.num_labels, max_share=options.max_share)
     some = data.validation.select(range(min(options.max_queries, len(data.validation))))
     data = replace(data, validation=some)
     evaluator = ExtremeMultilabelClassificationEvaluator.from_data(data, "validation", recall_at=(10,))
@@ -120,11 +123,11 @@ def main() -> None:
 
     for run in runs:
         evaluate(run)
-    while any(run.seconds < options.seconds for run in runs):
-        run = min(runs, key=lambda run: run.seconds)
+    while going := [run for run in runs if run.seconds < options.seconds and run.steps < options.steps]:
+        run = min(going, key=lambda run: run.seconds)
         run.step()
         due = run.steps % options.eval_every == 0 and run.seconds - last[run.mode] >= options.eval_seconds
-        if due or run.seconds >= options.seconds:
+        if due or run.seconds >= options.seconds or run.steps == options.steps:
             evaluate(run)
 
 
