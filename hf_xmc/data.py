@@ -17,6 +17,7 @@ from datasets import Dataset
 
 from hf_xmc.atomic import whole_folder
 from hf_xmc.commits import upon
+from hf_xmc.frequency import inverse_propensity
 
 PREPARED = "xmc_data.json"  # written last: without it, a folder is not a prepared data set
 FORMAT_VERSION = 1
@@ -90,6 +91,25 @@ class XMCData:
         return replace(
             self, train=self.train.select(train), validation=self.train.select(validation), filter_pairs=pairs
         )
+
+    def weigh_positives(self, exponent: float, a: float = 0.55, b: float = 1.5) -> XMCData:
+        r"""The same, its training positives weighed for a loss: those of rare labels count more than frequent ones.
+
+        A positive's score in the column ``label_scores``, 1 where there is none, is multiplied by :math:`w_l^\gamma`,
+        :math:`w_l` the label's :func:`hf_xmc.frequency.inverse_propensity` and :math:`\gamma` the ``exponent``. With 1
+        the loss counts a label as PSP@k does (Jain, Prabhu, Varma, KDD 2016), with 0 all alike.
+
+        Raises:
+            ValueError: an exponent that is no number, or ``a`` and ``b`` that are no propensity model.
+        """
+        if not np.isfinite(exponent):
+            raise ValueError(f"exponent must be a finite number, from 0 (all alike) to 1 (as PSP@k), got {exponent}.")
+        offsets, label_ids, scores = ragged(self.train)
+        weights = inverse_propensity(self.label_counts(), len(self.train), a, b) ** exponent
+        scores = weights[label_ids] * (1 if scores is None else scores)
+        column = pa.ListArray.from_arrays(offsets.astype(np.int32), pa.array(scores, pa.float32()))
+        others = self.train.select_columns([name for name in self.train.column_names if name != "label_scores"])
+        return replace(self, train=others.add_column("label_scores", column))
 
     def save(self, folder: str | Path) -> None:
         """Write the prepared form, which :func:`hf_xmc.load_xmc` opens memory-mapped.

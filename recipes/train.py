@@ -73,6 +73,10 @@ class RecipeArguments:
     temperature: float = field(default=1.0, metadata={"help": "Divides the scores; about 0.05 for cosines."})
     k: float = field(default=5, metadata={"help": "The budget of soft_top_k."})
     alpha: float = field(default=1.0, metadata={"help": "The sharpness of soft_top_k."})
+    rarity: float = field(
+        default=0.0,
+        metadata={"help": "Weighs positives by this power of their inverse propensity: above 0 for rare labels."},
+    )
     mining_start: int = field(
         default=0, metadata={"help": "Epochs before hard negatives are mined, in label_mode `mined`."}
     )
@@ -143,6 +147,8 @@ def parse(argv: list[str]) -> tuple[RecipeArguments, XMCTrainingArguments]:
 def fit(recipe: RecipeArguments, args: XMCTrainingArguments, data: XMCData) -> tuple[XMCTrainer, float]:
     """Train; returns the trainer and the seconds that it took."""
     read = with_phrases(data) if recipe.model == "phrases" else data  # texts as the encoder in training reads them
+    if recipe.rarity:
+        read = read.weigh_positives(recipe.rarity, *PROPENSITY_PRESETS[recipe.propensity])
     trainer = XMCTrainer(
         build_encoder(recipe, read, args.seed),
         args,

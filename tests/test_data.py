@@ -413,3 +413,23 @@ def test_a_validation_split_that_cannot_be():
         data.carve_validation(2).carve_validation(2)
     with pytest.raises(ValueError, match="every training query has the same text"):
         many(["same"] * 5).carve_validation(2)
+
+
+@pytest.mark.parametrize("graded", [False, True])
+def test_positives_of_rare_labels_are_weighed(graded):
+    train = Dataset.from_dict({"text": [*"abcd"], "label_ids": [[0, 1], [0], [], [0]]})
+    if graded:
+        train = train.add_column("label_scores", [[1.0, 3.0], [1.0], [], [2.0]])
+    data = XMCData(train, labels=Dataset.from_dict({"text": ["often", "once"]}))
+    c = np.log(4) - 1
+    often, once = 1 + c * (2.5 / 4.5) ** 0.55, 1 + c  # counts 3 and 1
+    given = [[1, 3], [1], [], [2]] if graded else [[1, 1], [1], [], [1]]
+    for exponent in (0, 0.5, 1):
+        weighed = data.weigh_positives(exponent).train
+        expected = [[score * w**exponent for score, w in zip(row, (often, once), strict=False)] for row in given]
+        assert weighed["text"] == [*"abcd"]
+        assert weighed["label_ids"] == train["label_ids"]
+        for found, right in zip(weighed["label_scores"], expected, strict=True):
+            np.testing.assert_allclose(found, right, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"exponent must be a finite number, .* got nan"):
+        data.weigh_positives(float("nan"))
