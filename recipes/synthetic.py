@@ -265,13 +265,13 @@ def plot(curves: dict[str, list[list[dict]]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    first = next(iter(curves.values()))[0][0]
     wanted = {
-        "P@1": "P@1, easy first, %",
+        "P@1": "P@1, easy first, %" if "easy" in first else "P@1, %",
         "P@5": "P@5, %",
         "easy": "softmax of the easy positive, %",
         "arbitrary": "softmax of an arbitrary one, %",
     }
-    first = next(iter(curves.values()))[0][0]
     metrics = [metric for metric in wanted if metric in first]
     figure, axes = plt.subplots(1, len(metrics), figsize=(3.6 * len(metrics), 3.2), layout="constrained", squeeze=False)
     for axis, metric in zip(axes[0], metrics, strict=True):
@@ -282,7 +282,7 @@ def plot(curves: dict[str, list[list[dict]]], path: Path) -> None:
                 axis.plot(steps, values, color=f"C{number % 10}", linewidth=1, label=label)
         axis.set(xlabel="steps", title=wanted[metric], ylim=(-2, 102))
         axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize="small")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
