@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--embedding_dim", type=int, default=64)
     parser.add_argument("--batch_size", type=int, default=1024)
     parser.add_argument("--temperature", type=float, default=0.05, help="of cosines")
-    parser.add_argument("--learning_rates", type=float, nargs="+", default=[0.03, 0.1])
+    parser.add_argument("--learning_rates", type=float, nargs="+", default=[0.1, 0.3, 1.0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--validation_size", type=float, default=0.05)
     options = parser.parse_args()
