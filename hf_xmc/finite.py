@@ -22,7 +22,7 @@ def first_non_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
     """The name of the first tensor that holds a NaN or an infinity; one reduction for each."""
     for name, x in named:
         # A sum is finite only if all are, and takes no table of booleans; one that overflows is looked at again.
-        if x.is_floating_point() and not bool(x.detach().sum().isfinite()) and not bool(x.isfinite().all()):
+        if not bool(x.detach().sum().isfinite()) and not bool(x.isfinite().all()):
             return name
     return None
 

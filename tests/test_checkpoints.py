@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -242,6 +243,14 @@ def test_where_names_cannot_be_exchanged_a_folder_is_replaced_all_the_same(tmp_p
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "new"]
 
 
+def test_an_exchange_that_fails_is_said_to(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    assert not atomic._exchange(tmp_path / "a", tmp_path / "missing")
+    (tmp_path / "b").mkdir()
+    monkeypatch.setattr(atomic, "os", SimpleNamespace(name="nt"))  # Windows has no such call to ask for
+    assert not atomic._exchange(tmp_path / "a", tmp_path / "b")
+
+
 def mount(folder, options):
     """Whether a disk in memory could be mounted, which only root may do."""
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
@@ -339,8 +348,54 @@ def test_where_there_is_nothing_to_resume_from(run, tmp_path):
     with pytest.raises(ValueError, match="empty holds no whole checkpoint to resume from"):
         trainer.train(resume_from_checkpoint=True)
     about = folder / "checkpoint-2" / "checkpoint.json"
-    about.write_text("[]")
+    for damaged in (b"[]", b"{}", b"{", b"\xff"):
+        about.write_bytes(damaged)
+        assert "checkpoint.json is damaged" in checkpoints.why_torn(folder / "checkpoint-2")
+    about.unlink()
+    about.mkdir()
     assert "checkpoint.json is damaged" in checkpoints.why_torn(folder / "checkpoint-2")
+
+
+def test_what_lies_around_is_neither_resumed_from_nor_saved(run):
+    """A copy under a like name, what a killed save left, and a torn checkpoint of the step to be saved."""
+    trainer, folder, saved = run
+    shutil.copytree(folder / "checkpoint-2", folder / "checkpoint-9-copy")
+    assert checkpoints.newest(folder).name == "checkpoint-2"
+    left = folder / checkpoints.STAGING / "checkpoint-4"
+    left.mkdir(parents=True)
+    (left / "left.bin").write_text("x")
+    shutil.copytree(folder / "checkpoint-2", folder / "checkpoint-4")
+    (folder / "checkpoint-4" / "optimizer.pt").unlink()
+    resumed = trainer_of(folder, Dataset.from_dict({"text": ["x"], "label_ids": [[0]]}), max_steps=2)
+    resumed.train(resume_from_checkpoint=True)
+    assert torch.equal(weights(resumed.model), saved[2])
+    trainer._save_checkpoint(trainer.model, None)
+    assert not left.exists()
+    assert not (folder / "checkpoint-4" / "left.bin").exists()
+    assert torch.equal(loaded(checkpoints.newest(folder))[1], saved[4])
+
+
+def test_the_marker_is_there_before_the_name_is(run, monkeypatch):
+    trainer, folder, _ = run
+    stock = checkpoints.put_in_place
+
+    def put_in_place(new, to):
+        assert checkpoints.why_torn(new) is None
+        stock(new, to)
+
+    monkeypatch.setattr(checkpoints, "put_in_place", put_in_place)
+    trainer._save_checkpoint(trainer.model, None)
+    assert checkpoints.newest(folder).name == "checkpoint-4"
+
+
+def test_another_number_of_processes_is_said(run, caplog):
+    _, folder, _ = run
+    checkpoints.check_whole(folder / "checkpoint-2")
+    assert not caplog.text
+    about = folder / "checkpoint-2" / "checkpoint.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "num_processes": 3}))
+    checkpoints.check_whole(folder / "checkpoint-2")
+    assert "was saved by 3 process(es), and 1 resume it" in caplog.text
 
 
 def test_old_checkpoints_go_when_the_new_one_is_whole_and_the_best_one_stays(queries, tmp_path):
@@ -363,8 +418,9 @@ def test_old_checkpoints_go_when_the_new_one_is_whole_and_the_best_one_stays(que
     best = f"checkpoint-{trainer.state.best_global_step}"
     assert kept == {"checkpoint-6", best}
     assert trainer.state.best_model_checkpoint == str(tmp_path / best)
-    about = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())
-    assert about["best_model_checkpoint"] == str(tmp_path / best)
+    for name in kept:  # the best one names itself, by the name that it has now
+        about = json.loads((tmp_path / name / "trainer_state.json").read_text())
+        assert about["best_model_checkpoint"] == str(tmp_path / best)
     (tmp_path / best / "optimizer.pt").unlink()
     with pytest.raises(ValueError, match=r"is no whole checkpoint: optimizer\.pt is missing"):
         trainer._load_best_model()

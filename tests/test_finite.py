@@ -169,6 +169,63 @@ def test_a_scale_that_cannot_be_lowered_further_stops(queries, tmp_path):
         trainer.train()
 
 
+@pytest.fixture
+def watch():
+    """A watch over one layer, whose batches are embeddings."""
+    layer = torch.nn.Linear(2, 1)
+    layer.weight.grad = torch.ones(1, 2)
+
+    def make(policy, scaler=None):
+        watched = finite.UpdateWatch(policy, layer, lambda inputs: inputs["x"])
+        step = iter(range(1, 99))
+
+        def update(loss, rows=(0,), **inputs):
+            batch = {"x": torch.ones(len(rows), 2), "row": torch.tensor(rows), **inputs}
+            watched.add({name: value for name, value in batch.items() if value is not None}, torch.tensor(loss))
+            watched.check(1.0, next(step), scaler)
+
+        return update, layer
+
+    return make
+
+
+def test_the_rows_named_are_those_of_this_update(watch):
+    update, _ = watch("stop")
+    update(1.0, rows=[1, 2])
+    with pytest.raises(FloatingPointError, match=r"Step 2, .* are the rows \[3\] of"):
+        update(math.inf, rows=[3])
+    with pytest.raises(FloatingPointError, match=r"Step 3, .* are the rows \[\] of"):
+        update(math.nan, row=None)
+
+
+def test_only_updates_in_a_row_are_too_many(watch):
+    update, _ = watch("skip")
+    for loss in [math.nan] * 10 + [1.0] + [math.nan] * 10:
+        update(loss)
+    with pytest.raises(FloatingPointError, match="10 updates before it were skipped"):
+        update(math.nan)
+
+
+def test_weights_that_are_lost_are_not_skipped_over(watch):
+    update, layer = watch("skip")
+    with torch.no_grad():
+        layer.weight[0, 1] = math.inf
+    with pytest.raises(FloatingPointError, match=r"The weights themselves are not finite \(weight\)"):
+        update(math.nan)
+
+
+def test_a_loss_that_is_not_finite_is_no_matter_of_the_scale(watch):
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    scaler.scale(torch.ones(()))
+    with pytest.raises(FloatingPointError, match="Step 1"):
+        watch("stop", scaler)[0](math.inf)
+    update, layer = watch("skip", scaler)
+    update(math.inf)
+    assert layer.weight.grad is not None  # the scaler looks for what overflowed, and finds no gradient an error
+    watch("skip")[0](math.inf)
+    assert layer.weight.grad is None
+
+
 LOSSES = {
     "decoupled": (functional.decoupled_softmax_loss, streaming.decoupled_softmax_loss, {}),
     "softmax": (functional.softmax_loss, streaming.softmax_loss, {}),
