@@ -91,7 +91,7 @@ def test_what_one_process_alone_sees(together, tally):
         assert found["newest"] == "checkpoint-2"
     shown = [sorted(map(int, re.search(r"rows \[(.*?)\]", r["nonfinite"]["message"])[1].split(","))) for r in results]
     assert len({row for rows in shown for row in rows}) == sum(map(len, shown)), "the processes name the same rows"
-    tally(faults=2)
+    tally(faults=3)
 
 
 @pytest.mark.promise("A process that dies or raises ends the job, with a message and a whole checkpoint")
