@@ -558,9 +558,8 @@ def test_metrics_of_anything(tally):
         else:
             got = metrics.evaluate_ranking(predicted, truth, **arguments)
             assert all(0 <= value <= 1 for name, value in got.items() if "@" in name)
-            perfect = [
-                [*row, *[-1] * (num_labels - len(row))] for row in (truth[[i]].indices for i in range(num_queries))
-            ]
+            deep = max(num_labels, k)
+            perfect = [[*row, *[-1] * (deep - len(row))] for row in (truth[[i]].indices for i in range(num_queries))]
             best = metrics.evaluate_ranking(perfect, truth, **{**arguments, "p_at": (1,), "recall_at": (num_labels,)})
             assert (best["P@1"], best[f"nDCG@{k}"], best[f"R@{num_labels}"]) == (1, 1, 1)
         tally(inputs=1)
