@@ -87,7 +87,7 @@ class RecipeArguments:
     propensity: str = field(default="default", metadata={"help": "Preset of A and B for PSP@k."})
     memory: bool = field(default=True, metadata={"help": "Let the nearest training queries vote on the labels."})
     memory_tolerance: float = field(
-        default=0.003, metadata={"help": "P@5 on validation that tuning the memory may give up for PSP@5."}
+        default=0.005, metadata={"help": "P@5 on validation that tuning the memory may give up for PSP@5."}
     )
 
 
