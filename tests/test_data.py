@@ -285,9 +285,14 @@ def damage_columns(path):
     sp.save_npz(path, rows)
 
 
+def damage_values(path):
+    np.savez(path, indices=[0], indptr=[0, 1], data=np.ones(10), shape=[1, 5], format="csr")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (damage_values, "10 values and 1 indices"),
         (damage_pickle, "Python objects"),
         (damage_huge_shape, "claims 40000000000 bytes"),
         (damage_columns, "not a readable sparse matrix"),
