@@ -197,7 +197,7 @@ class TrainingMemory:
         relevance: sp.csr_array,
         labels: LabelIndex,
         *,
-        metric: str = "P@5",
+        metric: str = "nDCG@5",
         inverse_propensity: ArrayLike | None = None,
         tolerance: float = 0.0,
         exclude: np.ndarray | None = None,
@@ -209,7 +209,8 @@ class TrainingMemory:
         Args:
             queries, relevance: ``(N, D)`` embeddings and sparse ``(N, L)`` positives.
             labels: the index of the labels.
-            metric: what is to be large: ``"P@5"``, or ``"PSP@5"`` for rare labels.
+            metric: what is to be large: ``"nDCG@5"``, ``"P@5"``, which does not ask in which order, or ``"PSP@5"`` for
+                rare labels.
             inverse_propensity: ``(L,)``, for PSP.
             tolerance: what of the metric may be given up to raise PSP@5 by the discount alone.
             exclude: filter pairs.

@@ -86,8 +86,9 @@ class RecipeArguments:
     )
     propensity: str = field(default="default", metadata={"help": "Preset of A and B for PSP@k."})
     memory: bool = field(default=True, metadata={"help": "Let the nearest training queries vote on the labels."})
+    memory_metric: str = field(default="nDCG@5", metadata={"help": "What tuning the memory makes large on validation."})
     memory_tolerance: float = field(
-        default=0.005, metadata={"help": "P@5 on validation that tuning the memory may give up for PSP@5."}
+        default=0.005, metadata={"help": "How much of that tuning may give up to raise PSP@5."}
     )
 
 
@@ -210,6 +211,7 @@ def add_memory(model: XMCModel, data: XMCData, recipe: RecipeArguments) -> dict:
     a, b = PROPENSITY_PRESETS[recipe.propensity]
     return model.tune_memory(
         data.validation,
+        metric=recipe.memory_metric,
         inverse_propensity=inverse_propensity(data.label_counts(), len(data.train), a, b),
         tolerance=recipe.memory_tolerance,
         exclude=data.filter_pairs.get("validation"),
