@@ -10,7 +10,6 @@ import gzip
 import json
 import lzma
 import math
-import struct
 import zipfile
 import zlib
 from array import array
@@ -157,14 +156,12 @@ def read_npz(path: Path) -> sp.csr_matrix:
         matrix: Any = sp.load_npz(path)
         if matrix.format != "csr":
             raise ValueError(f"expected a csr matrix, got {matrix.format}")
-        if len(matrix.shape) != 2 or matrix.data.ndim != 1 or matrix.data.dtype.kind not in "biuf":
-            raise ValueError(f"{matrix.data.dtype} of shape {matrix.shape} is no matrix of numbers")
+        if matrix.data.dtype.kind not in "biuf":
+            raise ValueError(f"its values are {matrix.data.dtype}, which are no numbers")
         matrix.check_format(full_check=True)
-        if len(matrix.indices) and not (matrix.indices.min() >= 0 and matrix.indices.max() < matrix.shape[1]):
-            raise ValueError("a column index is out of range")
     except (
         ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, OSError, EOFError,
-        NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
+        RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
     ) as error:  # fmt: skip
         raise ValueError(f"{path}: not a readable sparse matrix ({error}).") from None
     return matrix
@@ -175,9 +172,14 @@ def _checked_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read_header(file)
+        try:
+            shape, _, dtype = read_header(file)
+        except MemoryError:
+            raise ValueError(f"the header of {member.filename} is nested too deeply") from None
     if dtype.hasobject:
         raise ValueError(f"{member.filename} holds Python objects, which could run code")
+    if member.filename in ("indices.npy", "indptr.npy") and dtype.kind not in "iu":
+        raise ValueError(f"{member.filename} holds {dtype}; expected whole numbers")  # scipy would round them
     claimed = math.prod(shape) * max(1, dtype.itemsize)
     # The values are as many as the indices, and may all be 1, which compresses to a thousandth; the rest does not.
     ratio = 2000 if member.filename == "data.npy" else MAX_RATIO

@@ -198,6 +198,13 @@ def test_a_gzip_that_swells_does_not_load(raw):
         load_xmc(raw)
 
 
+def test_a_byte_order_mark_is_one_at_the_start_alone(tmp_path):
+    (tmp_path / "x.txt").write_text("\ufeffone\n\ufefftwo\n", encoding="utf-8")
+    notes = Counter()
+    assert [line for line, _ in read_lines(tmp_path / "x.txt", notes)] == ["one", "\ufefftwo"]
+    assert notes == {"x.txt: byte order mark removed": 1}
+
+
 def test_a_line_or_a_file_beyond_the_limit_does_not_load(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_xmc.formats.MAX_LINE", 100)
     (tmp_path / "x.txt").write_bytes(b"short\n" + b"a" * 99 + b"\n" + b"b" * 100)
