@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from conftest import LABELS, make_static_encoder
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_xmc import XMCModel, XMCTrainer, XMCTrainingArguments, checkpoints, finite, functional, streaming
 
@@ -143,6 +144,26 @@ def test_a_sum_that_overflows_is_no_infinity():
     big = torch.full((8,), 3e38)
     assert finite.first_non_finite([("a", big), ("ids", torch.ones(3, dtype=torch.long))]) is None
     assert finite.first_non_finite([("a", big), ("b", torch.tensor([1.0, -math.inf]))]) == "b"
+
+
+class Booleans(TorchDispatchMode):
+    """The sizes of the tables of booleans that are made."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.dtype == torch.bool:
+            self.sizes.append(made.numel())
+        return made
+
+
+def test_finite_weights_are_checked_without_a_table_of_their_size():
+    with Booleans() as made:
+        assert finite.first_non_finite([("a", torch.ones(64, 64)), ("b", torch.ones(8))]) is None
+    assert set(made.sizes) == {1}
 
 
 @pytest.mark.promise("An overflow of half precision is skipped and the loss scale lowered; weights stay finite")
