@@ -185,6 +185,9 @@ def ragged(dataset: Dataset, where: str = "row ") -> tuple[np.ndarray, np.ndarra
     label_ids = pc.list_flatten(lists)
     if not pa.types.is_integer(label_ids.type) and len(label_ids):
         raise ValueError(f"{where}0: label_ids are {label_ids.type}; expected integers.")
+    if label_ids.null_count:
+        at = label_ids.is_null().index(True).as_py()
+        raise ValueError(f"{where}{np.searchsorted(offsets, at, 'right') - 1}: a label id is missing.")
     scores = None
     if "label_scores" in table.column_names:
         scores = table["label_scores"].combine_chunks()

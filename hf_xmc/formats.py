@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import scipy.sparse as sp
 MAX_LINE = 64 * 2**20  # bytes
 MAX_RATIO = 200  # decompressed to compressed size; text stays below 20
 ROWS_A_BATCH = 10_000
+OPTIONAL = {"label_id", "label_scores"}  # columns that a table may have
 NPZ_MEMBERS = {f"{name}.npy" for name in ("data", "indices", "indptr", "shape", "format")}  # of a csr matrix
 
 
@@ -216,6 +217,7 @@ def read_jsonl(path: Path, notes: Counter[str], errors: str = "strict") -> pa.Ta
     """A table of JSON objects, one a line; the keys of the first are the columns."""
     tables: list[pa.Table] = []
     records: list[dict[str, Any]] = []
+    columns: Collection[str] = ()
 
     def flush() -> None:
         try:
@@ -232,6 +234,9 @@ def read_jsonl(path: Path, notes: Counter[str], errors: str = "strict") -> pa.Ta
         record = _parse(line, where)
         if not isinstance(record.get("text", ""), str | None):
             raise ValueError(f"{where}: text is {record['text']!r:.80}; expected a string.")
+        columns = columns or record.keys()
+        if late := sorted(OPTIONAL & record.keys() - columns):
+            raise ValueError(f"{where}: {', '.join(late)}, which the first line does not have.")
         if record.get("label_ids") is not None:
             _list_of(record, "label_ids", int, where)
         records.append(record)

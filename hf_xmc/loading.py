@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -116,8 +117,8 @@ def _read_table(path: Path, notes: Counter[str], errors: str) -> Dataset:
 def _load_hub_layout(name: str, revision: str | None) -> XMCData:
     try:
         configs = get_dataset_config_names(name, revision=revision)
-    except FileNotFoundError:
-        raise ValueError(f"{name!r} is neither a folder here nor a data set of the Hub.") from None
+    except (FileNotFoundError, ConnectionError) as error:
+        raise ValueError(f"{name!r} is neither a folder here nor a data set of the Hub in reach ({error}).") from None
     if not {"default", "labels"} <= set(configs):
         raise ValueError(f"{name} has the configs {configs}; expected `default` (queries) and `labels`.")
     labels = load_dataset(name, "labels", revision=revision)
@@ -134,7 +135,12 @@ def _from_datasets(
     notes: Counter[str],
 ) -> XMCData:
     _expect_columns(labels, {"text"}, f"{name}, labels")
-    ids = labels["label_id"] if "label_id" in labels.column_names else range(len(labels))
+    ids: Iterable[object] = range(len(labels))
+    if "label_id" in labels.column_names:
+        column = labels.with_format("arrow").select_columns("label_id")[:]["label_id"]
+        if column.null_count:
+            raise ValueError(f"{name}, labels, row {column.is_null().index(True).as_py()}: no label_id.")
+        ids = column.to_pylist()
     rows = {}
     for split, dataset in splits.items():
         if split not in SPLITS:
@@ -146,7 +152,10 @@ def _from_datasets(
     pairs = {}
     for split, dataset in filters.items():
         _expect_columns(dataset, {"row", "label"}, f"{name}, filter_pairs")
-        pairs[split] = np.stack([np.asarray(dataset["row"]), np.asarray(dataset["label"])], axis=1).astype(np.int64)
+        table = dataset.with_format("arrow").select_columns(["row", "label"])[:]
+        if not all(pa.types.is_integer(column.type) and not column.null_count for column in table.columns):
+            raise ValueError(f"{name}, filter_pairs of {split}: expected whole numbers, row and label, and no gaps.")
+        pairs[split] = np.stack([np.asarray(column, dtype=np.int64) for column in table.columns], axis=1)
     texts = _texts_of(labels, f"{name}, labels, row ")
     return _assemble(None, texts, list(map(str, ids)), rows, notes, pairs)
 

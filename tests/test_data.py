@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from datasets import Dataset
 
 from hf_xmc import XMCData, load_xmc
-from hf_xmc.formats import read_lines
+from hf_xmc.formats import read_json_labels, read_lines
 
 DATA = Path(__file__).parents[1] / "recipes" / "data"
 
@@ -135,6 +135,7 @@ BAD_LINES = {
         record(target_ind=[2**70]),
         r"gz:2: a label id does not fit",
     ),
+    "label id that is a truth value": ("trn.json.gz", 1, record(target_ind=[True]), r"gz:2: target_ind is \[True\]"),
     "no labels given": ("trn.json.gz", 1, record(target_ind=None), r"trn.json.gz:2: target_ind is None"),
     "lengths that differ": (
         "trn.json.gz",
@@ -143,6 +144,12 @@ BAD_LINES = {
         r"trn.json.gz:1: 2 numbers in target_ind and 1 in target_rel",
     ),
     "relevance below zero": ("trn.json.gz", 1, record(target_rel=[-1.0]), r"trn.json.gz:2: relevance -1.0 of label 1"),
+    "relevance beyond all numbers": (
+        "trn.json.gz",
+        1,
+        lambda line: line.replace(b"[1.0]", b"[Infinity]"),
+        r"trn.json.gz:2: relevance inf",
+    ),
     "relevance that is no number": (
         "trn.json.gz",
         1,
@@ -165,6 +172,9 @@ BAD_LINES = {
         lambda _: b"3 0",
         r"test.txt:2: row 3, label 0, but there are 3 rows",
     ),
+    "a pair of a row below zero": ("filter_labels_test.txt", 1, lambda _: b"-1 0", r"test.txt:2: row -1, label 0"),
+    "a pair of a label below zero": ("filter_labels_test.txt", 1, lambda _: b"0 -1", r"test.txt:2: row 0, label -1"),
+    "a pair beyond the labels": ("filter_labels_test.txt", 1, lambda _: b"0 5", r"0, label 5, .* and 5 labels"),
     "a pair that is no pair": (
         "filter_labels_test.txt",
         0,
@@ -218,6 +228,21 @@ def test_a_line_or_a_file_beyond_the_limit_does_not_load(tmp_path, monkeypatch):
         list(read_lines(tmp_path / "x.gz", Counter()))
 
 
+def test_texts_are_gathered_in_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_xmc.formats.ROWS_A_BATCH", 2)
+    lines = [json.dumps({"title": title}) + "\n" for title in "abcde"]
+    (tmp_path / "x.json").write_text("".join(lines))
+    assert read_json_labels(tmp_path / "x.json", Counter())[0].to_pylist() == [*"abcde"]
+    (tmp_path / "x.json").write_text("".join([*lines[:3], '{"title": "\\ud800"}\n']))
+    with pytest.raises(ValueError, match="rows 2 and following: a text holds half of a surrogate pair"):
+        read_json_labels(tmp_path / "x.json", Counter())
+
+
+def test_blank_lines_between_filter_pairs_are_none(raw):
+    rewrite(raw / "filter_labels_test.txt", 1, lambda line: b"\n" + line + b"\n \n")
+    assert load_xmc(raw).filter_pairs["test"].tolist() == layouts.FILTER_PAIRS
+
+
 def test_what_is_mended_is_counted(raw):
     rewrite(raw / "trn.json.gz", 0, record(target_ind=[0, 3, 0], target_rel=[0.5, 1.0, 2.0]))
     rewrite(raw / "trn.json.gz", 1, record(target_ind=[1, 2], target_rel=[1.0, 0.0]))
@@ -267,9 +292,30 @@ def test_text_and_labels_of_different_lengths(reference):
 
 
 def test_half_a_split_is_missing(reference):
-    (reference / "Y.tst.npz").unlink()
+    (reference / "Y.tst.npz").rename(reference / "away")
     with pytest.raises(ValueError, match=r"tst_X.txt is there, but .*Y.tst.npz is not"):
         load_xmc(reference)
+    (reference / "away").rename(reference / "Y.tst.npz")
+    (reference / "raw" / "tst_X.txt").unlink()
+    with pytest.raises(ValueError, match=r"Y.tst.npz is there, but .*tst_X.txt is not"):
+        load_xmc(reference)
+
+
+def test_nothing_to_train_on(raw, reference):
+    (raw / "trn.json.gz").unlink()
+    with pytest.raises(ValueError, match=r"has lbl.json\(.gz\) but no trn.json\(.gz\)"):
+        load_xmc(raw)
+    for path in (reference / "raw" / "trn_X.txt", reference / "Y.trn.npz"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"has raw/Y.txt but no raw/trn_X.txt"):
+        load_xmc(reference)
+
+
+def test_no_labels_at_all(raw):
+    with gzip.open(raw / "lbl.json.gz", "wb"):
+        pass
+    with pytest.raises(ValueError, match="there is no label"):
+        load_xmc(raw)
 
 
 def damage_pickle(path):
@@ -320,35 +366,6 @@ def test_damaged_and_hostile_matrices(reference, damage, message):
             load_xmc(reference)
 
 
-@pytest.mark.parametrize(
-    ("name", "row", "message"),
-    [
-        ("train", {"text": "x", "label_ids": [9]}, "train, row 7: label id 9"),
-        ("train", {"text": None, "label_ids": [1]}, "train, row 7: no text"),
-        ("train", {"text": "x", "label_ids": None}, "train, row 7: no label_ids"),
-        ("filter_pairs", {"row": 0, "label": 9}, "filter_pairs of test names row 0, label 9"),
-    ],
-)
-def test_bad_rows_of_tables(tmp_path, name, row, message):
-    layouts.write_jsonl(tmp_path)
-    with (tmp_path / f"{name}.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    with pytest.raises(ValueError, match=message):
-        load_xmc(tmp_path)
-
-
-def test_columns_that_are_missing_or_unequal(tmp_path):
-    layouts.write_parquet(tmp_path)
-    Dataset.from_dict({"sentence": ["x"], "label_ids": [[0]]}).to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(ValueError, match="train: no column text; there are sentence, label_ids"):
-        load_xmc(tmp_path)
-    Dataset.from_dict({"text": ["x"], "label_ids": [[0, 1]], "label_scores": [[1.0]]}).to_parquet(
-        tmp_path / "train.parquet"
-    )
-    with pytest.raises(ValueError, match="train, row 0: label_ids and label_scores have different lengths"):
-        load_xmc(tmp_path)
-
-
 def test_folders_that_are_no_data_set(tmp_path):
     with pytest.raises(ValueError, match="which is no layout known here"):
         load_xmc(tmp_path)
@@ -381,6 +398,10 @@ def test_a_damaged_prepared_data_set(raw, tmp_path):
     shutil.rmtree(prepared / "test")
     data.test.select([0]).save_to_disk(prepared / "test")
     with pytest.raises(ValueError, match="has 1 rows, expected 3: prepare it again"):
+        load_xmc(prepared)
+    data.save(prepared)
+    np.save(prepared / "filter_pairs_test.npy", np.array([[{}, {}]], dtype=object))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
         load_xmc(prepared)
     (prepared / "xmc_data.json").write_text('{"format_version": 99}')
     with pytest.raises(ValueError, match="prepared in format 99"):

@@ -1,5 +1,6 @@
 """Many threads, many calls, many labels, many lines: the same answers, no memory lost, nothing missing."""
 
+import io
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +119,44 @@ def test_an_output_that_is_there_or_another_s_is_left_alone(capsys, tmp_path):
     assert main([*predict, "--output", str(out), "--resume"]) == 1
     assert "line 1 of" in capsys.readouterr().err
     assert out.read_bytes() == b'{"text": "another", "labels": []}\n'
+
+
+def test_an_output_goes_on_where_it_was_torn(capsys, tmp_path):
+    """Within a line, at its end, or before the first."""
+    XMCModel(make_static_encoder(), LABELS).save_pretrained(tmp_path / "model")
+    texts, out = tmp_path / "texts.txt", tmp_path / "answers.jsonl"
+    texts.write_bytes("\ufeffa red boat\r\n  cat \u2028\U0001f6a2\n\ufeffdog\n".encode())
+    predict = ["predict", str(tmp_path / "model"), "--file", str(texts), "--output", str(out), "--resume"]
+
+    def answers():
+        rows = [json.loads(line) for line in out.read_bytes().decode().split("\n")[:-1]]
+        return [(row["text"], [label["label_id"] for label in row["labels"]]) for row in rows]
+
+    assert main(predict) == 0
+    whole, expected = out.read_bytes(), answers()
+    assert [text for text, _ in expected] == ["a red boat", "  cat \u2028\U0001f6a2", "\ufeffdog"]
+    assert b"\r" not in whole
+    assert "\U0001f6a2".encode() in whole
+    for length in (0, 10, whole.index(b"\n"), whole.index(b"\n") + 1, len(whole) - 1):
+        out.write_bytes(whole[:length])
+        assert main(predict) == 0
+        assert answers() == expected
+    before = out.read_bytes()
+    texts.write_text("a red boat\n")
+    assert main(predict) == 1
+    assert "line 3 of" in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+
+def test_a_reader_that_has_seen_enough(monkeypatch, tmp_path):
+    """As in ``hf-xmc predict ... | head``: nothing is said, and it is no failure."""
+    XMCModel(make_static_encoder(), LABELS).save_pretrained(tmp_path / "model")
+    reader, writer = os.pipe()
+    os.close(reader)
+    said = io.StringIO()
+    monkeypatch.setattr(said, "close", lambda: None)
+    with suppress(BrokenPipeError), os.fdopen(writer, "w") as out, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stderr", said)
+        code = main(["predict", str(tmp_path / "model"), *["a red boat"] * 200])
+    assert (code, said.getvalue()) == (0, "")

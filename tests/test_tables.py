@@ -1,0 +1,154 @@
+"""Tables, in a folder or a repository: bad rows and columns are an error with file and line, or split and row."""
+
+import json
+
+import layouts
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+
+from hf_xmc import load_xmc
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        ("train", {"text": "x", "label_ids": [9]}, "train, row 7: label id 9"),
+        ("train", {"text": "x", "label_ids": [-1]}, "train, row 7: label id -1"),
+        ("train", {"text": "x", "label_ids": [0.5]}, r"train.jsonl:8: label_ids is \[0.5\]; expected a list of num"),
+        ("train", {"text": "x", "label_ids": [None]}, r"train.jsonl:8: label_ids is \[None\]; expected"),
+        ("train", {"text": "x", "label_ids": [2**70]}, r"train.jsonl:1: here, or in the 7 lines that follow"),
+        ("train", {"text": "\ud800", "label_ids": [0]}, r"train.jsonl:1: here, or in the 7 lines that follow"),
+        ("train", {"text": ["x"], "label_ids": [0]}, r"train.jsonl:8: text is \['x'\]; expected a string"),
+        ("train", {"text": "x", "label_ids": [0], "label_scores": [2]}, "jsonl:8: label_scores, which the first line"),
+        ("train", {"text": None, "label_ids": [1]}, "train, row 7: no text"),
+        ("train", {"text": "x", "label_ids": None}, "train, row 7: no label_ids"),
+        ("filter_pairs", {"row": 0, "label": 9}, "filter_pairs of test names row 0, label 9"),
+        ("filter_pairs", {"row": 3, "label": 0}, "filter_pairs of test names row 3, label 0; there are 3 rows"),
+        ("filter_pairs", {"row": -1, "label": 0}, "filter_pairs of test names row -1, label 0"),
+        ("filter_pairs", {"row": 0, "label": -1}, "filter_pairs of test names row 0, label -1"),
+        ("filter_pairs", {"row": 0.5, "label": 0}, "filter_pairs of test: expected whole numbers"),
+        ("filter_pairs", {"row": 0, "label": None}, "filter_pairs of test: expected whole numbers"),
+        ("filter_pairs", {"row": [0], "label": 0}, r"filter_pairs.jsonl:1: here, or in the 2 lines that follow"),
+        ("labels", {"label_id": None, "text": "x"}, "labels, row 5: no label_id"),
+    ],
+)
+def test_bad_rows_of_tables(tmp_path, name, row, message):
+    layouts.write_jsonl(tmp_path)
+    with (tmp_path / f"{name}.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=message):
+        load_xmc(tmp_path)
+
+
+def test_columns_that_are_missing_or_unequal(tmp_path):
+    layouts.write_parquet(tmp_path)
+    Dataset.from_dict({"sentence": ["x"], "label_ids": [[0]]}).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="train: no column text; there are sentence, label_ids"):
+        load_xmc(tmp_path)
+    Dataset.from_dict({"text": ["x"], "label_ids": [[0, 1]], "label_scores": [[1.0]]}).to_parquet(
+        tmp_path / "train.parquet"
+    )
+    with pytest.raises(ValueError, match="train, row 0: label_ids and label_scores have different lengths"):
+        load_xmc(tmp_path)
+    del_column(tmp_path / "labels.parquet", "text")
+    layouts.tables()["train"].to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="labels: no column text; there are label_id"):
+        load_xmc(tmp_path)
+    layouts.tables()["labels"].to_parquet(tmp_path / "labels.parquet")
+    del_column(tmp_path / "filter_pairs.parquet", "row")
+    with pytest.raises(ValueError, match="filter_pairs: no column row; there are label"):
+        load_xmc(tmp_path)
+
+
+def del_column(path, name):
+    table = pq.read_table(path).drop_columns(name)
+    path.unlink()  # the old table may be mapped still
+    pq.write_table(table, path)
+
+
+def test_tables_that_are_missing(tmp_path):
+    layouts.write_jsonl(tmp_path)
+    (tmp_path / "test.jsonl").unlink()
+    with pytest.raises(ValueError, match="filter_pairs of test names row 0, label 0; there are 0 rows"):
+        load_xmc(tmp_path)
+    (tmp_path / "train.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"has a labels table but no train.jsonl or train.parquet"):
+        load_xmc(tmp_path)
+
+
+def test_a_pair_named_again_is_counted(tmp_path):
+    layouts.write_jsonl(tmp_path)
+    with (tmp_path / "filter_pairs.jsonl").open("a") as file:
+        file.write('{"row": 1, "label": 2}\n')
+    data = load_xmc(tmp_path)
+    assert data.filter_pairs["test"].tolist() == layouts.FILTER_PAIRS
+    assert data.notes["filter_pairs of test: pairs named again"] == 1
+
+
+def test_tables_of_many_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_xmc.formats.ROWS_A_BATCH", 3)
+    layouts.write_jsonl(tmp_path)
+    data = load_xmc(tmp_path)
+    assert [row["text"] for row in data.train] == [text for text, _ in layouts.TRAIN]
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write('{"text": "\\ud800", "label_ids": []}\n')
+    with pytest.raises(ValueError, match=r"train.jsonl:7: here, or in the 1 lines that follow"):
+        load_xmc(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"text": [1], "label_ids": [[0]]}, "train, row 0: text is int64; expected a string"),
+        ({"text": ["x", "y"], "label_ids": [[0], [1, None]]}, "train, row 1: a label id is missing"),
+        ({"text": ["x"], "label_ids": [[0.5]]}, "train, row 0: label_ids are double; expected integers"),
+        ({"text": pa.array(["x"], pa.large_string()), "label_ids": [[0]]}, None),
+    ],
+)
+def test_types_of_columns(columns, message, tmp_path):
+    layouts.write_jsonl(tmp_path)
+    (tmp_path / "train.jsonl").unlink()
+    pq.write_table(pa.table(columns), tmp_path / "train.parquet")
+    if message is None:
+        assert load_xmc(tmp_path).train[0] == {"text": "x", "label_ids": [0]}
+        return
+    with pytest.raises(ValueError, match=message):
+        load_xmc(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["no parquet", "garbled"])
+def test_a_parquet_file_that_is_damaged(damage, tmp_path):
+    layouts.write_parquet(tmp_path)
+    path = tmp_path / "train.parquet"
+    content = bytearray(path.read_bytes())
+    content[10:60] = b"\xff" * 50
+    path.unlink()
+    path.write_bytes(content if damage == "garbled" else b"x" * 50)
+    with pytest.raises(ValueError, match=r"train\.parquet: not a readable table"):
+        load_xmc(tmp_path)
+
+
+def test_a_repository_of_other_configs_or_splits(tmp_path):
+    layouts.write_hub(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    (tmp_path / "README.md").write_text(card.replace("split: train", "split: dev"))
+    with pytest.raises(ValueError, match="has a split 'dev'; expected train, validation, test"):
+        load_xmc(tmp_path)
+    (tmp_path / "README.md").write_text(card.replace("config_name: labels", "config_name: names"))
+    with pytest.raises(ValueError, match=r"expected `default` \(queries\) and `labels`"):
+        load_xmc(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "org/data"])
+def test_a_name_of_nothing(name, monkeypatch):
+    """The first can be no repository; the second cannot be looked for, since tests are offline."""
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=f"'{name}' is neither a folder here nor a data set of the Hub in reach"):
+        load_xmc(name)
