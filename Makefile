@@ -24,7 +24,7 @@ test-slow: $(INSTALLED)  ## the ones that take minutes
 soak: $(INSTALLED)  ## 100,000 predictions, a million lines, 1.3 million labels
 	$(BIN)/python -m pytest -m soak --timeout 3600
 
-test-all: test test-slow  ## all of them, as CI does; runs/faults.json then counts what was survived
+test-all: test test-slow soak  ## all of them; runs/faults.json then counts what was survived
 
 fuzz: $(INSTALLED)  ## the property tests on fresh random input, EXAMPLES of it for each
 	HYPOTHESIS_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/test_fuzz.py -m ""
