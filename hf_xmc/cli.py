@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,8 @@ from contextlib import nullcontext
 from itertools import islice, tee
 from pathlib import Path
 from typing import IO, Any
+
+ANSWER = b'{"text": '  # how each line of an output begins
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,16 +132,28 @@ def _skip_done(path: Path, texts: Iterator[str]) -> None:
     """Take from ``texts`` those whose answers a file holds; a last line that was not written to its end is cut off."""
     if not path.exists():
         return
-    whole, number, last = 0, 0, b""
-    with path.open("r+b") as file:
+    whole, number, last, torn = 0, 0, b"", b""
+    with path.open("rb") as file:
         for line in file:
             if not line.endswith(b"\n"):
+                torn = line
                 break
             whole, number, last = whole + len(line), number + 1, line
-        file.truncate(whole)
-    skipped = list(deque(islice(texts, number), maxlen=1))
-    if number and (not skipped or json.loads(last).get("text") != skipped[0]):
+    skipped = list(deque(enumerate(islice(texts, number), start=1), maxlen=1))
+    if number and skipped != [(number, _text_of(last))]:
         raise ValueError(f"line {number} of {path} does not answer text {number}: was it written for other texts?")
+    if torn[: len(ANSWER)] != ANSWER[: len(torn)]:
+        raise ValueError(f"line {number + 1} of {path} is no answer: choose another file.")
+    os.truncate(path, whole)
+
+
+def _text_of(answer: bytes) -> str | None:
+    """The text that a line answers, if it is an answer."""
+    try:
+        text: str = json.loads(answer)["text"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return text
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

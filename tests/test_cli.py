@@ -106,6 +106,8 @@ def test_evaluate_prepare_and_index(capsys, model, data, encoder, tmp_path):
     )
     assert code == 0
     assert list(XMCModel.from_pretrained(tmp_path / "mine").labels["text"]) == LABELS
+    run(capsys, "index", tmp_path / "encoder", "--labels", data, "--output_dir", tmp_path / "theirs")
+    assert list(XMCModel.from_pretrained(tmp_path / "theirs").labels["text"]) == layouts.LABELS
 
 
 def test_errors_are_one_line_on_standard_error(capsys, model, data, tmp_path):

@@ -119,10 +119,17 @@ def test_an_output_that_is_there_or_another_s_is_left_alone(capsys, tmp_path):
     assert "exists: go on with it by --resume" in capsys.readouterr().err
     assert main([*predict, "--output", str(out), "--resume"]) == 0
     assert out.read_bytes() == before
-    out.write_bytes(b'{"text": "another", "labels": []}\n')
-    assert main([*predict, "--output", str(out), "--resume"]) == 1
-    assert "line 1 of" in capsys.readouterr().err
-    assert out.read_bytes() == b'{"text": "another", "labels": []}\n'
+    for another in (
+        b'{"text": "another", "labels": []}\n',
+        b"years of work\nand a last line",
+        b"[1]\n",
+        b"{}\n{",
+        b"work",
+    ):
+        out.write_bytes(another)
+        assert main([*predict, "--output", str(out), "--resume"]) == 1
+        assert "line 1 of" in capsys.readouterr().err
+        assert out.read_bytes() == another
 
 
 def test_an_output_goes_on_where_it_was_torn(capsys, tmp_path):
@@ -141,15 +148,16 @@ def test_an_output_goes_on_where_it_was_torn(capsys, tmp_path):
     assert [text for text, _ in expected] == ["a red boat", "  cat \u2028\U0001f6a2", "\ufeffdog"]
     assert b"\r" not in whole
     assert "\U0001f6a2".encode() in whole
-    for length in (0, 10, whole.index(b"\n"), whole.index(b"\n") + 1, len(whole) - 1):
+    for length in (0, 3, 10, whole.index(b"\n"), whole.index(b"\n") + 1, len(whole) - 1):
         out.write_bytes(whole[:length])
         assert main(predict) == 0
         assert answers() == expected
-    before = out.read_bytes()
-    texts.write_text("a red boat\n")
-    assert main(predict) == 1
-    assert "line 3 of" in capsys.readouterr().err
-    assert out.read_bytes() == before
+    for others in (b"", b"a red boat\n", "\ufeff\ufeffdog\n".encode()):  # none, and too few, by the last of them too
+        texts.write_bytes(others)
+        before = out.read_bytes()
+        assert main(predict) == 1
+        assert "line 3 of" in capsys.readouterr().err
+        assert out.read_bytes() == before
 
 
 def test_a_reader_that_has_seen_enough(monkeypatch, tmp_path):
