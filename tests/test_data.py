@@ -353,6 +353,7 @@ def damage_values(path):
         (lambda path: path.write_text("hello"), "not a readable sparse matrix"),
         (lambda path: sp.save_npz(path, sp.coo_matrix((7, 5))), "and a csr matrix has"),
         (lambda path: sp.save_npz(path, layouts.matrix(layouts.TRAIN, num_labels=9)), None),
+        (lambda path: sp.save_npz(path, sp.csr_array(layouts.matrix(layouts.TRAIN))), None),
         (lambda path: sp.save_npz(path, -layouts.matrix(layouts.TRAIN)), "row 0: relevance -1.0"),
     ],
 )
