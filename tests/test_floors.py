@@ -10,7 +10,7 @@ FLOORS = [
     ["sharding", "metrics", "frequency", "sampling", "atomic", "finite", "commits"],
     ["threshold", "functional", "blocks", "kernels", "criteria", "gradients", "soft_top_k", "streaming"],
     ["losses", "encoding", "static"],
-    ["formats", "data", "loading", "phrases", "batching", "negatives", "bank", "in_batch", "st_losses"],
+    ["matrices", "formats", "data", "loading", "phrases", "batching", "negatives", "bank", "in_batch", "st_losses"],
     [
         "query_encoding",
         "index",
