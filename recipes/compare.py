@@ -59,23 +59,27 @@ def plan(results: list[dict], options: argparse.Namespace) -> Iterator[dict]:
         for rate in options.learning_rates:
             yield {"study": study, "loss": loss, "learning_rate": rate, "seed": first, **settings}
 
-    def best(study: str, loss: str, seeds: list[int], **settings: object) -> Iterator[dict]:
-        rate = best_rate(results, "losses", loss, len(options.learning_rates))
+    def best(study: str, loss: str, **settings: object) -> Iterator[dict]:
+        rate = best_rate(results, tuned_in(study), loss, len(options.learning_rates))
         if rate is not None:
-            for seed in seeds:
+            for seed in options.seeds:
                 yield {"study": study, "loss": loss, "learning_rate": rate, "seed": seed, **settings}
 
-    for loss in LOSSES:
-        yield from grid("losses", loss)
-    for loss in LOSSES:
-        yield from best("losses", loss, options.seeds)
+    for study, names in (("losses", LOSSES), ("cosine", COSINE)):
+        for loss in names:
+            yield from grid(study, loss)
+        for loss in names:
+            yield from best(study, loss)
     for number in RANDOM:
         for loss in ("decoupled softmax", "softmax"):
-            yield from best("negatives", loss, [first], random=number)
+            yield from best("negatives", loss, random=number)
     for number in HARD:
-        yield from best("hard", "decoupled softmax", [first], random=0, hard=number)
-    for loss in COSINE:
-        yield from grid("cosine", loss)
+        yield from best("hard", "decoupled softmax", random=0, hard=number)
+
+
+def tuned_in(study: str) -> str:
+    """The study whose learning rates another one takes."""
+    return "cosine" if study == "cosine" else "losses"
 
 
 def best_rate(results: list[dict], study: str, loss: str, tried: int) -> float | None:
@@ -168,8 +172,7 @@ def load(options: argparse.Namespace) -> XMCData:
 
 def chosen(results: list[dict], options: argparse.Namespace, study: str, loss: str, **settings: object) -> list[dict]:
     """The runs of a row: those at the best learning rate, one a seed."""
-    best_of = "cosine" if study == "cosine" else "losses"
-    rate = best_rate(results, best_of, loss, len(options.learning_rates))
+    rate = best_rate(results, tuned_in(study), loss, len(options.learning_rates))
     wanted = {"study": study, "loss": loss, "learning_rate": rate, **settings}
     return [result for result in results if {**result["run"], "seed": None} == {**wanted, "seed": None}]
 

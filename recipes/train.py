@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from transformers import HfArgumentParser, set_seed
@@ -103,6 +104,7 @@ def main(argv: list[str]) -> None:
     trainer, train_seconds = fit(recipe, args, data)
 
     # Encoding is shared among the processes by hand of the trainer only; the rest is for one.
+    PartialState().destroy_process_group()
     if trainer.is_world_process_zero():
         output_dir = Path(args.output_dir)
         seen = (data.label_counts() > 0).tolist()

@@ -5,12 +5,15 @@
 
 The modes take turns: the next step is that of the mode that has had the least time, so that all meet the same machine.
 Time is the processor's in training steps, which on one thread is that of the clock where nothing else runs; evaluation
-is not counted. Labels that more than `--max_share` of the queries have are left out, or P@1 would say little. The plot
-lies beside the JSON.
+is not counted. Labels that more than `--max_share` of the queries have are left out, or P@1 would say little. With
+`--steps`, the learning rate falls in a line to zero at the last of them. The table at the end has means over `--seeds`
+(of batches, dropout and draws), also of how far a mode is from the first one at the same seed and step. The plot lies
+beside the JSON.
 """
 
 import argparse
 import json
+import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -36,9 +39,9 @@ METRICS = ("P@1", "P@5", "R@10")
 class Run:
     """One mode's encoder, optimizer and batches, a step at a time."""
 
-    def __init__(self, options: argparse.Namespace, data: XMCData, mode: str) -> None:
-        set_seed(options.seed)
-        self.mode, self.steps, self.seconds, self.options = mode, 0, 0.0, options
+    def __init__(self, options: argparse.Namespace, data: XMCData, mode: str, seed: int) -> None:
+        set_seed(seed)
+        self.mode, self.steps, self.seconds, self.evaluated = mode, 0, 0.0, -options.eval_seconds
         self.encoder = SentenceTransformer(options.model)
         self.encoder.max_seq_length = options.max_seq_length
         args = XMCTrainingArguments(
@@ -48,15 +51,15 @@ class Run:
             num_hard_negatives=0,
             num_random_negatives=int(options.share * len(data.labels)),
             per_device_train_batch_size=options.batch_size,
-            seed=options.seed,
+            seed=seed,
             report_to="none",
             disable_tqdm=True,
         )
         loss = losses.DecoupledSoftmaxLoss(options.temperature)
         self.trainer = XMCTrainer(self.encoder, args, data.train, labels=data.labels, loss=loss)
         self.optimizer = torch.optim.AdamW(self.encoder.parameters(), lr=options.learning_rate, weight_decay=0.0)
-        warm_up = lambda step: min(1.0, (step + 1) / options.warmup_steps)  # noqa: E731
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, warm_up)
+        rate = lambda step: min(1.0, (step + 1) / options.warmup_steps, (options.steps - step) / options.steps)  # noqa: E731
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
         self.batches = iter(())
 
     def step(self) -> None:
@@ -96,7 +99,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2**31, help="at most, for each mode")
     parser.add_argument("--eval_every", type=int, default=4, help="steps")
     parser.add_argument("--eval_seconds", type=float, default=20, help="of training between evaluations, at least")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -108,27 +111,50 @@ def main() -> None:
     data = replace(data, validation=some)
     evaluator = ExtremeMultilabelClassificationEvaluator.from_data(data, "validation", recall_at=(10,))
     print(f"{len(data.labels)} labels, {len(data.train)} queries, {len(data.validation)} to validate", flush=True)
-    runs, rows = [Run(options, data, mode) for mode in options.modes], []
-    last = dict.fromkeys(options.modes, -options.eval_seconds)
+    rows: list[dict] = []
 
-    def evaluate(run: Run) -> None:
+    def evaluate(run: Run, seed: int) -> None:
         found = evaluator(run.encoder)
-        row = {"mode": run.mode, "steps": run.steps, "seconds": run.seconds, **{m: 100 * found[m] for m in METRICS}}
-        rows.append(row)
-        last[run.mode] = run.seconds
-        print(row, flush=True)
+        row = {"mode": run.mode, "seed": seed, "steps": run.steps, "seconds": run.seconds}
+        rows.append(row | {metric: 100 * found[metric] for metric in METRICS})
+        run.evaluated = run.seconds
+        print(rows[-1], flush=True)
         if options.json:
             options.json.write_text(json.dumps(rows, indent=1))
             plot(rows, options.json.with_suffix(".png"))
 
-    for run in runs:
-        evaluate(run)
-    while going := [run for run in runs if run.seconds < options.seconds and run.steps < options.steps]:
-        run = min(going, key=lambda run: run.seconds)
-        run.step()
-        due = run.steps % options.eval_every == 0 and run.seconds - last[run.mode] >= options.eval_seconds
-        if due or run.seconds >= options.seconds or run.steps == options.steps:
-            evaluate(run)
+    for seed in options.seeds:
+        runs = [Run(options, data, mode, seed) for mode in options.modes]
+        for run in runs:
+            evaluate(run, seed)
+        while going := [run for run in runs if run.seconds < options.seconds and run.steps < options.steps]:
+            run = min(going, key=lambda run: run.seconds)
+            run.step()
+            due = run.steps % options.eval_every == 0 and run.seconds - run.evaluated >= options.eval_seconds
+            if due or run.seconds >= options.seconds or run.steps == options.steps:
+                evaluate(run, seed)
+    print(table(rows))
+
+
+def table(rows: list[dict]) -> str:
+    """Means over the seeds, where all have been measured, with the standard error of the mean."""
+    found = {(row["mode"], row["steps"], row["seed"]): row for row in rows}
+    seeds, first = {row["seed"] for row in rows}, rows[0]["mode"]
+    lines = ["| mode | steps | seconds | P@1 | beside the first mode | P@5 | R@10 |", "|---" * 7 + "|"]
+    for mode, steps in dict.fromkeys((row["mode"], row["steps"]) for row in rows):
+        mine = [found[mode, steps, seed] for seed in seeds if (mode, steps, seed) in found]
+        beside = [row["P@1"] - found[key]["P@1"] for row in mine if (key := (first, steps, row["seed"])) in found]
+        if len(mine) == len(seeds):
+            cells = [mean([row[metric] for row in mine]) for metric in METRICS]
+            cells.insert(1, mean(beside) if len(beside) == len(seeds) else "-")
+            seconds = statistics.mean(row["seconds"] for row in mine)
+            lines.append(f"| {mode} | {steps} | {seconds:.0f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def mean(values: list[float]) -> str:
+    error = f" ± {statistics.stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{error}"
 
 
 def plot(rows: list[dict], path: Path) -> None:
@@ -138,10 +164,13 @@ def plot(rows: list[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
-    for mode in dict.fromkeys(row["mode"] for row in rows):
+    for number, mode in enumerate(dict.fromkeys(row["mode"] for row in rows)):
         chosen = [row for row in rows if row["mode"] == mode]
-        for axis, x in zip(axes, ("steps", "seconds"), strict=True):
-            axis.plot([row[x] for row in chosen], [row["P@1"] for row in chosen], marker="o", markersize=3, label=mode)
+        for seed in dict.fromkeys(row["seed"] for row in chosen):
+            curve = [row for row in chosen if row["seed"] == seed]
+            style = {"color": f"C{number}", "marker": ".", "label": mode if curve[0] is chosen[0] else None}
+            for axis, x in zip(axes, ("steps", "seconds"), strict=True):
+                axis.plot([row[x] for row in curve], [row["P@1"] for row in curve], **style)
     longest = max((row["steps"] for row in rows if row["mode"] == "exact"), default=0)
     axes[0].set_xlim(0, 1.2 * longest or None)
     axes[0].set_xlabel("steps")
