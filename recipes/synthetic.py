@@ -48,7 +48,10 @@ class Setting:
     own_words: int = field(default=8, metadata={"help": "Words that tell a document."})
     other_words: int = field(default=2, metadata={"help": "Words drawn anew whenever a document is written down."})
     label_words: int = 4
-    repeats: int = field(default=20, metadata={"help": "Times that a document is written down in training."})
+    repeats: int = field(
+        default=375,  # num_steps * batch_size / num_documents: no text is seen twice
+        metadata={"help": "Times that a document is written down in training."},
+    )
     embedding_dim: int = 64
     initial_std: float = 0.3
     temperature: float = 1.0

@@ -1,0 +1,113 @@
+"""What was tried beside `static.yaml` and not taken: one change, which `train.py` has no flag for, and its run.
+
+    python recipes/ablations.py words_masked recipes/static.yaml --data recipes/data/wordnet-hypernyms \
+        --output_dir runs/words_masked --validation_size 0.05 --embedding_dim 128 --num_train_epochs 4
+
+The first argument names the change, the others are those of `train.py`; `no_change` is there to compare with. The last
+line has the metrics on validation queries, by which things are chosen: P@1, P@5, PSP@5, R@10 and R@100 of the labels,
+and the first four with the memory.
+"""
+
+import json
+import string
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import train
+from datasets import Dataset, concatenate_datasets
+from sentence_transformers import SentenceTransformer
+
+from hf_xmc import XMCData, losses
+
+METRICS = ("P@1", "P@5", "PSP@5", "R@10", "R@100")
+
+
+class Halves(losses.DecoupledSoftmaxLoss):
+    """The mean of the decoupled softmax and of another loss."""
+
+    def __init__(self, temperature: float, other: torch.nn.Module) -> None:
+        super().__init__(temperature)
+        self.other = other
+
+    def forward(self, *args, **kwargs):
+        return (super().forward(*args, **kwargs) + self.other(*args, **kwargs)) / 2
+
+
+def half_softmax(recipe: train.RecipeArguments) -> Halves:
+    return Halves(recipe.temperature, losses.SoftmaxLoss(recipe.temperature))
+
+
+def half_soft_top_5(recipe: train.RecipeArguments) -> Halves:
+    return Halves(recipe.temperature, losses.SoftTopKLoss(k=5, temperature=recipe.temperature))
+
+
+def words_masked(encoder: SentenceTransformer) -> SentenceTransformer:
+    """A fifth of the tokens, of queries and of labels, are the unknown one in training."""
+
+    def mask(module: torch.nn.Module, inputs: tuple) -> tuple:
+        ids, *rest = inputs
+        return (torch.where(torch.rand(ids.shape) < 0.2, 0, ids) if module.training else ids, *rest)
+
+    encoder[0].embedding.register_forward_pre_hook(mask)
+    return encoder
+
+
+def label_texts_as_queries(data: XMCData) -> XMCData:
+    """Each label's text is one more training query, of that label."""
+    more = Dataset.from_dict(
+        {"text": list(data.labels["text"]), "label_ids": [[label] for label in range(len(data.labels))]}
+    )
+    kept = data.train.select_columns(["text", "label_ids"])
+    return replace(data, train=concatenate_datasets([kept, more.cast(kept.features)]))
+
+
+def no_punctuation(data: XMCData) -> XMCData:
+    spaces = str.maketrans(dict.fromkeys(string.punctuation, " "))
+
+    def strip(table: Dataset | None) -> Dataset | None:
+        return table and table.map(lambda row: {"text": row["text"].translate(spaces)})
+
+    return replace(data, **{name: strip(getattr(data, name)) for name in ("labels", "train", "validation", "test")})
+
+
+def main(name: str, argv: list[str]) -> None:
+    CHANGES[name]()
+    train.main(argv)
+    output_dir = Path(train.parse(argv)[1].output_dir)
+    history = json.loads((output_dir / "history.json").read_text())
+    settings = json.loads((output_dir / "metrics.json").read_text())["memory_settings"]
+    labels = [entry for entry in history if "eval_P@1" in entry][-1]
+    shown = [100 * labels[f"eval_{metric}"] for metric in METRICS]
+    shown += [100 * settings["validation"][metric] for metric in METRICS[:-1]]
+    print(f"| {name} | {' | '.join(f'{value:.1f}' for value in shown)} |")
+
+
+def of(function: str, change: Callable) -> Callable[[], None]:
+    """Makes the change to what a function of `train.py` gives."""
+    original = getattr(train, function)
+    return lambda: setattr(train, function, lambda *args: change(original(*args)))
+
+
+def fit_with_label_texts(recipe: train.RecipeArguments, args: train.XMCTrainingArguments, data: XMCData) -> tuple:
+    """For the encoder alone: the memory is of the training queries."""
+    return fit(recipe, args, label_texts_as_queries(data))
+
+
+fit = train.fit
+CHANGES = {
+    "no_change": lambda: None,
+    "words_masked": of("build_encoder", words_masked),
+    "no_punctuation": of("load_xmc", no_punctuation),
+    "label_texts_as_queries": lambda: setattr(train, "fit", fit_with_label_texts),
+    "half_softmax": lambda: setattr(train, "build_loss", half_softmax),
+    "half_soft_top_5": lambda: setattr(train, "build_loss", half_soft_top_5),
+}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in CHANGES:
+        raise SystemExit(f"the first argument is one of {', '.join(CHANGES)}.")
+    main(sys.argv[1], sys.argv[2:])
