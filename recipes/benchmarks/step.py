@@ -3,10 +3,11 @@
     python recipes/benchmarks/step.py --data recipes/data/wordnet-hypernyms \
         --model sentence-transformers/all-MiniLM-L6-v2 --num_labels 6000 --warm_steps 0 60 --json step.json
 
-The gradient is that of all parameters, with dropout off: two exact gradients would differ under different masks. Work
-is counted in tokens that pass the encoder forward; a backward pass counts as two, and 1.00x is the exact step. The bank
-of a trained encoder is the one that the training left, rows as old as they are. Modes take turns in one process;
-seconds are of the processor (of the clock on a GPU), ratios are to the exact step of the same batch.
+The gradient is that of all parameters, with dropout off: two exact gradients differ under different masks, and
+`--dropout` shows how far. Work is counted in tokens that pass the encoder forward; a backward pass counts as two, and
+1.00x is the exact step. The bank of a trained encoder is the one that the training left, rows as old as they are. Modes
+take turns in one process; seconds are of the processor (of the clock on a GPU), ratios are to the exact step of the
+same batch.
 """
 
 import argparse
@@ -46,7 +47,9 @@ def make_trainer(options: argparse.Namespace, encoder: SentenceTransformer, data
     return XMCTrainer(encoder, args, data.train, labels=data.labels, loss=loss)
 
 
-def take_step(trainer: XMCTrainer, encoder: SentenceTransformer, batch: dict, seed: int) -> tuple[torch.Tensor, Work]:
+def take_step(
+    trainer: XMCTrainer, encoder: SentenceTransformer, batch: dict, seed: int, dropout: bool = False
+) -> tuple[torch.Tensor, Work]:
     """The flat gradient of all parameters, and what it cost."""
     work = {"tokens": 0.0, "embedded": 0.0}
 
@@ -67,7 +70,7 @@ def take_step(trainer: XMCTrainer, encoder: SentenceTransformer, batch: dict, se
     hook = encoder[0].register_forward_hook(count)
     labels, choose = len(trainer.labels), trainer.negatives.select
     trainer.negatives.select = select
-    encoder.eval()
+    encoder.train(dropout)
     encoder.zero_grad()
     set_seed(seed)
     _synchronize()
@@ -110,6 +113,9 @@ def measure(
         batch["row"] = torch.zeros(len(batch["label"]), dtype=torch.long)  # no shortlist: any row will do
         exact, base = take_step(modes["exact"], encoder, batch, seed=0)
         rows.append({"mode": "exact", "batch": number, "seed": 0, **describe(exact, base, exact, base)})
+        if options.dropout:
+            one, other = (take_step(modes["exact"], encoder, batch, seed, dropout=True) for seed in (0, 1))
+            rows.append({"mode": "exact, two dropout masks", "batch": number, "seed": 0, **describe(*other, *one)})
         for name, trainer in modes.items():
             for seed in range(options.seeds) if name != "exact" else ():
                 if name.startswith("bank") and trainer.negatives.embeddings is None:
@@ -155,6 +161,7 @@ def main() -> None:
     parser.add_argument(
         "--warm_steps", type=int, nargs="+", default=[0], help="measure after so many steps of training"
     )
+    parser.add_argument("--dropout", action="store_true", help="beside: an exact step under two dropout masks")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
