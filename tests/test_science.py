@@ -1,7 +1,9 @@
 """The scripts behind the tables of recipes/README.md: what they make and measure is what they say."""
 
+import argparse
 import importlib
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +119,29 @@ def test_the_learning_rate_is_chosen_on_validation_once_all_are_tried(compare):
     assert compare.best_rate(tried, "losses", "softmax", tried=3) == 0.03
     top_100 = [result("SoftTop-100", rate, 0, p5) for rate, p5 in ((0.01, 0.3), (0.03, 0.4), (0.1, 0.2))]
     assert compare.best_rate(top_100, "losses", "SoftTop-100", tried=3) == 0.1  # by R@100
+
+
+def test_every_study_runs_with_every_seed_at_its_own_learning_rate(compare):
+    options = argparse.Namespace(seeds=[0, 1], learning_rates=[0.1, 0.3])
+    results = []
+    while run := next((r for r in compare.plan(results, options) if r not in [x["run"] for x in results]), None):
+        better = run["learning_rate"] == (0.3 if run["study"] == "cosine" else 0.1)
+        results.append({"run": run, "validation": dict.fromkeys(("nDCG@5", "R@100"), better)})
+    runs = [result["run"] for result in results]
+    studies = Counter((run["study"], run["learning_rate"], run["seed"]) for run in runs)
+    assert studies == {
+        ("losses", 0.1, 0): 6,
+        ("losses", 0.3, 0): 6,
+        ("losses", 0.1, 1): 6,
+        ("cosine", 0.1, 0): 4,
+        ("cosine", 0.3, 0): 4,
+        ("cosine", 0.3, 1): 4,
+        ("negatives", 0.1, 0): 8,
+        ("negatives", 0.1, 1): 8,
+        ("hard", 0.1, 0): 4,
+        ("hard", 0.1, 1): 4,
+    }
+    assert len({json.dumps(run, sort_keys=True) for run in runs}) == len(runs)
 
 
 def test_runs_are_stored_and_not_run_again(compare, synthetic, small, tmp_path, monkeypatch):
