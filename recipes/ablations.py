@@ -73,8 +73,24 @@ def no_punctuation(data: XMCData) -> XMCData:
     return replace(data, **{name: strip(getattr(data, name)) for name in ("labels", "train", "validation", "test")})
 
 
+def after(function: Callable, change: Callable) -> Callable:
+    return lambda *args: change(function(*args))
+
+
+fit = train.fit
+CHANGES: dict[str, tuple[str, Callable]] = {  # a function of `train.py`, and what takes its place
+    "no_change": ("fit", fit),
+    "words_masked": ("build_encoder", after(train.build_encoder, words_masked)),
+    "no_punctuation": ("load_xmc", after(train.load_xmc, no_punctuation)),
+    # For the encoder alone: the memory is of the training queries.
+    "label_texts_as_queries": ("fit", lambda recipe, args, data: fit(recipe, args, label_texts_as_queries(data))),
+    "half_softmax": ("build_loss", half_softmax),
+    "half_soft_top_5": ("build_loss", half_soft_top_5),
+}
+
+
 def main(name: str, argv: list[str]) -> None:
-    CHANGES[name]()
+    setattr(train, *CHANGES[name])
     train.main(argv)
     output_dir = Path(train.parse(argv)[1].output_dir)
     history = json.loads((output_dir / "history.json").read_text())
@@ -83,28 +99,6 @@ def main(name: str, argv: list[str]) -> None:
     shown = [100 * labels[f"eval_{metric}"] for metric in METRICS]
     shown += [100 * settings["validation"][metric] for metric in METRICS[:-1]]
     print(f"| {name} | {' | '.join(f'{value:.1f}' for value in shown)} |")
-
-
-def of(function: str, change: Callable) -> Callable[[], None]:
-    """Makes the change to what a function of `train.py` gives."""
-    original = getattr(train, function)
-    return lambda: setattr(train, function, lambda *args: change(original(*args)))
-
-
-def fit_with_label_texts(recipe: train.RecipeArguments, args: train.XMCTrainingArguments, data: XMCData) -> tuple:
-    """For the encoder alone: the memory is of the training queries."""
-    return fit(recipe, args, label_texts_as_queries(data))
-
-
-fit = train.fit
-CHANGES = {
-    "no_change": lambda: None,
-    "words_masked": of("build_encoder", words_masked),
-    "no_punctuation": of("load_xmc", no_punctuation),
-    "label_texts_as_queries": lambda: setattr(train, "fit", fit_with_label_texts),
-    "half_softmax": lambda: setattr(train, "build_loss", half_softmax),
-    "half_soft_top_5": lambda: setattr(train, "build_loss", half_soft_top_5),
-}
 
 
 if __name__ == "__main__":
