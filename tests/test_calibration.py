@@ -1,6 +1,8 @@
 """Probabilities that come true, and thresholds that hold what they promise."""
 
+import importlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -194,3 +196,23 @@ def test_bad_input_says_what_was_got():
         threshold_for_precision(np.array([0.5, 0.5]), np.array([1, 0]), 0.9)
     with pytest.raises(ValueError, match="no prediction to calibrate on"):
         Calibration.fit(TopK(np.full((1, 1), -1), np.full((1, 1), -np.inf)), sp.csr_array((1, 3)))
+
+
+@pytest.fixture
+def ways(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "recipes"))
+    return importlib.import_module("calibration")
+
+
+def test_other_ways_of_calibration_are_what_their_names_say(ways):
+    # Label 0 is always right and label 1 never, at the same scores: one map cannot tell.
+    found = TopK(np.array([[0, 1], [0, 1], [0, 2]]), np.array([[2.0, 2.0], [1.0, 1.0], [0.5, 0.4]], np.float32))
+    relevance = sp.csr_array(np.array([[1, 0, 0], [1, 0, 0], [1, 0, 0]]))
+    test = TopK(np.array([[0, 1, 2]]), np.array([[1.0, 2.0, -1.0]], np.float32))
+    assert ways.maps_of_frequent_labels(found, relevance, test, floor=4).tolist() == [
+        Calibration.fit(found, relevance)(test.scores)[0].tolist()
+    ]
+    assert ways.maps_of_frequent_labels(found, relevance, test, floor=2)[0, :2].tolist() == [1.0, 0.0]
+    plain = ways.plain_isotonic(found, relevance, test)[0]
+    assert plain[2] == 0  # below all that was fitted on
+    assert plain[0] == plain[1] == pytest.approx(3 / 5)  # of 0.5, 1, 1, 2, 2, as a rising map has it
