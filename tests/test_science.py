@@ -199,3 +199,22 @@ def test_the_second_data_set_follows_is_a(monkeypatch, tmp_path):
         "HP:0000119": ("Abnormal kidney, Renal anomaly", 'A "change" of the kidney.', []),
         "HP:0000120": ("Small kidney", "", ["HP:0000119"]),
     }
+
+
+def test_modes_are_compared_at_the_same_seed_and_step(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPES / "benchmarks"))
+    modes = importlib.import_module("modes")
+    measured = {"exact": (40.0, 44.0), "fresh": (39.0, 44.0)}
+    rows = [
+        {"mode": mode, "seed": seed, "steps": steps, "seconds": 10.0 * seed, "P@1": p, "P@5": 1.0, "R@10": 2.0}
+        for mode, values in measured.items()
+        for seed, p in enumerate(values)
+        for steps in ((12, 24) if mode == "exact" else (12,))
+    ]
+    assert modes.table(rows[:-1]).splitlines()[2:] == [  # fresh has not been measured with every seed
+        "| exact | 12 | 5 | 42.00 ± 2.00 | - | 1.00 ± 0.00 | 2.00 ± 0.00 |",
+        "| exact | 24 | 5 | 42.00 ± 2.00 | - | 1.00 ± 0.00 | 2.00 ± 0.00 |",
+    ]
+    assert modes.table(rows).splitlines()[-1] == (
+        "| fresh | 12 | 5 | 41.50 ± 2.50 | -0.50 ± 0.50 | 1.00 ± 0.00 | 2.00 ± 0.00 |"
+    )

@@ -139,16 +139,18 @@ def main() -> None:
 def table(rows: list[dict]) -> str:
     """Means over the seeds, where all have been measured, with the standard error of the mean."""
     found = {(row["mode"], row["steps"], row["seed"]): row for row in rows}
-    seeds, first = {row["seed"] for row in rows}, rows[0]["mode"]
-    lines = ["| mode | steps | seconds | P@1 | beside the first mode | P@5 | R@10 |", "|---" * 7 + "|"]
-    for mode, steps in dict.fromkeys((row["mode"], row["steps"]) for row in rows):
+    seeds, modes = {row["seed"] for row in rows}, list(dict.fromkeys(row["mode"] for row in rows))
+    lines = [f"| mode | steps | seconds | P@1 | less that of {modes[0]} | P@5 | R@10 |", "|---" * 7 + "|"]
+    for mode, steps in sorted({key[:2] for key in found}, key=lambda key: (modes.index(key[0]), key[1])):
         mine = [found[mode, steps, seed] for seed in seeds if (mode, steps, seed) in found]
-        beside = [row["P@1"] - found[key]["P@1"] for row in mine if (key := (first, steps, row["seed"])) in found]
+        first = [found[modes[0], steps, seed] for seed in seeds if (modes[0], steps, seed) in found]
         if len(mine) == len(seeds):
-            cells = [mean([row[metric] for row in mine]) for metric in METRICS]
-            cells.insert(1, mean(beside) if len(beside) == len(seeds) else "-")
             seconds = statistics.mean(row["seconds"] for row in mine)
-            lines.append(f"| {mode} | {steps} | {seconds:.0f} | {' | '.join(cells)} |")
+            p_at_1, *others = (mean([row[metric] for row in mine]) for metric in METRICS)
+            beside = "-"
+            if mode != modes[0] and len(first) == len(seeds):
+                beside = mean([row["P@1"] - base["P@1"] for row, base in zip(mine, first, strict=True)])
+            lines.append(f"| {mode} | {steps} | {seconds:.0f} | {p_at_1} | {beside} | {' | '.join(others)} |")
     return "\n".join(lines)
 
 
