@@ -1,6 +1,8 @@
 """Small encoders and data that every test can afford."""
 
+import importlib
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may depend on a network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -13,12 +15,21 @@ import pytest
 import torch
 from datasets import Dataset
 
+RECIPES = Path(__file__).parents[1] / "recipes"
 RESULTS = pytest.StashKey[dict]()
 
 torch.set_num_threads(1)
 
 LABELS = ["boat", "sailing boat", "car", "animal", "dog", "cat", "colour", "red", "blue", "plant", "old oak tree"]
 POSITIVES = [[0, 1], [0], [2], [3, 4], [3, 5], [6, 7], [6, 8], [9, 10], [9], [2, 7], [], [0, 8, 3], [4]]
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Imports a script of the recipes, by name."""
+    for folder in (RECIPES, RECIPES / "benchmarks", RECIPES / "data", RECIPES / "paper"):
+        monkeypatch.syspath_prepend(str(folder))
+    return importlib.import_module
 
 
 @pytest.fixture

@@ -1,24 +1,20 @@
 """The changes of recipes/ablations.py: each is what its name says."""
 
-import importlib
 import subprocess
 import sys
-from pathlib import Path
 
 import layouts
 import pytest
 import torch
+from conftest import RECIPES
 from datasets import Dataset
 
 from hf_xmc import XMCData, losses, static_encoder
 
-RECIPES = Path(__file__).parents[1] / "recipes"
-
 
 @pytest.fixture
-def ablations(monkeypatch):
-    monkeypatch.syspath_prepend(str(RECIPES))
-    return importlib.import_module("ablations")
+def ablations(script):
+    return script("ablations")
 
 
 @pytest.fixture

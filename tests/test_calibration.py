@@ -1,8 +1,6 @@
 """Probabilities that come true, and thresholds that hold what they promise."""
 
-import importlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,13 +196,8 @@ def test_bad_input_says_what_was_got():
         Calibration.fit(TopK(np.full((1, 1), -1), np.full((1, 1), -np.inf)), sp.csr_array((1, 3)))
 
 
-@pytest.fixture
-def ways(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "recipes"))
-    return importlib.import_module("calibration")
-
-
-def test_other_ways_of_calibration_are_what_their_names_say(ways):
+def test_other_ways_of_calibration_are_what_their_names_say(script):
+    ways = script("calibration")
     # Label 0 is always right and label 1 never, at the same scores: one map cannot tell.
     found = TopK(np.array([[0, 1], [0, 1], [0, 2]]), np.array([[2.0, 2.0], [1.0, 1.0], [0.5, 0.4]], np.float32))
     relevance = sp.csr_array(np.array([[1, 0, 0], [1, 0, 0], [1, 0, 0]]))

@@ -1,21 +1,19 @@
 """The recipes of the paper's data sets: their settings, the files they begin with, and what they are said to cost."""
 
 import gzip
-import importlib
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from conftest import RECIPES
 from sentence_transformers.sentence_transformer.modules import Normalize
 
 from hf_xmc import XMCModel, load_xmc, losses
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 PAPER = RECIPES / "paper"
 # From the configuration files of the paper's code: tokens, cosines, temperature, batch, learning rate.
 TABLE = {
@@ -25,14 +23,6 @@ TABLE = {
     "lf-amazontitles-1.3m": (32, False, 1.0, 3000, 3e-4),
 }
 OVER = ["softmax", "soft-top-5", "soft-top-100", "hard-negatives"]
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """A script of the recipes, as a module."""
-    monkeypatch.syspath_prepend(str(RECIPES))
-    monkeypatch.syspath_prepend(str(PAPER))
-    return importlib.import_module
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import layouts
 import pytest
+from conftest import RECIPES
 from test_sharding import launch
 
 from hf_xmc import XMCModel
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 METRICS = {"P@1", "P@3", "P@5", "PSP@1", "PSP@3", "PSP@5", "nDCG@5", "R@10", "R@100"}
 FLAGS = ["--embedding_dim", "8", "--num_train_epochs", "2", "--validation_size", "0.3", "--use_cpu", "true"]
 

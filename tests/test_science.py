@@ -1,10 +1,8 @@
 """The scripts behind the tables of recipes/README.md: what they make and measure is what they say."""
 
 import argparse
-import importlib
 import json
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,19 +11,15 @@ import scipy.sparse as sp
 from hf_xmc import LabelIndex, static_encoder
 from hf_xmc.metrics import precision_at_k
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+
+@pytest.fixture
+def synthetic(script):
+    return script("synthetic")
 
 
 @pytest.fixture
-def synthetic(monkeypatch):
-    monkeypatch.syspath_prepend(str(RECIPES))
-    return importlib.import_module("synthetic")
-
-
-@pytest.fixture
-def compare(monkeypatch):
-    monkeypatch.syspath_prepend(str(RECIPES))
-    return importlib.import_module("compare")
+def compare(script):
+    return script("compare")
 
 
 @pytest.fixture
@@ -191,9 +185,8 @@ is_obsolete: true
 """
 
 
-def test_the_second_data_set_follows_is_a(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(RECIPES / "data"))
-    build_hpo = importlib.import_module("build_hpo")
+def test_the_second_data_set_follows_is_a(script, tmp_path):
+    build_hpo = script("build_hpo")
     (tmp_path / "hp.obo").write_text(OBO)
     assert build_hpo.read_terms(tmp_path / "hp.obo") == {
         "HP:0000119": ("Abnormal kidney, Renal anomaly", 'A "change" of the kidney.', []),
@@ -201,9 +194,8 @@ def test_the_second_data_set_follows_is_a(monkeypatch, tmp_path):
     }
 
 
-def test_modes_are_compared_at_the_same_seed_and_step(monkeypatch):
-    monkeypatch.syspath_prepend(str(RECIPES / "benchmarks"))
-    modes = importlib.import_module("modes")
+def test_modes_are_compared_at_the_same_seed_and_step(script):
+    modes = script("modes")
     measured = {"exact": (40.0, 44.0), "fresh": (39.0, 44.0)}
     rows = [
         {"mode": mode, "seed": seed, "steps": steps, "seconds": 10.0 * seed, "P@1": p, "P@5": 1.0, "R@10": 2.0}
