@@ -7,7 +7,7 @@ The gradient is that of all parameters, with dropout off: two exact gradients di
 `--dropout` shows how far. Work is counted in tokens that pass the encoder forward; a backward pass counts as two, and
 1.00x is the exact step. The bank of a trained encoder is the one that the training left, rows as old as they are. Modes
 take turns in one process; seconds are of the processor (of the clock on a GPU), ratios are to the exact step of the
-same batch.
+same batch. The plot lies beside the JSON.
 """
 
 import argparse
@@ -182,6 +182,7 @@ def main() -> None:
         rows += measure(options, encoder, data, warm_steps, warm)
         if options.json:
             options.json.write_text(json.dumps(rows, indent=1))
+            plot(rows, options.json.with_suffix(".png"))
     print(table(rows))
 
 
@@ -195,6 +196,30 @@ def table(rows: list[dict]) -> str:
             f"{mean['length']:.2f} | {mean['embedded']:.1%} | {mean['time']:.2f}x | {mean['work']:.2f}x |"
         )
     return "\n".join(lines)
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """A mark for a step: how right its gradient is, and what it took."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    states = list(dict.fromkeys(row["warm_steps"] for row in rows))
+    figure, axes = plt.subplots(1, len(states), figsize=(4.5 * len(states) + 0.5, 4), squeeze=False, sharey=True)
+    for warm_steps, axis in zip(states, axes[0], strict=True):
+        for mode in dict.fromkeys(row["mode"] for row in rows):
+            chosen = [row for row in rows if (row["warm_steps"], row["mode"]) == (warm_steps, mode)]
+            axis.plot([row["time"] for row in chosen], [row["cosine"] for row in chosen], "o", alpha=0.6, label=mode)
+        axis.set_title(f"after {warm_steps} steps of training")
+        axis.set_xlabel("time of a step, exact = 1")
+        axis.set_xlim(left=0)
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("cosine with the exact gradient")
+    axes[0, -1].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 if __name__ == "__main__":
