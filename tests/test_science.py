@@ -7,7 +7,6 @@ from collections import Counter
 import numpy as np
 import pytest
 import scipy.sparse as sp
-import torch
 
 from hf_xmc import LabelIndex, static_encoder
 from hf_xmc.metrics import precision_at_k
@@ -213,28 +212,7 @@ def test_modes_are_compared_at_the_same_seed_and_step(script):
     )
 
 
-def test_updates_are_adams(script):
-    updates = script("updates")
-    adam = updates.Updates(2)
-    gradients = torch.tensor([[3.0, 4.0], [0.6, -0.8]])  # the first is clipped to a length of 1
-    torch.testing.assert_close(adam(gradients[0]), torch.tensor([-1.0, -1.0]))
-    torch.testing.assert_close(adam(gradients[1]), torch.tensor([-1.0, 0.01 / 0.19]))
-    assert adam.moved.grad.norm() == pytest.approx(1)
-
-
-def test_updates_are_compared_with_the_exact_one(script):
-    updates = script("updates")
-    found = updates.compare(torch.tensor([1.0, 1.0]), torch.tensor([2.0, 0.0]))
-    assert found == pytest.approx({"cosine": 0.5**0.5, "way": 0.5})
-    columns = [f"{part}_{measure}" for part in updates.PARTS for measure in ("cosine", "way")]
-    rows = [{"step": step, "mode": "fresh 0.1", **dict.fromkeys(columns, step / 10)} for step in range(4)]
-    assert updates.table(rows).splitlines()[-1] == "| fresh 0.1 | 0.25 | 0.25 | 0.25 | 0.25 |"
-
-
-def test_the_plots_of_gradients_are_written(script, tmp_path):
+def test_a_plot_of_gradients_is_written(script, tmp_path):
     step = {"warm_steps": 0, "mode": "fresh 0.1", "time": 0.3, "cosine": 0.99}
     script("step").plot([step, step | {"warm_steps": 30, "mode": "bank 0.1"}], tmp_path / "step.png")
-    update = {"step": 0, "mode": "fresh 0.1", "words_way": 0.4, "rest_way": 0.9}
-    script("updates").plot([update, update | {"step": 1}], tmp_path / "updates.png")
-    for name in ("step.png", "updates.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")
