@@ -212,7 +212,16 @@ def test_modes_are_compared_at_the_same_seed_and_step(script):
     )
 
 
-def test_a_plot_of_gradients_is_written(script, tmp_path):
+def test_gradients_are_drawn_by_the_training_before_them(script, tmp_path, monkeypatch):
+    from matplotlib import pyplot
+
+    drawn = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
     step = {"warm_steps": 0, "mode": "fresh 0.1", "time": 0.3, "cosine": 0.99}
-    script("step").plot([step, step | {"warm_steps": 30, "mode": "bank 0.1"}], tmp_path / "step.png")
+    script("step").plot([step, step | {"warm_steps": 30, "mode": "bank 0.1", "time": 0.1}], tmp_path / "step.png")
     assert (tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")
+    panels = {axis.get_title(): [line.get_xydata().tolist() for line in axis.lines] for axis in drawn[0].axes}
+    assert panels == {
+        "after 0 steps of training": [[[0.3, 0.99]], []],
+        "after 30 steps of training": [[], [[0.1, 0.99]]],
+    }
