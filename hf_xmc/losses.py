@@ -79,7 +79,7 @@ class DecoupledSoftmaxLoss(_EmbeddingLoss):
         temperature: divides the similarities. 1 for the dot product of embeddings whose norm is free, about 0.05 for
             cosines.
         memory_budget: bytes for scores, see :mod:`hf_xmc.streaming`.
-        gradient_dtype: ``torch.bfloat16`` for gradients made faster, and less precisely, see there.
+        gradient_dtype: ``torch.bfloat16`` for less precise gradients, made faster on some hardware, see there.
     """
 
     function = staticmethod(streaming.decoupled_softmax_loss)

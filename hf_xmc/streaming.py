@@ -15,8 +15,8 @@ so can be done once.
 
 Precision: scores are made in float32 (float64 for float64), also under autocast. Labels in bfloat16 or float16 are
 converted a chunk at a time. ``gradient_dtype=torch.bfloat16`` has the two products that make the gradients take
-bfloat16 factors: half the memory and, where the hardware multiplies bfloat16 faster, less time, for a relative error of
-about 2e-3 in the gradients and none in the value.
+bfloat16 factors: half the memory and, where the hardware multiplies bfloat16 fast (a GPU, a CPU with AMX; on others it
+takes longer), less time, for a relative error of about 2e-3 in the gradients and none in the value.
 
 Engine: with labels on a GPU, softmax and decoupled softmax run in Triton (:mod:`hf_xmc.kernels`), which makes the
 scores twice and keeps none; BCE and soft top-k, float64 and everything on a CPU run as above, in plain torch. Without
