@@ -16,7 +16,8 @@ from datasets import Dataset
 from hf_xmc import card, hub, release
 from hf_xmc.label_texts import LabelTexts
 from hf_xmc.manifest import CALIBRATION, LABEL_INDEX, PARTS, TRAINING_MEMORY
-from hf_xmc.predictor import HOW_TO_INDEX, Predictor
+from hf_xmc.predictor import Predictor
+from hf_xmc.searcher import HOW_TO_INDEX
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ class XMCModel(Predictor):
     >>> model = XMCModel.from_pretrained("runs/demo/model")  # doctest: +SKIP
     >>> model.predict("a small boat with a sail", top_k=3)  # doctest: +SKIP
     """
+
+    card: str | None = None
 
     def add_labels(self, labels: Sequence[str] | Dataset, *, length: float | None = None) -> None:
         """Labels that can be predicted from now on; nothing is trained. They come behind those that are there.

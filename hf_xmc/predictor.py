@@ -1,4 +1,4 @@
-"""An encoder and its labels, predicting: search, memory, calibration, explanation."""
+"""Labels for texts: what queries with known labels teach a model without training, and what it then predicts."""
 
 from __future__ import annotations
 
@@ -9,116 +9,25 @@ from itertools import islice
 from typing import Any, overload
 
 import numpy as np
-import torch
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from hf_xmc import long_text
 from hf_xmc.calibration import Calibration, choose_threshold
 from hf_xmc.data import relevance_of
 from hf_xmc.explanation import Explanation, explain
-from hf_xmc.grouped_index import GroupedIndex
 from hf_xmc.hierarchy import Hierarchy
-from hf_xmc.index import LabelIndex, TopK
-from hf_xmc.label_texts import LabelTexts
+from hf_xmc.index import TopK
 from hf_xmc.memory import TrainingMemory
 from hf_xmc.predictions import Prediction, predictions_of
-from hf_xmc.query_encoding import encode_queries
+from hf_xmc.searcher import BATCH, Searcher
 
 logger = logging.getLogger(__name__)
 
-PREDICT_BATCH = 1024
-HOW_TO_INDEX = (
-    "XMCModel.from_pretrained(name, labels=[...]) embeds labels and indexes them, and so does "
-    "`hf-xmc index name --labels FILE --output_dir FOLDER`"
-)
 
-
-class Predictor:
+class Predictor(Searcher):
     """What :class:`hf_xmc.XMCModel` predicts with; its arguments and attributes are described there."""
 
-    def __init__(
-        self,
-        encoder: SentenceTransformer,
-        labels: Sequence[str] | Dataset | None = None,
-        embeddings: Tensor | None = None,
-    ) -> None:
-        if labels is not None and not len(labels):
-            raise ValueError("there is no label: a model predicts one of its labels.")
-        self.encoder = encoder
-        self.card: str | None = None
-        self.memory: TrainingMemory | None = None
-        self.calibration: Calibration | None = None
-        self.long_text = "truncate"
-        self._told_of_cuts = False
-        self.table, order = LabelTexts.of([] if labels is None else labels)
-        given = self._embed_labels(self.table) if embeddings is None else embeddings.detach().cpu()
-        expected = len(order), encoder.get_embedding_dimension() or 0
-        if tuple(given.shape) != expected:
-            raise ValueError(
-                f"embeddings have shape {tuple(given.shape)}; expected {expected}: a row for each label, made by this "
-                "encoder."
-            )
-        in_order = embeddings is None or bool((order == np.arange(len(order))).all())
-        self.index = LabelIndex(given if in_order else given[torch.from_numpy(order)])
-
-    @property
-    def labels(self) -> Dataset:
-        """A row for each label: ``label_id``, its preferred ``text``, and, where it is known of any, ``seen``: whether
-        the label was in the training."""
-        return self.table.labels
-
-    def search(
-        self,
-        texts: Sequence[str],
-        top_k: int,
-        *,
-        exclude: np.ndarray | None = None,
-        allow: Iterable[int] | None = None,
-        deny: Iterable[int] | None = None,
-    ) -> TopK:
-        """The best labels of each text as row numbers and scores; arguments as in :meth:`LabelIndex.search`."""
-        choice: dict[str, Any] = {"allow": allow, "deny": deny}
-        if self.long_text != "max":
-            return self._search(self.embed(texts), top_k, exclude=exclude, **choice)
-        chunks = long_text.chunks_of(self.encoder, texts)
-        exclude = None if exclude is None else long_text.pairs_of_chunks(exclude, chunks)
-        found = self._search(self._embed(chunks.texts), top_k, exclude=exclude, **choice)
-        return long_text.max_of_chunks(found, chunks, len(texts))
-
-    def _search(self, queries: Tensor, top_k: int, **choice: Any) -> TopK:
-        if self.memory is None:
-            return self.label_index.search(queries, top_k, **choice)
-        return self.memory.search(queries, top_k, self.label_index, **choice)
-
-    @property
-    def label_index(self) -> LabelIndex:
-        """:attr:`index`, which is of texts, as one of labels; the same where each label has one text."""
-        return GroupedIndex(self.index, self.table.label_of) if self.table.several else self.index
-
-    def embed(self, texts: Sequence[str]) -> Tensor:
-        """``(N, D)`` embeddings of queries; of long ones the mean of their chunks, unless they are cut."""
-        if self.long_text not in long_text.LONG_TEXT:
-            raise ValueError(f"long_text is one of {', '.join(long_text.LONG_TEXT)}, got {self.long_text!r}.")
-        if self.long_text == "truncate":
-            if not self._told_of_cuts and (report := self.truncation(texts)).num_cut:
-                logger.warning("%s: `model.long_text = 'mean'`, or 'max', reads them in chunks.", report)
-                self._told_of_cuts = True
-            return self._embed(texts)
-        chunks = long_text.chunks_of(self.encoder, texts)
-        return long_text.mean_of_chunks(self.encoder, self._embed(chunks.texts), chunks, len(texts))
-
-    def _embed(self, texts: Sequence[str]) -> Tensor:
-        if not len(self.labels):
-            raise ValueError(f"the model has no label to predict: {HOW_TO_INDEX}.")
-        queries = encode_queries(self.encoder, texts, PREDICT_BATCH)
-        return queries.float().cpu().reshape(len(texts), self.index.embedding_dim)  # of no text, `encode` makes (0,)
-
-    def truncation(self, texts: Sequence[str]) -> long_text.Truncation:
-        """How many of these texts are longer than the encoder reads, and by how much."""
-        return long_text.truncation(self.encoder, texts)
+    calibration: Calibration | None = None
 
     def remember(self, queries: Dataset) -> None:
         """Let queries with known labels vote from now on, see :class:`hf_xmc.TrainingMemory`; nothing is trained.
@@ -206,13 +115,6 @@ class Predictor:
         query, about = self.embed([text]), self.labels[label]
         return explain(query, label, about, self.label_index, self.memory, self.calibration, nearest)
 
-    def _embed_labels(self, table: LabelTexts) -> Tensor:
-        if not len(table):
-            return torch.empty(0, self.encoder.get_embedding_dimension() or 0)
-        texts = list(table.texts["text"])
-        embeddings = self.encoder.encode_document(texts, convert_to_tensor=True, batch_size=PREDICT_BATCH)
-        return embeddings.detach().cpu()
-
     @overload
     def predict(self, texts: str, top_k: int = 5, **choices: Any) -> list[Prediction]: ...
 
@@ -276,7 +178,7 @@ class Predictor:
         off = None if show_progress_bar is None else not show_progress_bar
         remaining, number = iter(texts), 0
         with tqdm(total=total, unit=" texts", disable=off) as bar:
-            while block := list(islice(remaining, PREDICT_BATCH)):
+            while block := list(islice(remaining, BATCH)):
                 for place, text in enumerate(block, start=number):
                     if not isinstance(text, str):
                         raise ValueError(f"text {place} is a {type(text).__name__}; expected a string.")

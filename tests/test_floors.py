@@ -30,7 +30,7 @@ FLOORS = [
         "evaluate_metrics",
         "mining",
     ],
-    ["manifest", "release", "hub", "card", "predictor", "model", "pipelines"],
+    ["manifest", "release", "hub", "card", "searcher", "predictor", "model", "pipelines"],
     ["training_args", "checkpoints", "trainer", "cli"],
 ]
 ORDER = [module for floor in FLOORS for module in floor]
