@@ -215,12 +215,10 @@ def spread(values: list[float]) -> str:
 
 
 def plot(results: list[dict], options: argparse.Namespace, path: Path) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for loss in LOSSES:
         if runs := chosen(results, options, "losses", loss):
             means = [100 * statistics.mean(run["deciles"][tenth]["recall"] for run in runs) for tenth in range(10)]
@@ -237,7 +235,6 @@ def plot(results: list[dict], options: argparse.Namespace, path: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
     figure.savefig(path, dpi=80)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

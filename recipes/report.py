@@ -8,11 +8,8 @@ import html
 import json
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hf_xmc import XMCData, XMCModel, load_xmc
@@ -109,7 +106,8 @@ def zero_shot(path: Path) -> list[str]:
 
 
 def plot_training(history: list[dict], path: Path) -> None:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     steps = [entry for entry in history if "loss" in entry]
     left.plot([entry["epoch"] for entry in steps], [entry["loss"] for entry in steps], color="#1f5fbf")
     left.set(xlabel="epoch", ylabel="training loss")
@@ -136,7 +134,8 @@ def by_frequency(deciles: list[dict], split: str, path: Path) -> list[str]:
 
 
 def plot_deciles(deciles: list[dict], path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    axes = figure.subplots()
     places = np.arange(len(deciles))
     precision = [100 * decile["precision"] for decile in deciles]
     recall = [100 * decile["recall"] for decile in deciles]
@@ -154,11 +153,10 @@ def plot_deciles(deciles: list[dict], path: Path) -> None:
     finish(figure, path)
 
 
-def finish(figure: plt.Figure, path: Path) -> None:
+def finish(figure: Figure, path: Path) -> None:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def examples(model: XMCModel, data: XMCData, split: str) -> list[str]:

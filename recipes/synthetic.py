@@ -263,10 +263,7 @@ def table(curve: list[dict]) -> str:
 
 
 def plot(curves: dict[str, list[list[dict]]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     first = next(iter(curves.values()))[0][0]
     wanted = {
@@ -276,7 +273,8 @@ def plot(curves: dict[str, list[list[dict]]], path: Path) -> None:
         "arbitrary": "softmax of an arbitrary one, %",
     }
     metrics = [metric for metric in wanted if metric in first]
-    figure, axes = plt.subplots(1, len(metrics), figsize=(3.6 * len(metrics), 3.2), layout="constrained", squeeze=False)
+    figure = Figure(figsize=(3.6 * len(metrics), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(metrics), squeeze=False)
     for axis, metric in zip(axes[0], metrics, strict=True):
         for number, (name, runs) in enumerate(curves.items()):
             for run in runs:
@@ -287,7 +285,6 @@ def plot(curves: dict[str, list[list[dict]]], path: Path) -> None:
         axis.grid(alpha=0.3)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     figure.savefig(path, dpi=80)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -213,10 +213,12 @@ def test_modes_are_compared_at_the_same_seed_and_step(script):
 
 
 def test_gradients_are_drawn_by_the_training_before_them(script, tmp_path, monkeypatch):
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
-    drawn = []
-    monkeypatch.setattr(pyplot, "close", drawn.append)
+    drawn, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *args, **kwargs: [drawn.append(figure), save(figure, *args, **kwargs)]
+    )
     step = {"warm_steps": 0, "mode": "fresh 0.1", "time": 0.3, "cosine": 0.99}
     script("step").plot([step, step | {"warm_steps": 30, "mode": "bank 0.1", "time": 0.1}], tmp_path / "step.png")
     assert (tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")

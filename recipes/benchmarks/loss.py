@@ -203,13 +203,11 @@ def line(row: dict) -> str:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     losses = list(dict.fromkeys(row["loss"] for row in rows))
-    figure, axes = pyplot.subplots(2, len(losses), figsize=(4 * len(losses) + 1, 7), squeeze=False, sharex=True)
+    figure = Figure(figsize=(4 * len(losses) + 1, 7))
+    axes = figure.subplots(2, len(losses), squeeze=False, sharex=True)
     panels = (("times_floor", "time / three bare products"), ("extra_mib", "MiB beyond embeddings and gradients"))
     for column, loss in enumerate(losses):
         for (field, _), panel in zip(panels, axes[:, column], strict=True):

@@ -160,12 +160,10 @@ def mean(values: list[float]) -> str:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+    figure = Figure(figsize=(10, 4))
+    axes = figure.subplots(1, 2, sharey=True)
     for number, mode in enumerate(dict.fromkeys(row["mode"] for row in rows)):
         chosen = [row for row in rows if row["mode"] == mode]
         for seed in dict.fromkeys(row["seed"] for row in chosen):
@@ -183,7 +181,6 @@ def plot(rows: list[dict], path: Path) -> None:
         axis.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -139,12 +139,10 @@ def table(rows: list[dict], memory_gib: float) -> str:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4))
+    figure = Figure(figsize=(10, 4))
+    axes = figure.subplots(1, 2)
     for mode in dict.fromkeys(row["mode"] for row in rows):
         chosen = [row for row in rows if row["mode"] == mode and "error" not in row]
         for axis, y in zip(axes, ("seconds", "peak_gib"), strict=True):

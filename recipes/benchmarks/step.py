@@ -200,13 +200,11 @@ def table(rows: list[dict]) -> str:
 
 def plot(rows: list[dict], path: Path) -> None:
     """A mark for a step: how right its gradient is, and what it took."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     states = list(dict.fromkeys(row["warm_steps"] for row in rows))
-    figure, axes = plt.subplots(1, len(states), figsize=(4.5 * len(states) + 0.5, 4), squeeze=False, sharey=True)
+    figure = Figure(figsize=(4.5 * len(states) + 0.5, 4))
+    axes = figure.subplots(1, len(states), squeeze=False, sharey=True)
     for warm_steps, axis in zip(states, axes[0], strict=True):
         for mode in dict.fromkeys(row["mode"] for row in rows):
             chosen = [row for row in rows if (row["warm_steps"], row["mode"]) == (warm_steps, mode)]
@@ -219,7 +217,6 @@ def plot(rows: list[dict], path: Path) -> None:
     axes[0, -1].legend(frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 if __name__ == "__main__":
