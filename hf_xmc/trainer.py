@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Sequence
@@ -17,8 +18,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Router, StaticEmbedding
 from torch import Tensor
 from transformers.trainer_utils import HubStrategy
+from transformers.training_args import OptimizerNames
 
-from hf_xmc import sharding
+from hf_xmc import learning_rates, sharding
 from hf_xmc.bank import LabelBank
 from hf_xmc.batching import LabelTable, XMCCollator, draw_positives
 from hf_xmc.checkpoints import CheckpointingTrainer
@@ -141,6 +143,16 @@ class XMCTrainer(CheckpointingTrainer):
         loss = super().prepare_loss(loss, model)
         loss.model = model  # the optimizer is given the parameters of the loss, and no others
         return loss
+
+    def get_optimizer_cls_and_kwargs(self, args: XMCTrainingArguments, model: Any = None) -> Any:
+        """Where labels are drawn, word vectors get a rate; one in ``learning_rate_mapping`` comes before it."""
+        share = getattr(self.negatives, "share", None)
+        if share is not None and "adam" in OptimizerNames(args.optim).value:
+            rates = learning_rates.of_words(self.loss, self.model, self.negatives.table, share, args.learning_rate)
+            args, given = copy.copy(args), args.learning_rate_mapping
+            assert isinstance(given, dict)  # the arguments have parsed it
+            args.learning_rate_mapping = {**rates, **given}  # of two patterns that match, the later one counts
+        return super().get_optimizer_cls_and_kwargs(args, model)
 
     def get_data_collator(self, model: SentenceTransformer, args: XMCTrainingArguments, **kwargs: Any) -> XMCCollator:
         return self.data_collator_class(

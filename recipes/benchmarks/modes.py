@@ -51,13 +51,14 @@ class Run:
             num_hard_negatives=0,
             num_random_negatives=int(options.share * len(data.labels)),
             per_device_train_batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
             seed=seed,
             report_to="none",
             disable_tqdm=True,
         )
         loss = losses.DecoupledSoftmaxLoss(options.temperature)
         self.trainer = XMCTrainer(self.encoder, args, data.train, labels=data.labels, loss=loss)
-        self.optimizer = torch.optim.AdamW(self.encoder.parameters(), lr=options.learning_rate, weight_decay=0.0)
+        self.optimizer = self.trainer.create_optimizer()
         rate = lambda step: min(1.0, (step + 1) / options.warmup_steps, (options.steps - step) / options.steps)  # noqa: E731
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
         self.batches = iter(())

@@ -1,0 +1,76 @@
+"""Where labels are drawn, Adam moves the vectors of words as far as where all are embedded."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import LABELS, make_bert_encoder, make_router, make_static_encoder
+
+from hf_xmc import XMCTrainer, XMCTrainingArguments
+from hf_xmc.learning_rates import word_factor
+
+WORDS = "word_embeddings.weight"
+
+
+def groups(encoder, queries, folder, **settings):
+    args = {"learning_rate": 1e-3, "label_mode": "fresh", "label_sample_share": 0.25, "use_cpu": True}
+    args = XMCTrainingArguments(str(folder), report_to="none", **{**args, **settings})
+    trainer = XMCTrainer(encoder, args, queries, labels=LABELS)
+    names = {id(parameter): name for name, parameter in encoder.named_parameters()}
+    optimizer = trainer.create_optimizer()
+    rates = {names[id(weight)]: group["lr"] for group in optimizer.param_groups for weight in group["params"]}
+    assert rates.keys() == set(names.values())
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
+    return rates, trainer.negatives.table
+
+
+def test_the_factor_by_hand():
+    assert word_factor(np.array([7, 8, 8]), 0.25) == pytest.approx(2 / (0.25**0.5 + 0.4375**0.5))
+    assert word_factor(np.array([3, 3, 5]), 1.0) == 1.0
+    assert word_factor(np.array([2]), 0.01) == pytest.approx(10)
+    assert word_factor(np.full(10_000, 2), 0.01) == pytest.approx(1)  # a word that many labels have is always there
+
+
+def test_adam_goes_as_far_with_a_gradient_that_is_there_in_one_step_of_four():
+    always, drawn = torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)
+    factor = word_factor(np.array([0]), 0.25)
+    optimizer = torch.optim.Adam([{"params": [always], "lr": 1e-3}, {"params": [drawn], "lr": factor * 1e-3}])
+    for step in range(4000):
+        always.grad, drawn.grad = torch.ones(1), torch.full((1,), 4.0 if step % 4 == 0 else 0.0)
+        optimizer.step()
+    assert float(drawn.detach()) == pytest.approx(float(always.detach()), rel=0.02)
+    assert factor == 2
+
+
+@pytest.mark.parametrize("mode", ["fresh", "bank"])
+def test_word_vectors_have_a_rate_of_their_own_where_labels_are_drawn(mode, queries, bert_folder, tmp_path):
+    rates, table = groups(make_bert_encoder(bert_folder), queries, tmp_path, label_mode=mode)
+    factor = word_factor(table.tokens, 0.25)
+    assert 1.3 < factor < 2
+    assert {name for name, rate in rates.items() if rate != 1e-3} == {name for name in rates if name.endswith(WORDS)}
+    assert [rate for name, rate in rates.items() if name.endswith(WORDS)] == [pytest.approx(factor * 1e-3)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"label_mode": "exact"}, {"label_mode": "mined"}, {"label_sample_share": 1.0}, {"optim": "sgd"}],
+    ids=["exact", "mined", "all drawn", "sgd"],
+)
+def test_all_parameters_have_one_rate_elsewhere(settings, queries, bert_folder, tmp_path):
+    assert set(groups(make_bert_encoder(bert_folder), queries, tmp_path, **settings)[0].values()) == {1e-3}
+
+
+def test_a_static_encoder_has_one_rate(queries, tmp_path):
+    assert set(groups(make_static_encoder(), queries, tmp_path)[0].values()) == {1e-3}
+
+
+def test_a_rate_that_is_given_counts(queries, bert_folder, tmp_path):
+    given = {"word_embeddings": 2e-3, "position_embeddings": 3e-3}
+    rates, _ = groups(make_bert_encoder(bert_folder), queries, tmp_path, learning_rate_mapping=given)
+    assert {name.split(".")[-2]: rate for name, rate in rates.items() if rate != 1e-3} == given
+
+
+def test_words_that_only_queries_pass_keep_the_rate(queries, bert_folder, tmp_path):
+    rates, _ = groups(make_router(bert_folder), queries, tmp_path)
+    (raised,) = [name for name, rate in rates.items() if rate != 1e-3]
+    assert raised.endswith(WORDS)
+    assert "document" in raised
