@@ -28,7 +28,8 @@ class XMCTrainingArguments(SentenceTransformerTrainingArguments):
     label_sample_share: float = field(
         default=0.05,
         metadata={
-            "help": "Of the labels, how many `fresh` and `bank` draw; `bank` takes the batch's positives beside."
+            "help": "Of the labels, how many `fresh` and `bank` draw; `bank` takes the batch's positives beside. Word "
+            "vectors then learn faster under Adam, unless `learning_rate_mapping` has a rate for them."
         },
     )
     label_bank_max_age: int = field(
