@@ -52,6 +52,7 @@ class Run:
             num_random_negatives=int(options.share * len(data.labels)),
             per_device_train_batch_size=options.batch_size,
             learning_rate=options.learning_rate,
+            learning_rate_mapping={"word_embeddings": rate} if (rate := options.word_learning_rate) else {},
             seed=seed,
             report_to="none",
             disable_tqdm=True,
@@ -95,6 +96,7 @@ def main() -> None:
     )
     parser.add_argument("--temperature", type=float, default=0.05)
     parser.add_argument("--learning_rate", type=float, default=1e-4)
+    parser.add_argument("--word_learning_rate", type=float, help="in all modes; by default as the trainer has it")
     parser.add_argument("--warmup_steps", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=600, help="of training, for each mode")
     parser.add_argument("--steps", type=int, default=2**31, help="at most, for each mode")
