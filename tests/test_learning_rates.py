@@ -17,6 +17,7 @@ def groups(encoder, queries, folder, **settings):
     trainer = XMCTrainer(encoder, args, queries, labels=LABELS)
     names = {id(parameter): name for name, parameter in encoder.named_parameters()}
     optimizer = trainer.create_optimizer()
+    assert args.learning_rate_mapping == settings.get("learning_rate_mapping", {})  # left as it was given
     rates = {names[id(weight)]: group["lr"] for group in optimizer.param_groups for weight in group["params"]}
     assert rates.keys() == set(names.values())
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
