@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.training_args import OptimizerNames
 
-from hf_xmc.batching import LabelTable
+from hf_xmc.bank import LabelBank
 from hf_xmc.encoding import parameters_reached
+from hf_xmc.negatives import AllLabels, MinedNegatives
+from hf_xmc.training_args import XMCTrainingArguments
 
 
 def word_factor(tokens: np.ndarray, share: float) -> float:
@@ -32,18 +36,33 @@ def word_factor(tokens: np.ndarray, share: float) -> float:
     return float(1 / np.sqrt(1 - (1 - share) ** labels[labels > 0]).mean())
 
 
-def of_words(trained: nn.Module, encoder: nn.Module, table: LabelTable, share: float, rate: float) -> dict[str, float]:
-    """For ``learning_rate_mapping``: the rate of the word vectors of transformers, by a pattern of their names.
+def with_words(
+    args: XMCTrainingArguments,
+    trained: nn.Module,
+    encoder: nn.Module,
+    negatives: AllLabels | LabelBank | MinedNegatives,
+) -> XMCTrainingArguments:
+    """The arguments with a rate for the word vectors of transformers, where labels are drawn and the optimizer is Adam.
+
+    It is :func:`word_factor` times the rate of other parameters. Vectors of words that only queries pass keep that, and
+    what ``learning_rate_mapping`` already says comes before it.
 
     Args:
-        trained: the module whose parameters they are.
-        encoder: what embeds labels. Vectors of words that only queries pass are not in the mapping.
-        table: the tokenised labels.
-        share: of the labels, how many are drawn.
-        rate: of all other parameters.
+        args: left as they are.
+        trained: the module whose parameters are trained.
+        encoder: what embeds labels.
+        negatives: which labels take part in a step; of :class:`MinedNegatives` no share is known.
     """
-    reached = {id(weight) for weight in parameters_reached(encoder, table.features(np.array([0])))}
+    share = None if isinstance(negatives, MinedNegatives) else negatives.share
+    if share is None or "adam" not in OptimizerNames(args.optim).value:
+        return args
+    reached = {id(weight) for weight in parameters_reached(encoder, negatives.table.features(np.array([0])))}
     modules = [module for module in encoder.modules() if isinstance(module, PreTrainedModel)]
     words = {id(weight) for module in modules for weight in module.get_input_embeddings().parameters()}
     names = [name for name, weight in trained.named_parameters() if id(weight) in words & reached]
-    return {f"^{re.escape(name)}$": word_factor(table.tokens, share) * rate for name in names}
+    rate = word_factor(negatives.table.tokens, share) * args.learning_rate
+    args, given = copy.copy(args), args.learning_rate_mapping
+    assert isinstance(given, dict)  # the arguments have parsed it
+    # Of two patterns that match, the later one counts.
+    args.learning_rate_mapping = {**{f"^{re.escape(name)}$": rate for name in names}, **given}
+    return args

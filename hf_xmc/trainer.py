@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 from collections.abc import Sequence
@@ -18,7 +17,6 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Router, StaticEmbedding
 from torch import Tensor
 from transformers.trainer_utils import HubStrategy
-from transformers.training_args import OptimizerNames
 
 from hf_xmc import learning_rates, sharding
 from hf_xmc.bank import LabelBank
@@ -145,13 +143,7 @@ class XMCTrainer(CheckpointingTrainer):
         return loss
 
     def get_optimizer_cls_and_kwargs(self, args: XMCTrainingArguments, model: Any = None) -> Any:
-        """Where labels are drawn, word vectors get a rate; one in ``learning_rate_mapping`` comes before it."""
-        share = getattr(self.negatives, "share", None)
-        if share is not None and "adam" in OptimizerNames(args.optim).value:
-            rates = learning_rates.of_words(self.loss, self.model, self.negatives.table, share, args.learning_rate)
-            args, given = copy.copy(args), args.learning_rate_mapping
-            assert isinstance(given, dict)  # the arguments have parsed it
-            args.learning_rate_mapping = {**rates, **given}  # of two patterns that match, the later one counts
+        args = learning_rates.with_words(args, self.loss, self.model, self.negatives)
         return super().get_optimizer_cls_and_kwargs(args, model)
 
     def get_data_collator(self, model: SentenceTransformer, args: XMCTrainingArguments, **kwargs: Any) -> XMCCollator:
