@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
 
 import numpy as np
@@ -14,6 +15,8 @@ from hf_xmc.bank import LabelBank
 from hf_xmc.encoding import parameters_reached
 from hf_xmc.negatives import AllLabels, MinedNegatives
 from hf_xmc.training_args import XMCTrainingArguments
+
+logger = logging.getLogger(__name__)
 
 
 def word_factor(tokens: np.ndarray, share: float) -> float:
@@ -44,8 +47,8 @@ def with_words(
 ) -> XMCTrainingArguments:
     """The arguments with a rate for the word vectors of transformers, where labels are drawn and the optimizer is Adam.
 
-    It is :func:`word_factor` times the rate of other parameters. Vectors of words that only queries pass keep that, and
-    what ``learning_rate_mapping`` already says comes before it.
+    It is :func:`word_factor` times the rate of other parameters, and a log line says so. Vectors of words that only
+    queries pass keep that, and those that ``learning_rate_mapping`` names have the rate it gives.
 
     Args:
         args: left as they are.
@@ -54,15 +57,24 @@ def with_words(
         negatives: which labels take part in a step; of :class:`MinedNegatives` no share is known.
     """
     share = None if isinstance(negatives, MinedNegatives) else negatives.share
-    if share is None or "adam" not in OptimizerNames(args.optim).value:
+    if share in (None, 1) or "adam" not in OptimizerNames(args.optim).value:
         return args
     reached = {id(weight) for weight in parameters_reached(encoder, negatives.table.features(np.array([0])))}
     modules = [module for module in encoder.modules() if isinstance(module, PreTrainedModel)]
     words = {id(weight) for module in modules for weight in module.get_input_embeddings().parameters()}
-    names = [name for name, weight in trained.named_parameters() if id(weight) in words & reached]
-    rate = word_factor(negatives.table.tokens, share) * args.learning_rate
-    args, given = copy.copy(args), args.learning_rate_mapping
+    given = args.learning_rate_mapping
     assert isinstance(given, dict)  # the arguments have parsed it
-    # Of two patterns that match, the later one counts.
-    args.learning_rate_mapping = {**{f"^{re.escape(name)}$": rate for name in names}, **given}
+    names = [name for name, weight in trained.named_parameters() if id(weight) in words & reached]
+    names = [name for name in names if not any(re.search(pattern, name) for pattern in given)]
+    if not names:
+        return args
+    factor = word_factor(negatives.table.tokens, share)
+    logger.warning(
+        "The vectors of words have %.2f times the learning rate of other parameters, %.2g, since only a share of the "
+        "labels is drawn. `learning_rate_mapping` can give another.",
+        factor,
+        factor * args.learning_rate,
+    )
+    args = copy.copy(args)
+    args.learning_rate_mapping = {f"^{re.escape(name)}$": factor * args.learning_rate for name in names} | given
     return args

@@ -43,12 +43,13 @@ def test_adam_goes_as_far_with_a_gradient_that_is_there_in_one_step_of_four():
 
 
 @pytest.mark.parametrize("mode", ["fresh", "bank"])
-def test_word_vectors_have_a_rate_of_their_own_where_labels_are_drawn(mode, queries, bert_folder, tmp_path):
+def test_word_vectors_have_a_rate_of_their_own_where_labels_are_drawn(mode, queries, bert_folder, tmp_path, caplog):
     rates, table = groups(make_bert_encoder(bert_folder), queries, tmp_path, label_mode=mode)
     factor = word_factor(table.tokens, 0.25)
     assert 1.3 < factor < 2
     assert {name for name, rate in rates.items() if rate != 1e-3} == {name for name in rates if name.endswith(WORDS)}
     assert [rate for name, rate in rates.items() if name.endswith(WORDS)] == [pytest.approx(factor * 1e-3)]
+    assert f"{factor:.2f} times the learning rate of other parameters, {factor * 1e-3:.2g}," in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -56,18 +57,29 @@ def test_word_vectors_have_a_rate_of_their_own_where_labels_are_drawn(mode, quer
     [{"label_mode": "exact"}, {"label_mode": "mined"}, {"label_sample_share": 1.0}, {"optim": "sgd"}],
     ids=["exact", "mined", "all drawn", "sgd"],
 )
-def test_all_parameters_have_one_rate_elsewhere(settings, queries, bert_folder, tmp_path):
+def test_all_parameters_have_one_rate_elsewhere(settings, queries, bert_folder, tmp_path, caplog):
     assert set(groups(make_bert_encoder(bert_folder), queries, tmp_path, **settings)[0].values()) == {1e-3}
+    assert "learning rate" not in caplog.text
 
 
 def test_a_static_encoder_has_one_rate(queries, tmp_path):
     assert set(groups(make_static_encoder(), queries, tmp_path)[0].values()) == {1e-3}
 
 
-def test_a_rate_that_is_given_counts(queries, bert_folder, tmp_path):
+def test_a_rate_that_is_given_counts(queries, bert_folder, tmp_path, caplog):
     given = {"word_embeddings": 2e-3, "position_embeddings": 3e-3}
     rates, _ = groups(make_bert_encoder(bert_folder), queries, tmp_path, learning_rate_mapping=given)
     assert {name.split(".")[-2]: rate for name, rate in rates.items() if rate != 1e-3} == given
+    assert "learning rate" not in caplog.text
+
+
+def test_a_rate_that_is_given_for_others_leaves_that_of_words(queries, bert_folder, tmp_path):
+    rates, table = groups(
+        make_bert_encoder(bert_folder), queries, tmp_path, learning_rate_mapping={"position_embeddings": 3e-3}
+    )
+    raised = {name.split(".")[-2]: rate for name, rate in rates.items() if rate != 1e-3}
+    factor = word_factor(table.tokens, 0.25)
+    assert raised == {"position_embeddings": 3e-3, "word_embeddings": pytest.approx(factor * 1e-3)}
 
 
 def test_words_that_only_queries_pass_keep_the_rate(queries, bert_folder, tmp_path):
