@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import threading
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may depend on a network
@@ -14,11 +15,17 @@ import promises
 import pytest
 import torch
 from datasets import Dataset
+from tqdm import tqdm
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 RESULTS = pytest.StashKey[dict]()
 
 torch.set_num_threads(1)
+
+# Tests fork, and kill what they forked. tqdm's own lock is shared with it, and who dies with it in hand never gives it
+# back; its monitor is a thread that could hold any lock at the moment of a fork.
+tqdm.set_lock(threading.RLock())
+tqdm.monitor_interval = 0
 
 LABELS = ["boat", "sailing boat", "car", "animal", "dog", "cat", "colour", "red", "blue", "plant", "old oak tree"]
 POSITIVES = [[0, 1], [0], [2], [3, 4], [3, 5], [6, 7], [6, 8], [9, 10], [9], [2, 7], [], [0, 8, 3], [4]]

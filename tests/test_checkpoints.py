@@ -19,6 +19,7 @@ import pytest
 import torch
 from conftest import LABELS, make_static_encoder
 from datasets import Dataset
+from tqdm.auto import tqdm
 
 from hf_xmc import (
     ExtremeMultilabelClassificationEvaluator,
@@ -192,6 +193,19 @@ def test_killed_at_every_file_operation_of_replacing_a_folder(every, kind, queri
     assert seen <= {before, 7}
     assert size() == 7
     assert every > 1 or seen == {before, 7}, "no kill came after the new one was in place"
+
+
+def test_a_process_that_is_killed_keeps_no_lock_of_progress_bars():
+    """One that draws a bar in the tests below may be; all bars of this process would wait for it."""
+
+    def work():
+        tqdm.get_lock().acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    tqdm.get_lock()
+    assert in_a_process_of_its_own(work) == -signal.SIGKILL
+    assert tqdm.get_lock().acquire(timeout=5)
+    tqdm.get_lock().release()
 
 
 @pytest.mark.promise("Killed at random moments, again and again, a run that is resumed ends where it would have")
