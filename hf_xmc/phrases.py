@@ -74,14 +74,17 @@ def with_phrases(data: XMCData) -> XMCData:
 def train_tokenizer(texts: Sequence[str], vocab_size: int = 50_000, num_phrases: int = 100_000) -> Tokenizer:
     """Tokens of rewritten texts: word pieces (Schuster & Nakajima, 2012), and the most frequent pairs.
 
-    A rare word falls into pieces, a rare pair is one unknown token.
+    A rare word falls into pieces, a rare pair is one unknown token. The same texts give the same tokens.
     """
     lower = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     split_texts = [lower.normalize_str(text).split() for text in texts if text != UNKNOWN]
+    single = [[word for word in words if "_" not in word] for words in split_texts]
+    # Unless pieces of one letter are given, the trainer numbers them as a hash table has them, and ties follow that.
+    letters = sorted({f"##{letter}" for words in single for word in words for letter in word[1:]})
     pieces = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
     pieces.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=[UNKNOWN], show_progress=False)
-    pieces.train_from_iterator((" ".join(w for w in words if "_" not in w) for words in split_texts), trainer)
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=[UNKNOWN, *letters], show_progress=False)
+    pieces.train_from_iterator(map(" ".join, single), trainer)
     vocab = pieces.get_vocab()
     pairs = Counter(word for words in split_texts for word in words if "_" in word)
     repeated = (pair for pair, count in pairs.most_common(num_phrases) if count > 1)

@@ -54,6 +54,14 @@ def test_the_rest_of_a_very_long_text_is_not_read():
     assert len(write_phrases(["w " * (MAX_WORDS + 9)])[0].split()) == 2 * MAX_WORDS - 1
 
 
+def test_the_same_texts_give_the_same_tokens():
+    """Ties, of which such texts are full, are not left to chance: a seed is to give the same encoder again."""
+    texts = write_phrases(["the quick brown fox jumps over the lazy dog", "pack my box with five dozen liquor jugs"])
+    first, second = (train_tokenizer(texts, 80).get_vocab() for _ in range(2))
+    assert any(token.startswith("##") and len(token) == 4 for token in first), "no ties were decided"
+    assert first == second
+
+
 def test_pairs_that_occur_once_have_no_vector_and_there_is_a_limit():
     texts = write_phrases(["a red boat", "A red boat", "a red car"])
     pairs = {token for token in train_tokenizer(texts, 100).get_vocab() if "_" in token}
