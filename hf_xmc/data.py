@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,9 +31,13 @@ class XMCData:
     Attributes:
         train, validation, test: data sets with columns ``text``, ``label_ids`` (positions in ``labels``), and, where
             relevance is graded, ``label_scores``; ``None`` where there is no such split.
-        labels: columns ``label_id`` (the label's own name outside) and ``text``; the row number is the label id.
+        labels: columns ``label_id`` (the label's own name outside) and ``text``, a row a label; the row number is the
+            label id.
         filter_pairs: by split, ``(M, 2)`` pairs (row, label id) that a benchmark leaves out of predictions.
         notes: what was found and mended while loading, counted.
+
+    Raises:
+        ValueError: a ``label_id`` that stands in two rows.
     """
 
     train: Dataset
@@ -42,6 +46,9 @@ class XMCData:
     validation: Dataset | None = None
     filter_pairs: Mapping[str, np.ndarray] = field(default_factory=dict)
     notes: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        refuse_repeated(self.labels, lambda row: f"labels, row {row}")
 
     @property
     def num_labels(self) -> int:
@@ -163,6 +170,22 @@ class XMCData:
             there.replace(folder, names, without=stale, message="Queries, labels and filter pairs")
 
 
+def refuse_repeated(labels: Dataset, where: Callable[[int], str]) -> None:
+    """Raise a ``ValueError`` for a ``label_id`` in two rows, which ``where`` names."""
+    if "label_id" not in labels.column_names:
+        return
+    label_ids = labels.with_format("arrow").select_columns("label_id")[:]["label_id"]
+    if pc.count_distinct(label_ids, mode="all").as_py() == len(label_ids):
+        return
+    first: dict[object, int] = {}
+    for row, label_id in enumerate(label_ids.to_pylist()):
+        if first.setdefault(label_id, row) != row:
+            raise ValueError(
+                f"{where(row)}: label_id {label_id!r} again, after {where(first[label_id])}; expected a row a label. "
+                "Several texts of a label are given to XMCModel or add_labels, not to a data set."
+            )
+
+
 def relevance_of(queries: Dataset, num_labels: int) -> sp.csr_array:
     """``(N, L)`` float32: the scores of the queries' positives, 1 where they are not graded."""
     offsets, label_ids, scores = ragged(queries)
@@ -173,26 +196,40 @@ def relevance_of(queries: Dataset, num_labels: int) -> sp.csr_array:
 
 
 def ragged(dataset: Dataset, where: str = "row ") -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Offsets, label ids and scores of a data set's rows."""
+    """Offsets, label ids and scores of a data set's rows.
+
+    Raises:
+        ValueError: a column that is no list of numbers, or has gaps; or lists of different lengths.
+    """
     table = dataset.with_format("arrow")[:]
-    lists = table["label_ids"].combine_chunks()
-    for column in ("label_ids", "label_scores"):
-        if column in table.column_names and table[column].null_count:
-            row = table[column].is_null().index(True).as_py()
-            raise ValueError(f"{where}{row}: no {column}.")
-    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+    lengths, label_ids = _lists_of(table, "label_ids", where)
     offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int64)
-    label_ids = pc.list_flatten(lists)
-    if not pa.types.is_integer(label_ids.type) and len(label_ids):
-        raise ValueError(f"{where}0: label_ids are {label_ids.type}; expected integers.")
     if label_ids.null_count:
         at = label_ids.is_null().index(True).as_py()
         raise ValueError(f"{where}{np.searchsorted(offsets, at, 'right') - 1}: a label id is missing.")
     scores = None
     if "label_scores" in table.column_names:
-        scores = table["label_scores"].combine_chunks()
-        unequal = pc.list_value_length(scores).to_numpy(zero_copy_only=False) != lengths
-        for row in np.flatnonzero(unequal)[:1]:
+        score_lengths, values = _lists_of(table, "label_scores", where)
+        for row in np.flatnonzero(score_lengths != lengths)[:1]:
             raise ValueError(f"{where}{row}: label_ids and label_scores have different lengths.")
-        scores = pc.list_flatten(scores).to_numpy(zero_copy_only=False).astype(np.float32)
+        scores = values.to_numpy(zero_copy_only=False).astype(np.float32)
     return offsets, label_ids.to_numpy(zero_copy_only=False), scores
+
+
+def _lists_of(table: pa.Table, name: str, where: str) -> tuple[np.ndarray, pa.Array]:
+    """The lengths of a column's lists, and the numbers in them."""
+    lists, types = table[name].combine_chunks(), pa.types
+    if lists.null_count:
+        raise ValueError(f"{where}{lists.is_null().index(True).as_py()}: no {name}.")
+    if types.is_null(lists.type):  # of no rows
+        lists = lists.cast(pa.list_(pa.int64()))
+    if not (types.is_list(lists.type) or types.is_large_list(lists.type) or types.is_fixed_size_list(lists.type)):
+        raise ValueError(f"{where}0: {name} is {lists.type}; expected a list of numbers.")
+    values = pc.list_flatten(lists)
+    graded = types.is_floating(values.type) or types.is_decimal(values.type)
+    fits = types.is_integer(values.type) or (graded and name == "label_scores")
+    if len(values) and not fits:
+        expected = "integers" if name == "label_ids" else "numbers"
+        raise ValueError(f"{where}0: {name} are {values.type}; expected {expected}.")
+    values = values if fits else pa.array([], pa.int64())
+    return pc.list_value_length(lists).to_numpy(zero_copy_only=False), values

@@ -24,6 +24,7 @@ from hf_xmc.matrices import MAX_RATIO, read_npz
 MAX_LINE = 64 * 2**20  # bytes
 ROWS_A_BATCH = 10_000
 OPTIONAL = {"label_id", "label_scores"}  # columns that a table may have
+LISTS = {"label_ids": int, "label_scores": (int, float)}  # columns of lists, and what those hold
 
 
 @dataclass
@@ -187,8 +188,9 @@ def read_jsonl(path: Path, notes: Counter[str], errors: str = "strict") -> pa.Ta
         columns = columns or record.keys()
         if late := sorted(OPTIONAL & record.keys() - columns):
             raise ValueError(f"{where}: {', '.join(late)}, which the first line does not have.")
-        if record.get("label_ids") is not None:
-            _list_of(record, "label_ids", int, where)
+        for column, types in LISTS.items():
+            if record.get(column) is not None:
+                _list_of(record, column, types, where)
         records.append(record)
         if len(records) == ROWS_A_BATCH:
             flush()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, get_dataset_config_names, load_dataset, load_from_disk
 
 from hf_xmc import formats
-from hf_xmc.data import FORMAT_VERSION, PREPARED, SPLITS, XMCData, ragged
+from hf_xmc.data import FORMAT_VERSION, PREPARED, SPLITS, XMCData, ragged, refuse_repeated
 from hf_xmc.formats import Rows
 
 
@@ -33,8 +33,8 @@ def load_xmc(path: str | Path, *, revision: str | None = None, errors: str = "st
 
     What is kept as it is, and counted in ``notes``: queries without labels, empty texts, label texts that occur twice.
     What is mended and counted: a label named twice for a query (the larger score stays), a relevance of 0 (not a
-    positive), a byte order mark, a filter pair named twice. Everything else that is wrong is an error with file and
-    line.
+    positive), a byte order mark, a filter pair named twice. Everything else that is wrong, such as a ``label_id`` that
+    two labels have, is an error with file and line.
 
     Args:
         path: a folder, or a data set of the Hub.
@@ -75,12 +75,13 @@ def _load_raw(folder: Path, errors: str) -> XMCData:
     splits = {"train": formats.read_json_rows(train_file, notes, errors)}
     if test_file:
         splits["test"] = formats.read_json_rows(test_file, notes, errors)
-    return _assemble(folder, texts, ids, splits, notes)
+    return _assemble(folder, texts, ids, lambda row: f"{label_file}:{row + 1}", splits, notes)
 
 
 def _load_reference(folder: Path, errors: str) -> XMCData:
     notes: Counter[str] = Counter()
-    texts = formats.read_texts(folder / "raw" / "Y.txt", notes, errors)
+    label_file = folder / "raw" / "Y.txt"
+    texts = formats.read_texts(label_file, notes, errors)
     splits = {}
     for name, short in (("train", "trn"), ("test", "tst")):
         text_file, relevance = folder / "raw" / f"{short}_X.txt", folder / f"Y.{short}.npz"
@@ -91,7 +92,8 @@ def _load_reference(folder: Path, errors: str) -> XMCData:
             splits[name] = formats.read_text_rows(text_file, relevance, notes, errors)
     if "train" not in splits:
         raise ValueError(f"{folder} has raw/Y.txt but no raw/trn_X.txt.")
-    return _assemble(folder, texts, list(map(str, range(len(texts)))), splits, notes)
+    ids = list(map(str, range(len(texts))))
+    return _assemble(folder, texts, ids, lambda row: f"{label_file}:{row + 1}", splits, notes)
 
 
 def _load_tables(folder: Path, errors: str) -> XMCData:
@@ -110,7 +112,7 @@ def _read_table(path: Path, notes: Counter[str], errors: str) -> Dataset:
         return Dataset(formats.read_jsonl(path, notes, errors))
     try:
         return Dataset(pq.read_table(path, memory_map=True))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # the last for types that `datasets` does not know
         raise ValueError(f"{path}: not a readable table ({error}).") from None
 
 
@@ -157,20 +159,24 @@ def _from_datasets(
             raise ValueError(f"{name}, filter_pairs of {split}: expected whole numbers, row and label, and no gaps.")
         pairs[split] = np.stack([np.asarray(column, dtype=np.int64) for column in table.columns], axis=1)
     texts = _texts_of(labels, f"{name}, labels, row ")
-    return _assemble(None, texts, list(map(str, ids)), rows, notes, pairs)
+    return _assemble(None, texts, list(map(str, ids)), lambda row: f"{name}, labels, row {row}", rows, notes, pairs)
 
 
 def _load_prepared(folder: Path) -> XMCData:
-    about = json.loads((folder / PREPARED).read_text())
-    if about.get("format_version") != FORMAT_VERSION:
+    try:
+        about = json.loads((folder / PREPARED).read_text())
+        version = about.get("format_version")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{folder / PREPARED} is damaged ({error}): prepare the data set again.") from None
+    if version != FORMAT_VERSION:
         raise ValueError(
-            f"{folder} was prepared in format {about.get('format_version')}, this version reads {FORMAT_VERSION}: "
-            "prepare it again."
+            f"{folder} was prepared in format {version}, this version reads {FORMAT_VERSION}: prepare it again."
         )
     tables = {name: load_from_disk(folder / name) for name in about["rows"]}
     for name, rows in about["rows"].items():
         if len(tables[name]) != rows:
             raise ValueError(f"{folder / name} has {len(tables[name])} rows, expected {rows}: prepare it again.")
+    refuse_repeated(tables["labels"], lambda row: f"{folder / 'labels'}, row {row}")
     pairs = {name: np.load(folder / f"filter_pairs_{name}.npy", allow_pickle=False) for name in about["filter_pairs"]}
     return XMCData(**tables, filter_pairs=pairs, notes=about["notes"])
 
@@ -179,6 +185,7 @@ def _assemble(
     folder: Path | None,
     texts: pa.ChunkedArray,
     ids: list[str],
+    where: Callable[[int], str],
     splits: dict[str, Rows],
     notes: Counter[str],
     pairs: dict[str, np.ndarray] | None = None,
@@ -187,6 +194,7 @@ def _assemble(
     if not len(texts):
         raise ValueError(f"{folder}: there is no label.")
     labels = Dataset(pa.table({"label_id": pa.array(ids, pa.string()), "text": texts}))
+    refuse_repeated(labels, where)
     _count(notes, "labels: texts that occur again", len(texts) - pc.count_distinct(texts).as_py())
     _count(notes, "labels: empty texts", _num_empty(texts))
     filters = {}

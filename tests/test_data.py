@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import layouts
@@ -166,6 +167,7 @@ BAD_LINES = {
     "NUL": ("tst.json.gz", 1, lambda line: b"\0" + line, r"tst.json.gz:2: the line contains a NUL"),
     "escaped NUL": ("tst.json.gz", 1, record(title="a\0b"), r"tst.json.gz:2: title contains a NUL"),
     "half a surrogate pair": ("tst.json.gz", 1, record(title="\ud800"), r"half of a surrogate pair"),
+    "a label id again": ("lbl.json.gz", 2, record(uid="L0"), r"gz:3: label_id 'L0' again, after .*lbl.json.gz:1; exp"),
     "a pair of another split": (
         "filter_labels_test.txt",
         1,
@@ -407,6 +409,29 @@ def test_a_damaged_prepared_data_set(raw, tmp_path):
     (prepared / "xmc_data.json").write_text('{"format_version": 99}')
     with pytest.raises(ValueError, match="prepared in format 99"):
         load_xmc(prepared)
+    for damaged in ("{", "[]", "\ufeff"):
+        (prepared / "xmc_data.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"prepared/xmc_data.json is damaged .*: prepare the data set again"):
+            load_xmc(prepared)
+
+
+def test_a_label_id_in_two_rows_is_refused_however_the_data_set_comes_about(raw, tmp_path):
+    data = load_xmc(raw)
+    again = Dataset.from_dict({"label_id": list("abcab"), "text": layouts.LABELS})
+    with pytest.raises(ValueError, match="labels, row 3: label_id 'a' again, after labels, row 0; expected"):
+        replace(data, labels=again)
+    data.save(tmp_path / "prepared")
+    shutil.rmtree(tmp_path / "prepared" / "labels")
+    again.save_to_disk(tmp_path / "prepared" / "labels")
+    with pytest.raises(ValueError, match=r"prepared/labels, row 3: label_id 'a' again, after .*prepared/labels, row 0"):
+        load_xmc(tmp_path / "prepared")
+
+
+@pytest.mark.parametrize("rows", [{"text": [], "label_ids": []}, {"text": ["x"], "label_ids": [[]]}])
+def test_queries_without_any_label(rows):
+    data = XMCData(Dataset.from_dict(rows), labels=Dataset.from_dict({"text": ["a", "b"]}))
+    assert data.relevance("train").shape == (len(rows["text"]), 2)
+    assert data.label_counts().tolist() == [0, 0]
 
 
 def many(texts):

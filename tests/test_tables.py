@@ -27,6 +27,7 @@ def own_cache(monkeypatch, tmp_path):
         ("train", {"text": "\ud800", "label_ids": [0]}, r"train.jsonl:1: here, or in the 7 lines that follow"),
         ("train", {"text": ["x"], "label_ids": [0]}, r"train.jsonl:8: text is \['x'\]; expected a string"),
         ("train", {"text": "x", "label_ids": [0], "label_scores": [2]}, "jsonl:8: label_scores, which the first line"),
+        ("train", {"text": "x", "label_ids": 0}, r"train.jsonl:8: label_ids is 0; expected a list of numbers"),
         ("train", {"text": None, "label_ids": [1]}, "train, row 7: no text"),
         ("train", {"text": "x", "label_ids": None}, "train, row 7: no label_ids"),
         ("filter_pairs", {"row": 0, "label": 9}, "filter_pairs of test names row 0, label 9"),
@@ -37,6 +38,7 @@ def own_cache(monkeypatch, tmp_path):
         ("filter_pairs", {"row": 0, "label": None}, "filter_pairs of test: expected whole numbers"),
         ("filter_pairs", {"row": [0], "label": 0}, r"filter_pairs.jsonl:1: here, or in the 2 lines that follow"),
         ("labels", {"label_id": None, "text": "x"}, "labels, row 5: no label_id"),
+        ("labels", {"label_id": "L3", "text": "x"}, "labels, row 5: label_id 'L3' again, after .*, labels, row 3; exp"),
     ],
 )
 def test_bad_rows_of_tables(tmp_path, name, row, message):
@@ -44,6 +46,17 @@ def test_bad_rows_of_tables(tmp_path, name, row, message):
     with (tmp_path / f"{name}.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
     with pytest.raises(ValueError, match=message):
+        load_xmc(tmp_path)
+
+
+@pytest.mark.parametrize("scores", [0.5, "0.5", ["0.5"], ["x"], [[0.5]], [{}], [True], [None]])
+def test_scores_that_are_no_numbers(scores, tmp_path):
+    layouts.write_jsonl(tmp_path)
+    layouts.write_lines(
+        tmp_path / "train.jsonl",
+        [json.dumps({"text": "x", "label_ids": [0], "label_scores": given}) for given in ([1], [0.5], scores)],
+    )
+    with pytest.raises(ValueError, match=r"train.jsonl:3: label_scores is .*; expected a list of numbers"):
         load_xmc(tmp_path)
 
 
@@ -109,7 +122,14 @@ def test_tables_of_many_batches(tmp_path, monkeypatch):
         ({"text": [1], "label_ids": [[0]]}, "train, row 0: text is int64; expected a string"),
         ({"text": ["x", "y"], "label_ids": [[0], [1, None]]}, "train, row 1: a label id is missing"),
         ({"text": ["x"], "label_ids": [[0.5]]}, "train, row 0: label_ids are double; expected integers"),
+        ({"text": ["x"], "label_ids": [0]}, "train, row 0: label_ids is int64; expected a list of numbers"),
+        ({"text": ["x"], "label_ids": pa.nulls(1)}, "train, row 0: no label_ids"),
+        ({"text": ["x"], "label_ids": [[0]], "label_scores": [1]}, "train, row 0: label_scores is int64; expec"),
+        ({"text": ["x"], "label_ids": [[0]], "label_scores": [["1"]]}, "train, row 0: label_scores are string; exp"),
+        ({"text": ["x"], "label_ids": [[0]], "label_scores": [[True]]}, "train, row 0: label_scores are bool; exp"),
+        ({"text": ["x"], "label_ids": pa.array([[(0, 1)]], pa.map_(pa.int8(), pa.int8()))}, "parquet: not a readable"),
         ({"text": pa.array(["x"], pa.large_string()), "label_ids": [[0]]}, None),
+        ({"text": ["x"], "label_ids": [[0]], "label_scores": pa.array([[1]], pa.list_(pa.decimal128(3)))}, None),
     ],
 )
 def test_types_of_columns(columns, message, tmp_path):
