@@ -20,11 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"hf-xmc {arguments.command}: {error}", file=sys.stderr)
-        return 1
     except BrokenPipeError:  # whoever read the output has seen enough, as in `hf-xmc predict ... | head`
         sys.stderr.close()
+    except (ValueError, OSError) as error:
+        print(f"hf-xmc {arguments.command}: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

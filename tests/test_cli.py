@@ -121,7 +121,15 @@ def test_errors_are_one_line_on_standard_error(capsys, model, data, tmp_path):
     assert not (tmp_path / "x").exists()
     _, _, err = run(capsys, "predict", model, "a", "--file", tmp_path / "labels.txt")
     assert "as arguments or with --file, not both" in err
+    code, _, err = run(capsys, "predict", model, "--file", tmp_path)
+    assert (code, err.count("\n")) == (1, 1)
+    assert f"Is a directory: '{tmp_path}'" in err
     other = tmp_path / "other"
     other.mkdir()
     layouts.write_reference(other)
     assert "are not the same: index the labels" in run(capsys, "evaluate", model, other)[2]
+    layouts.write_lines(tmp_path / "labels.jsonl", ['{"label_id": "0", "text": "boat"}'])
+    layouts.write_lines(tmp_path / "train.jsonl", ['{"text": "a", "label_ids": [0], "label_scores": 1}'])
+    code, _, err = run(capsys, "prepare", tmp_path, tmp_path / "prepared")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "train.jsonl:1: label_scores is 1; expected a list of numbers" in err
