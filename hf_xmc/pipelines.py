@@ -17,6 +17,9 @@ def pipeline(model: str | Path | XMCModel, **settings: Any) -> Callable[..., lis
         model: a folder, ``org/name`` of a model of the Hub, or a model.
         settings: of :meth:`XMCModel.from_pretrained`.
 
+    Raises:
+        ValueError: settings for a model that is loaded already; or as in :meth:`XMCModel.from_pretrained`.
+
     Returns a function that gives, for one text, a list of ``{"label", "score", "label_id"}``, best first, and for
     several a list of such lists.
 
@@ -27,6 +30,11 @@ def pipeline(model: str | Path | XMCModel, **settings: Any) -> Callable[..., lis
     >>> pipe("a small boat with a sail", top_k=1)  # doctest: +SKIP
     [{'label': 'boat', 'score': 12.3, 'label_id': 'n02858304'}]
     """
+    if settings and isinstance(model, XMCModel):
+        raise ValueError(
+            f"{', '.join(settings)}: settings of XMCModel.from_pretrained, got with a model that is loaded already; "
+            "give them where it is loaded, or a folder or org/name here."
+        )
     loaded = model if isinstance(model, XMCModel) else XMCModel.from_pretrained(model, **settings)
 
     def pipe(texts: str | Sequence[str], top_k: int = 5) -> list[Any]:

@@ -245,6 +245,8 @@ def test_the_pipeline_gives_dictionaries(model, saved):
         [{"label": p.text, "score": p.score, "label_id": p.label_id} for p in ps] for ps in best
     ]
     assert [answer["label"] for answer in pipeline(model)(TEXTS[0])] == [p.text for p in model.predict(TEXTS[0])]
+    with pytest.raises(ValueError, match=r"deny: settings of XMCModel.from_pretrained, got with a model"):
+        pipeline(model, deny=["0"])
 
 
 def test_bad_input_says_what_was_got(encoder, model):
