@@ -46,10 +46,14 @@ class Hierarchy:
         """A file of lines ``label_id TAB parent_id``, one for each parent of a label.
 
         Raises:
-            ValueError: a line of another form, by its number; or as in the class.
+            ValueError: a line of another form, or not UTF-8, by its number; or as in the class.
         """
         parents: dict[str, list[str]] = {}
-        for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
+        for number, content in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
+            try:
+                line = content.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason}).") from None
             if not line.strip():
                 continue
             label, *above = line.rstrip("\r").split("\t")

@@ -83,3 +83,11 @@ def test_bad_hierarchies_are_refused_by_name(tmp_path):
     (tmp_path / "parents.tsv").write_text("a\tb\nc d\n")
     with pytest.raises(ValueError, match="line 2: expected `label_id TAB parent_id`, got 'c d'"):
         Hierarchy.read(tmp_path / "parents.tsv")
+    (tmp_path / "parents.tsv").write_bytes(b"a\tb\nb\tc\xff\n")
+    with pytest.raises(ValueError, match=r"parents.tsv, line 2: not UTF-8 \(invalid start byte\)"):
+        Hierarchy.read(tmp_path / "parents.tsv")
+
+
+def test_a_byte_order_mark_and_carriage_returns_are_no_part_of_a_label_id(tmp_path):
+    (tmp_path / "parents.tsv").write_bytes(b"\xef\xbb\xbfsloop\tboat\r\n\r\nboat\tthing\r\n")
+    assert Hierarchy.read(tmp_path / "parents.tsv").parents == {"sloop": ["boat"], "boat": ["thing"]}
