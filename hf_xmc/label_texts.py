@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import count, islice
 
 import numpy as np
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-COLUMNS = ("label_id", "text", "seen")
+COLUMNS = {"label_id": pa.string(), "text": pa.string(), "seen": pa.bool_()}
 
 
 class LabelTexts:
@@ -34,15 +34,18 @@ class LabelTexts:
         return len(self.labels)
 
     @classmethod
-    def of(cls, labels: Sequence[str] | Dataset) -> tuple[LabelTexts, np.ndarray]:
+    def of(cls, labels: Sequence[str] | Dataset, numbers: Iterable[str] | None = None) -> tuple[LabelTexts, np.ndarray]:
         """The table of label texts, and the row in which each of its texts was given.
 
         Args:
-            labels: texts, or a data set with ``text`` and optionally ``label_id``, the number of the row by default,
-                and ``seen``. A label id that stands in several rows is one label with several texts, the first
-                preferred.
+            labels: texts, or a data set with ``text`` and optionally ``label_id``, a number by default, and ``seen``.
+                A label id that stands in several rows is one label with several texts, the first preferred.
+            numbers: those for texts without ids; by default those of the rows.
+
+        Raises:
+            ValueError: labels of another kind, or without a text or an id.
         """
-        rows = _rows(labels)
+        rows = _rows(labels, map(str, count()) if numbers is None else numbers)
         order = np.argsort(_codes(rows), kind="stable")
         together = bool((order == np.arange(len(order))).all())
         return cls(rows if together else rows.take(order)), order
@@ -56,11 +59,14 @@ class LabelTexts:
         """Rows in :attr:`labels` of label ids.
 
         Raises:
-            ValueError: one is not among them.
+            ValueError: one is not among them, or no string.
         """
-        if isinstance(label_ids, str):
-            raise ValueError(f"expected label ids, got the one text {label_ids!r}: put it in a list.")
+        refuse_one("a list of label ids", label_ids)
         wanted = list(label_ids)
+        for label_id in wanted:
+            if not isinstance(label_id, str):
+                kind = type(label_id).__name__
+                raise ValueError(f"label_id {label_id!r} is a {kind}; expected a string, as `predict` shows it.")
         places = pc.index_in(_column(self.labels, "label_id"), value_set=pa.array(wanted, pa.string()))
         found = places.is_valid().to_numpy(zero_copy_only=False)
         row_of = dict(zip(places.drop_null().to_pylist(), np.flatnonzero(found).tolist(), strict=True))
@@ -85,13 +91,10 @@ class LabelTexts:
         Texts without ids get the next numbers that are free.
 
         Raises:
-            ValueError: an id that is there already.
+            ValueError: an id that is there already, or labels that :meth:`of` refuses.
         """
         taken = set(self.labels["label_id"])
-        if not isinstance(labels, Dataset):
-            free = (number for number in map(str, count(len(self))) if number not in taken)
-            labels = Dataset.from_dict({"label_id": list(islice(free, len(labels))), "text": list(labels)})
-        new, _ = LabelTexts.of(labels)
+        new, _ = LabelTexts.of(labels, (number for number in map(str, count(len(self))) if number not in taken))
         for label_id in new.labels["label_id"]:
             if label_id in taken:
                 raise ValueError(f"label_id {label_id!r} is there already: `rename_label` gives it another text.")
@@ -113,15 +116,35 @@ class LabelTexts:
         return LabelTexts(table.set_column(table.column_names.index("text"), "text", column)), row
 
 
-def _rows(labels: Sequence[str] | Dataset) -> pa.Table:
-    table = _table(labels) if isinstance(labels, Dataset) else pa.table({"text": pa.array(list(labels), pa.string())})
+def refuse_one(expected: str, given: object) -> None:
+    """Raise a ``ValueError`` for one text, whose letters would be taken for many, or a table, whose names would."""
+    if isinstance(given, str):
+        raise ValueError(f"expected {expected}, got the one text {given!r}: put it in a list.")
+    if isinstance(given, Mapping) or hasattr(given, "columns"):
+        raise ValueError(f"expected {expected}, got a {type(given).__name__}.")
+
+
+def _rows(labels: Sequence[str] | Dataset, numbers: Iterable[str]) -> pa.Table:
+    if isinstance(labels, Dataset):
+        table = _table(labels)
+    else:
+        refuse_one("a list of label texts, or a Dataset, as Dataset.from_pandas and Dataset.from_dict make it", labels)
+        texts = list(labels)
+        for number, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ValueError(f"label {number} is a {type(text).__name__}; expected a string.")
+        table = pa.table({"text": pa.array(texts, pa.string())})
     if "label_id" not in table.column_names:
-        table = table.append_column("label_id", pa.array(list(map(str, range(len(table)))), pa.string()))
+        table = table.append_column("label_id", pa.array(list(islice(numbers, len(table))), pa.string()))
     table = table.select([name for name in COLUMNS if name in table.column_names])
-    if not pa.types.is_string(table.schema.field("label_id").type):
-        table = table.set_column(0, "label_id", table["label_id"].cast(pa.string()))
-    for name in ("label_id", "text"):
-        if table[name].null_count:
+    for place, name in enumerate(table.column_names):
+        try:
+            table = table.set_column(place, name, table[name].cast(COLUMNS[name]))
+        except pa.ArrowException as error:
+            raise ValueError(
+                f"{name} of the labels is {table[name].type}; expected {COLUMNS[name]} ({error})."
+            ) from None
+        if table[name].null_count and name != "seen":
             raise ValueError(f"label {table[name].is_null().index(True).as_py()} has no {name}.")
     return table
 

@@ -17,6 +17,7 @@ from hf_xmc.data import relevance_of
 from hf_xmc.explanation import Explanation, explain
 from hf_xmc.hierarchy import Hierarchy
 from hf_xmc.index import TopK
+from hf_xmc.label_texts import refuse_one
 from hf_xmc.memory import TrainingMemory
 from hf_xmc.predictions import Prediction, predictions_of
 from hf_xmc.searcher import BATCH, Searcher
@@ -166,6 +167,7 @@ class Predictor(Searcher):
         Args:
             show_progress_bar: on standard error; ``None`` where that is a terminal.
         """
+        refuse_one("a list or an iterator of texts", texts)
         if threshold is not None:
             self._calibrated()
         visible = None if allow is None and deny is None else self.table.visible(allow, deny)

@@ -1,6 +1,8 @@
 """Labels that come, go and change their texts: what is predicted is what a model made of those labels predicts."""
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from conftest import LABELS
@@ -187,7 +189,54 @@ def test_labels_left_out_when_a_model_is_loaded_take_no_memory(model, encoder, t
         XMCModel.from_pretrained(tmp_path / "model", deny=["L99"])
 
 
+def test_texts_without_ids_in_a_data_set_get_free_numbers_too(encoder):
+    model = XMCModel(encoder, LABELS)
+    model.add_labels(Dataset.from_dict({"text": ["horse"]}))
+    assert model.labels["label_id"][11] == "11"
+
+
+@pytest.mark.parametrize("seen", [[1, 0], [True, False], ["true", "false"]])
+def test_labels_of_other_column_types_are_saved_and_added_to(seen, encoder, tmp_path):
+    columns = {
+        "label_id": pa.array(["b", "c"], pa.large_string()),
+        "text": pa.array(["boat", "car"], pa.large_string()),
+        "seen": pa.array(seen),
+    }
+    labels = Dataset(pa.table(columns))
+    model = XMCModel(encoder, labels)
+    model.add_labels(["dog"])
+    model.rename_label("c", "old car")
+    model.save_pretrained(tmp_path / "model")
+    again = XMCModel.from_pretrained(tmp_path / "model", device="cpu")
+    assert again.labels[:] == {
+        "label_id": ["b", "c", "2"],
+        "text": ["boat", "old car", "dog"],
+        "seen": [True, False, False],
+    }
+    again.add_labels(Dataset(labels.data.table.set_column(0, "label_id", pa.array([7, 8]))))
+    assert list(again.labels["label_id"]) == ["b", "c", "2", "7", "8"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "wrong"),
+    [
+        ("catamaran", "got the one text 'catamaran': put it in a list"),
+        ({"boat": 1, "car": 2}, r"got a dict\."),
+        (pd.DataFrame({"label_id": ["a"], "text": ["boat"]}), r"as Dataset.from_pandas .* make it, got a DataFrame\."),
+        (["boat", 7], "label 1 is a int; expected a string"),
+        (Dataset.from_dict({"text": [["boat"]]}), r"text of the labels is list<item: string>; expected string"),
+        (Dataset.from_dict({"text": ["boat"], "seen": ["perhaps"]}), "seen of the labels is string; expected bool"),
+    ],
+)
+def test_what_is_no_list_of_labels_is_refused(labels, wrong, encoder, model):
+    for take in (lambda labels: XMCModel(encoder, labels), model.add_labels):
+        with pytest.raises(ValueError, match=wrong):
+            take(labels)
+
+
 def test_bad_input_says_what_was_got(model):
+    with pytest.raises(ValueError, match="label_id 0 is a int; expected a string, as `predict` shows it"):
+        model.predict(TEXTS, deny=[0])
     with pytest.raises(ValueError, match="label_id 'L99' is none of the 11 labels"):
         model.predict(TEXTS, allow=["L1", "L99"])
     with pytest.raises(ValueError, match="got the one text 'L1': put it in a list"):

@@ -8,6 +8,7 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import LABELS, make_bert_encoder, make_static_encoder
@@ -254,6 +255,10 @@ def test_bad_input_says_what_was_got(encoder, model):
         XMCModel(encoder, [])
     with pytest.raises(ValueError, match=r"embeddings have shape \(3, 16\); expected \(11, 16\)"):
         XMCModel(encoder, LABELS, torch.zeros(3, 16))
+    with pytest.raises(ValueError, match="an iterator of texts, got the one text 'a boat': put it in a list"):
+        next(model.predict_stream("a boat"))
+    with pytest.raises(ValueError, match=r"an iterator of texts, got a DataFrame\."):
+        model.predict(pd.DataFrame({"text": ["a boat"]}))
     with pytest.raises(ValueError, match="text 1 is a NoneType; expected a string"):
         model.predict(["a", None])
     with pytest.raises(ValueError, match="k must be at least 1, got 0"):
