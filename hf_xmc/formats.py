@@ -136,7 +136,10 @@ def read_text_rows(path: Path, relevance: Path, notes: Counter[str], errors: str
 def read_texts(path: Path, notes: Counter[str], errors: str = "strict") -> pa.ChunkedArray:
     texts = _Texts()
     for line, _ in read_lines(path, notes, errors):
-        texts.append(line)
+        text = line.removesuffix("\r")
+        if text != line:
+            notes[f"{path.name}: carriage returns removed from ends of lines"] += 1
+        texts.append(text)
     return texts.done()
 
 

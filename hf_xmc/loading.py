@@ -33,8 +33,8 @@ def load_xmc(path: str | Path, *, revision: str | None = None, errors: str = "st
 
     What is kept as it is, and counted in ``notes``: queries without labels, empty texts, label texts that occur twice.
     What is mended and counted: a label named twice for a query (the larger score stays), a relevance of 0 (not a
-    positive), a byte order mark, a filter pair named twice. Everything else that is wrong, such as a ``label_id`` that
-    two labels have, is an error with file and line.
+    positive), a byte order mark, a carriage return at the end of a line, a filter pair named twice. Everything else
+    that is wrong, such as a ``label_id`` that two labels have, is an error with file and line.
 
     Args:
         path: a folder, or a data set of the Hub.

@@ -286,6 +286,17 @@ def reference(tmp_path):
     return folder
 
 
+def test_carriage_returns_at_the_ends_of_lines_are_no_part_of_a_text(reference):
+    for name, text in (("Y", "\r\n".join(layouts.LABELS)), ("tst_X", "the\rboat\r\nred and blue\n\r\n")):
+        (reference / "raw" / f"{name}.txt").write_bytes(text.encode())
+    data = load_xmc(reference)
+    assert (data.labels["text"], data.test["text"]) == (layouts.LABELS, ["the\rboat", "red and blue", ""])
+    assert {name: count for name, count in data.notes.items() if "carriage returns" in name} == {
+        "Y.txt: carriage returns removed from ends of lines": 4,
+        "tst_X.txt: carriage returns removed from ends of lines": 2,
+    }
+
+
 def test_text_and_labels_of_different_lengths(reference):
     with (reference / "raw" / "trn_X.txt").open("a") as file:
         file.write("one more\n")
