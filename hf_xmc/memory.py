@@ -12,6 +12,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from hf_xmc import frequency
 from hf_xmc.index import QUERY_BLOCK, LabelIndex, TopK
 from hf_xmc.metrics import evaluate_ranking
 
@@ -23,6 +24,7 @@ GRID: dict[str, Sequence[Any]] = {
     "label_temperature": (1, 2, 3, 5),
     "discount": (0, 0.01, 0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.15, 0.2),
 }
+METRICS = ("P@1", "P@3", "P@5", "PSP@1", "PSP@3", "PSP@5", "nDCG@5", "R@10")
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,8 @@ class TrainingMemory:
             raise ValueError(f"the memory is of {self.num_labels} labels, the index of {labels.num_labels}.")
         queries = torch.as_tensor(queries).float()
         allow, deny = (None if ids is None else list(ids) for ids in (allow, deny))
-        found = labels.search(queries, max(k, CANDIDATES), exclude=exclude, allow=allow, deny=deny)
+        asked = max(k, CANDIDATES) if k > 0 else k  # which the index refuses
+        found = labels.search(queries, asked, exclude=exclude, allow=allow, deny=deny)
         pairs = np.empty((0, 2), np.int64) if exclude is None else np.asarray(exclude, np.int64).reshape(-1, 2)
         visible = labels.visible(allow, deny)
         return self._mixed(found, self.nearest(queries), k, self.settings, pairs, visible)
@@ -209,14 +212,18 @@ class TrainingMemory:
         Args:
             queries, relevance: ``(N, D)`` embeddings and sparse ``(N, L)`` positives.
             labels: the index of the labels.
-            metric: what is to be large: ``"nDCG@5"``, ``"P@5"``, which does not ask in which order, or ``"PSP@5"`` for
-                rare labels.
-            inverse_propensity: ``(L,)``, for PSP.
+            metric: one of ``METRICS``; ``"P@5"`` does not ask in which order, ``"PSP@5"`` is for rare labels.
+            inverse_propensity: ``(L,)``, for PSP; by default that of the memory's queries, as if all were training's.
             tolerance: what of the metric may be given up to raise PSP@5 by the discount alone.
             exclude: filter pairs.
 
-        Returns the settings with the metrics they reach.
+        Returns the settings with the metrics they reach. Raises ``ValueError`` for another metric, queries without a
+        positive, and PSP by a memory of fewer than 3.
         """
+        if metric not in METRICS:
+            raise ValueError(f"metric is one of {', '.join(METRICS)}, got {metric!r}.")
+        if inverse_propensity is None and (tolerance or metric.startswith("PSP")):
+            inverse_propensity = frequency.inverse_propensity(frequency.label_counts(self.relevance), len(self))
         queries = torch.as_tensor(queries).float()
         found = labels.search(queries, CANDIDATES, exclude=exclude)
         nearest = self.nearest(queries, int(max(GRID["neighbors"])))
@@ -237,12 +244,9 @@ class TrainingMemory:
                 around = [best, *(replace(best, **{name: value}) for value in values)]
                 best = max(around, key=lambda settings: measured(settings)[metric])
         if tolerance:
-            least = measured(best)[metric] - tolerance
-            around = [replace(best, discount=value) for value in GRID["discount"]]
-            best = max(
-                (settings for settings in [best, *around] if measured(settings)[metric] >= least),
-                key=lambda settings: measured(settings)["PSP@5"],
-            )
+            around = [best, *(replace(best, discount=value) for value in GRID["discount"])]
+            enough = [choice for choice in around if measured(choice)[metric] >= measured(best)[metric] - tolerance]
+            best = max(enough, key=lambda settings: measured(settings)["PSP@5"])
         self.settings = best
         return {**asdict(best), "validation": measured(best)}
 
@@ -286,12 +290,11 @@ def probabilities(found: TopK, temperature: float, num_labels: int) -> sp.csr_ar
 
 def _best(scores: sp.csr_array, k: int) -> TopK:
     """The ``k`` largest entries of each row; of equal scores the smaller label id comes first."""
-    num_rows = scores.shape[0]
-    row = np.repeat(np.arange(num_rows), np.diff(scores.indptr))
+    row = np.repeat(np.arange(scores.shape[0]), np.diff(scores.indptr))
     order = np.lexsort((scores.indices, -scores.data, row))
     place = np.arange(len(order)) - scores.indptr[row]
     order, row, place = (part[place < k] for part in (order, row, place))
-    best = TopK(np.full((num_rows, k), -1), np.full((num_rows, k), -np.inf, np.float32))
+    best = TopK(np.full((scores.shape[0], k), -1), np.full((scores.shape[0], k), -np.inf, np.float32))
     best.label_ids[row, place] = scores.indices[order]
     best.scores[row, place] = scores.data[order]
     return best

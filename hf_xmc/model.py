@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from hf_xmc import card, hub, release
 from hf_xmc.label_texts import LabelTexts
-from hf_xmc.manifest import CALIBRATION, LABEL_INDEX, PARTS, TRAINING_MEMORY
+from hf_xmc.manifest import CALIBRATION, LABEL_INDEX, PARTS, TRAINING_MEMORY, files_of_part
 from hf_xmc.predictor import Predictor
 from hf_xmc.searcher import HOW_TO_INDEX
 
@@ -169,7 +169,8 @@ class XMCModel(Predictor):
             allow, deny: ids of the labels to keep, or to leave out: these take no memory, and have no votes.
             allow_patterns: which files beside the encoder may be downloaded and read, as on the Hub; ``[]`` is the
                 encoder alone, ``"label_index/*"`` the labels without a memory. Label index, memory and calibration are
-                taken whole or not at all, and the others not without the label index.
+                taken whole or not at all, the others not without the label index, and a calibration not without the
+                memory whose votes it is of.
             revision, token, cache_dir, local_files_only: as everywhere on the Hub.
             device: where the encoder goes; by default the best there is.
 
@@ -195,6 +196,8 @@ class XMCModel(Predictor):
         model = cls(saved.encoder, labels, embeddings)
         model.memory = release.read_training_memory(saved)
         model.calibration = release.read_calibration(saved)
+        if model.memory is None and files_of_part(saved.files, TRAINING_MEMORY):
+            model._forget_calibration()  # one of votes that were not taken
         model.card = saved.card if parts else None  # one of other labels
         model._restricted(allow, deny)
         model.index = release.read_index(saved, model.index)

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any, overload
 
 import numpy as np
+import scipy.sparse as sp
 from datasets import Dataset
 from tqdm.auto import tqdm
 
@@ -30,43 +31,57 @@ class Predictor(Searcher):
 
     calibration: Calibration | None = None
 
+    @property
+    def memory(self) -> TrainingMemory | None:
+        """Queries that vote, see :meth:`remember`. Another memory, or ``None``, ends the calibration."""
+        return self._memory
+
+    @memory.setter
+    def memory(self, memory: TrainingMemory | None) -> None:
+        self._forget_calibration()
+        self._memory = memory
+
     def remember(self, queries: Dataset) -> None:
         """Let queries with known labels vote from now on, see :class:`hf_xmc.TrainingMemory`; nothing is trained.
 
         Args:
             queries: columns ``text`` and ``label_ids``, rows of :attr:`labels`: those of the training, or newer ones.
         """
-        texts = list(queries["text"])
-        known = self.embed(texts).half(), relevance_of(queries, len(self.labels)), texts
+        texts, relevance = self._known(queries)
+        embeddings = self.embed(texts).half()
         if self.memory is None:
-            self._forget_calibration()
-            self.memory = TrainingMemory(*known)
+            self.memory = TrainingMemory(embeddings, relevance, texts)
         else:
-            self.memory.add(*known)
+            self.memory.add(embeddings, relevance, texts)
 
     def tune_memory(self, validation: Dataset, **settings: Any) -> dict[str, Any]:
         """Choose how the votes count on queries that the memory does not hold; as :meth:`hf_xmc.TrainingMemory.tune`.
 
         Args:
-            validation: columns ``text`` and ``label_ids``.
+            validation: columns ``text`` and ``label_ids``, rows of :attr:`labels`.
             settings: ``metric``, ``inverse_propensity``, ``tolerance``, ``exclude``.
+
+        Raises:
+            ValueError: there is no memory, no positive to tune on, or another metric.
         """
         if self.memory is None:
             raise ValueError("there is no memory to tune: call `remember` with the training queries first.")
-        queries, relevance = self.embed(validation["text"]), relevance_of(validation, len(self.labels))
+        texts, relevance = self._known(validation)
+        tuned = self.memory.tune(self.embed(texts), relevance, self.label_index, **settings)
         self._forget_calibration()
-        return self.memory.tune(queries, relevance, self.label_index, **settings)
+        return tuned
 
     def calibrate(self, validation: Dataset, top_k: int = 5, *, exclude: np.ndarray | None = None) -> None:
         """Make scores mean probability from now on, see :class:`hf_xmc.calibration.Calibration`.
 
         Args:
-            validation: columns ``text`` and ``label_ids``, queries that neither the training nor the memory has seen.
+            validation: columns ``text`` and ``label_ids``, rows of :attr:`labels`; queries that neither the training
+                nor the memory has seen.
             top_k: how many labels of a text will be read.
             exclude: filter pairs.
         """
-        found = self.search(list(validation["text"]), top_k, exclude=exclude)
-        self.calibration = Calibration.fit(found, relevance_of(validation, len(self.labels)))
+        texts, relevance = self._known(validation)
+        self.calibration = Calibration.fit(self.search(texts, top_k, exclude=exclude), relevance)
 
     def threshold_for(
         self,
@@ -87,10 +102,19 @@ class Predictor(Searcher):
         Raises:
             ValueError: the model is not calibrated, or no threshold does it.
         """
-        found = self.search(list(validation["text"]), top_k, exclude=exclude)
+        texts, relevance = self._known(validation)
+        found = self.search(texts, top_k, exclude=exclude)
         found = TopK(found.label_ids, self._calibrated()(found.scores))
-        relevance = relevance_of(validation, len(self.labels))
         return choose_threshold(found, relevance, precision=precision, labels_per_text=labels_per_text)
+
+    def _known(self, queries: Dataset) -> tuple[list[str], sp.csr_array]:
+        """Texts of queries, and their labels."""
+        if not isinstance(queries, Dataset):
+            raise ValueError(
+                f"expected a Dataset with text and label_ids, got {type(queries).__name__}. Where there is no "
+                "validation split, XMCData.carve_validation takes one from train."
+            )
+        return list(queries["text"]), relevance_of(queries, len(self.labels))
 
     def _calibrated(self) -> Calibration:
         if self.calibration is None:

@@ -128,7 +128,19 @@ def test_what_changes_the_meaning_of_scores_ends_the_calibration(encoder, querie
     model.calibrate(queries)
     model.remember(queries)
     model.add_labels(["horse"])
+    with pytest.raises(ValueError, match="nothing to average"):
+        model.tune_memory(queries.select([POSITIVES.index([])]))
     assert model.calibration is not None
+    model.memory = None
+    assert model.calibration is None
+    assert "call `calibrate` again" in caplog.text
+
+
+def test_queries_that_are_none_are_refused_with_where_to_get_some(encoder, queries):
+    model = learned(encoder, queries)
+    for use in (model.remember, model.tune_memory, model.calibrate, model.threshold_for):
+        with pytest.raises(ValueError, match=r"got NoneType. Where there is no validation split, XMCData.carve_valid"):
+            use(None)
 
 
 def test_padding_is_no_prediction():
@@ -158,6 +170,21 @@ def test_a_calibration_is_saved_to_the_last_bit(encoder, tmp_path):
     model.calibration = None
     model.save_pretrained(tmp_path / "model")
     assert XMCModel.from_pretrained(tmp_path / "model").calibration is None
+
+
+def test_a_calibration_is_not_loaded_without_the_memory_it_is_of(encoder, queries, tmp_path, caplog):
+    model = learned(encoder, queries)
+    model.calibrate(queries)
+    model.save_pretrained(tmp_path / "model")
+    patterns = ["label_index/*", "calibration.json"]
+    again = XMCModel.from_pretrained(tmp_path / "model", allow_patterns=patterns)
+    assert again.calibration is None
+    assert "The memory changes what scores mean: call `calibrate` again." in caplog.text
+    assert XMCModel.from_pretrained(tmp_path / "model").calibration == model.calibration
+    again.calibrate(queries)
+    again.save_pretrained(tmp_path / "model")
+    alone = XMCModel.from_pretrained(tmp_path / "model", allow_patterns=patterns)
+    assert alone.calibration == again.calibration  # there is no memory it could be of
 
 
 @pytest.mark.parametrize(

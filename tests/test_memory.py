@@ -8,6 +8,7 @@ from conftest import LABELS
 from datasets import Dataset
 
 from hf_xmc import LabelIndex, MemorySettings, TrainingMemory, XMCModel
+from hf_xmc.frequency import inverse_propensity, label_counts
 from hf_xmc.metrics import precision_at_k
 
 SETTINGS = MemorySettings(neighbors=3, temperature=0.2, label_temperature=2, mix=0.3, discount=0.1)
@@ -137,6 +138,18 @@ def test_a_tolerance_buys_rare_labels(metric):
     assert reached[0][metric] > reached[1][metric] >= reached[0][metric] - 0.05
 
 
+def test_rare_labels_are_those_of_the_memory_unless_propensities_are_given():
+    queries, known, labels, relevance = random_problem()
+    counts = label_counts(relevance)
+
+    def tuned(**given):
+        return TrainingMemory(known, relevance).tune(queries, relevance[:4], LabelIndex(labels), **given)
+
+    for wanted in ({"metric": "PSP@5"}, {"tolerance": 0.01}):
+        assert tuned(**wanted) == tuned(**wanted, inverse_propensity=inverse_propensity(counts, 13))
+    assert tuned(metric="PSP@5") != tuned(metric="PSP@5", inverse_propensity=inverse_propensity(counts, 13, a=0.5))
+
+
 def test_rows_of_unit_length_stay_as_they_are():
     """Half precision rounds: made of unit length anew, rows that are saved and loaded would change."""
     known = np.random.default_rng(0).normal(size=(500, 16)).astype(np.float16)
@@ -177,6 +190,11 @@ def test_bad_input_says_what_was_got(encoder, queries):
         memory.search(known, 3, LabelIndex(labels[:6]))
     with pytest.raises(ValueError, match="embedding of query 0 is not finite"):
         memory.search(np.full((1, 5), np.nan), 3, LabelIndex(labels))
+    for k in (0, -1):
+        with pytest.raises(ValueError, match=f"k must be at least 1, got {k}"):
+            memory.search(known, k, LabelIndex(labels))
+    with pytest.raises(ValueError, match=r"metric is one of P@1, .*, PSP@5, nDCG@5, R@10, got 'nDCG@3'"):
+        memory.tune(known, relevance, LabelIndex(labels), metric="nDCG@3")
     with pytest.raises(ValueError, match="mix is a number from 0 to 1, got 2"):
         MemorySettings(mix=2)
     with pytest.raises(ValueError, match="temperature must be positive, got 0"):
