@@ -17,8 +17,17 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """A new, empty folder to write into, which takes the place of ``folder`` when the block ends.
 
     If the block fails, ``folder`` is as it was. A process that is killed meanwhile leaves ``NAME.new-PID`` beside it,
-    which can be deleted.
+    which can be deleted. Where ``folder`` is a link, it stays one, and what it leads to is replaced.
+
+    Raises:
+        ValueError: the process works in ``folder``, or below it.
     """
+    folder = folder.resolve()
+    if folder in (Path.cwd(), *Path.cwd().parents):
+        raise ValueError(
+            f"{folder} holds the current directory, which would be gone once it is replaced: save to another folder, "
+            "or change to another directory first."
+        )
     new = folder.with_name(f"{folder.name}.new-{os.getpid()}")
     new.mkdir(parents=True)
     try:

@@ -257,6 +257,29 @@ def test_where_names_cannot_be_exchanged_a_folder_is_replaced_all_the_same(tmp_p
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "new"]
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_one_and_what_it_leads_to_is_replaced(there, tmp_path):
+    (tmp_path / "link").symlink_to("disk/a")
+    if there:
+        (tmp_path / "disk" / "a").mkdir(parents=True)
+        (tmp_path / "disk" / "a" / "old").touch()
+    with atomic.whole_folder(tmp_path / "link") as new:
+        (new / "new").touch()
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        "disk", "disk/a", "disk/a/new", "link",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [".", "..", "../a"])
+def test_the_current_directory_is_not_replaced(name, tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    with pytest.raises(ValueError, match="holds the current directory"), atomic.whole_folder(Path(name)):
+        pass
+    assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
+
+
 def test_an_exchange_that_fails_is_said_to(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     assert not atomic._exchange(tmp_path / "a", tmp_path / "missing")
