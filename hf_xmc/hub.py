@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
@@ -47,7 +52,7 @@ def find(
 
     Raises:
         FileNotFoundError: a path that leads nowhere.
-        ValueError: no such repository, or it holds a release in part.
+        ValueError: no such repository or revision, or it holds a release in part.
     """
     here = Path(name)
     if here.is_dir():
@@ -60,6 +65,10 @@ def find(
         folder = Path(download(revision=revision, allow_patterns=[CONFIG, "README.md"]))
     except RepositoryNotFoundError:
         raise ValueError(f"{name!r} is neither a folder here nor a model of the Hub (is it private?).") from None
+    except RevisionNotFoundError:
+        raise ValueError(
+            f"{name} has no revision {revision!r}; expected a branch, a tag or a commit of it, or none for the newest."
+        ) from None
     except LocalEntryNotFoundError as error:
         raise ValueError(f"{name}{at} is not in the local cache, and the Hub was not reached ({error}).") from None
     if not (folder / CONFIG).exists():

@@ -387,6 +387,9 @@ def test_what_is_not_there_is_said(hub, client):
     assert "'org/boats' is neither a folder here nor a model" in client(PREDICT, "-", "{}", succeeds=False)
     error = client(PREDICT, "-", "{}", succeeds=False, HF_HUB_OFFLINE="1")
     assert "org/boats is not in the local cache" in error
+    hub.put("org/boats", {"README.md": b"mine"})
+    error = client(PREDICT, "-", '{"revision": "nope"}', succeeds=False)
+    assert "ValueError: org/boats has no revision 'nope'; expected a branch, a tag or a commit" in error
 
 
 LOAD_DATA = """
