@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +36,8 @@ class FaissIndex(ProposingIndex):
         factory: a factory string of FAISS, such as ``"HNSW32"``, ``"IVF1024,SQ8"`` or ``"PCAR64,IVF1024,PQ32"``; by
             default :func:`default_factory`. Of codes that are all scanned (``"SQ8"``, ``"SQfp16"``) the result is that
             of exact search: more are proposed until their error can hide nothing.
-        effort: lists or graph nodes that are looked at (``nprobe``, ``efSearch``); see :meth:`tune`.
+        effort: lists or graph nodes that are looked at (``nprobe``, ``efSearch``); more where labels are hidden. See
+            :meth:`tune`.
         refine: labels proposed for each that is wanted.
         state: the tables that :meth:`state` gave of an index of these embeddings, which are not built again then.
 
@@ -109,23 +111,13 @@ class FaissIndex(ProposingIndex):
             proposed *= 4
 
     def _propose(self, vectors: np.ndarray, k: int, shown: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        chosen = None if shown is None else faiss.IDSelectorBitmap(np.packbits(shown, bitorder="little"))
-        near, places = self._index.search(vectors, k, params=self._settings(self._index, chosen))
+        settings, times = {}, 1.0
+        if shown is not None:
+            settings["sel"] = faiss.IDSelectorBitmap(np.packbits(shown, bitorder="little"))
+            times = 1 / shown.mean()  # what may not be returned is looked at all the same
+        parameters = _parameters(self._index, times * self.effort, times * k, settings)
+        near, places = self._index.search(vectors, k, params=parameters)
         return near, places
-
-    def _settings(self, index: Any, selector: Any) -> Any:
-        index = faiss.downcast_index(index)
-        chosen = {} if selector is None else {"sel": selector}
-        if isinstance(index, faiss.IndexPreTransform):
-            return faiss.SearchParametersPreTransform(index_params=self._settings(index.index, selector))
-        if isinstance(index, faiss.IndexRefine):
-            return faiss.IndexRefineSearchParameters(base_index_params=self._settings(index.base_index, selector))
-        if isinstance(index, faiss.IndexHNSW):
-            return faiss.SearchParametersHNSW(efSearch=self.effort, **chosen)
-        if isinstance(index, faiss.IndexIVF):
-            kind = faiss.IVFPQSearchParameters if isinstance(index, faiss.IndexIVFPQ) else faiss.SearchParametersIVF
-            return kind(nprobe=self.effort, **chosen)
-        return faiss.SearchParameters(**chosen)
 
     def tune(self, queries: np.ndarray | Tensor, *, recall: float = 0.99, k: int = 10) -> float:
         """The smallest ``effort`` whose share of the exact best ``k`` reaches ``recall`` on these queries.
@@ -150,3 +142,19 @@ def recall_of(found: np.ndarray, exact: np.ndarray) -> float:
     """
     hits = (found[:, :, None] == exact[:, None, :]) & (exact[:, None, :] >= 0)
     return float(hits.sum() / max(1, (exact >= 0).sum()))
+
+
+def _parameters(index: Any, effort: float, found: float, settings: dict[str, Any]) -> Any:
+    """Of a search; a graph must look at as many nodes as are to be found, or finds few of them."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        return faiss.SearchParametersPreTransform(index_params=_parameters(index.index, effort, found, settings))
+    if isinstance(index, faiss.IndexRefine):
+        base = _parameters(index.base_index, effort, found, settings)
+        return faiss.IndexRefineSearchParameters(base_index_params=base)
+    if isinstance(index, faiss.IndexHNSW):
+        return faiss.SearchParametersHNSW(efSearch=math.ceil(max(effort, found)), **settings)
+    if isinstance(index, faiss.IndexIVF):
+        kind = faiss.IVFPQSearchParameters if isinstance(index, faiss.IndexIVFPQ) else faiss.SearchParametersIVF
+        return kind(nprobe=math.ceil(effort), **settings)
+    return faiss.SearchParameters(**settings)

@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_xmc.index import LabelIndex, rows_of
 
 RANKED_AT_ONCE = 64  # queries whose proposals are gathered together
-FEW = 1 / 20  # where no more than this share of the labels may be returned, they are all scored
+FEW = 1 / 20  # where no larger share of the labels may be returned, or a larger one of those is wanted, all are scored
 
 
 class ProposingIndex(LabelIndex, ABC):
@@ -79,16 +79,23 @@ class ProposingIndex(LabelIndex, ABC):
         self._append(np.arange(before, self.num_labels))
 
     def remove(self, label_ids: Iterable[int]) -> None:
-        """Labels that go, and ids that close up. A graph keeps their nodes as ways to others until it is made anew."""
+        """Labels that go, and ids that close up. A graph keeps their nodes as ways to others, until they are more than
+        the labels: then it is made anew."""
         kept = ~self._marked(label_ids := list(label_ids))
         super().remove(label_ids)
         self._renumber(np.where(kept, kept.cumsum() - 1, -1))
+        self._renew()
 
     def replace(self, label_ids: Sequence[int], embeddings: np.ndarray | Tensor) -> None:
         """Other embeddings for labels; what was in their place is treated as removed."""
         super().replace(label_ids, embeddings)
         self._renumber(np.where(np.isin(np.arange(self.num_labels), label_ids), -1, np.arange(self.num_labels)))
         self._append(np.unique(label_ids))
+        self._renew()
+
+    def _renew(self) -> None:
+        if len(self._label_of) > 2 * self.num_labels:
+            self._build()
 
     def _renumber(self, new_id: np.ndarray) -> None:
         before = self._label_of
@@ -108,7 +115,7 @@ class ProposingIndex(LabelIndex, ABC):
     def _search_block(self, queries: Tensor, k: int, hidden: Tensor | None, pairs: Tensor) -> tuple[Tensor, Tensor]:
         wanted = k + int(torch.bincount(pairs[:, 0]).max() if len(pairs) else 0)
         visible = self.num_labels if hidden is None else len(hidden) - int(hidden.sum())
-        if visible <= max(FEW * self.num_labels, 2 * wanted) or wanted > self.most_proposed:
+        if visible <= max(FEW * self.num_labels, wanted / FEW) or wanted > self.most_proposed:
             return super()._search_block(queries, k, hidden, pairs)
         shown = None
         if hidden is not None:
@@ -123,7 +130,13 @@ class ProposingIndex(LabelIndex, ABC):
             found, found_ids, _ = self._rank(queries[rows], k, proposed, shown, here)
             best[rows, : found.shape[1]] = found
             best_ids[rows, : found.shape[1]] = np.where(found == -np.inf, -1, found_ids)
-        return torch.from_numpy(best), torch.from_numpy(best_ids)
+        scores, label_ids = torch.from_numpy(best), torch.from_numpy(best_ids)
+        short = (label_ids < 0).any(1)  # there are more than k labels for every query
+        if short.any():
+            here = pairs[short[pairs[:, 0]]]
+            here[:, 0] = (short.cumsum(0) - 1)[here[:, 0]]
+            scores[short], label_ids[short] = super()._search_block(queries[short], k, hidden, here)
+        return scores, label_ids
 
     def _rank(
         self, queries: Tensor, k: int, proposed: int, shown: np.ndarray | None, pairs: Tensor

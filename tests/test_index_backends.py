@@ -78,7 +78,7 @@ def test_labels_that_may_not_be_returned_are_not(build):
     index, hidden = build(LABELS), [0, 5, 17, 200]
     check(index.search(QUERIES, 10, deny=hidden), LABELS, hidden=hidden)
     allowed = set(range(0, 211, 2))
-    check(index.search(QUERIES, 10, allow=allowed), LABELS, hidden=set(range(211)) - allowed)
+    check(index.search(QUERIES, 5, allow=allowed), LABELS, hidden=set(range(211)) - allowed)
     found = index.search(QUERIES, 5, allow=[7, 3])
     assert np.sort(found.label_ids[:, :2]).tolist() == [[3, 7]] * 9
     assert (found.label_ids[:, 2:] == -1).all()
@@ -154,6 +154,55 @@ def test_tuning_reaches_the_recall_that_is_asked_for():
     assert index.effort < 64
 
 
+def test_where_too_few_labels_are_proposed_all_are_scored(monkeypatch):
+    index, exact = FaissIndex(LABELS, "Flat"), LabelIndex(LABELS)
+    stock = index._propose
+
+    def propose(*args):
+        near, places = stock(*args)
+        places[::2, 3:] = -1
+        return near, places
+
+    monkeypatch.setattr(index, "_propose", propose)
+    pairs = np.stack([np.arange(9), exact.search(QUERIES, 1).label_ids[:, 0]], axis=1)
+    for choice in ({}, {"exclude": pairs}, {"deny": [3, 4], "exclude": pairs[3:]}):
+        found, best = (of.search(QUERIES, 5, **choice) for of in (index, exact))
+        np.testing.assert_array_equal(found.label_ids, best.label_ids)
+
+
+def spread_out():
+    rng = np.random.default_rng(0)
+    labels, queries = (rng.normal(size=(rows, 16)).astype(np.float32) for rows in (4000, 100))
+    return labels, queries, rng
+
+
+@pytest.mark.parametrize("factory", ["HNSW32", "IVF64,Flat"])
+def test_hidden_labels_do_not_use_up_the_effort(factory):
+    labels, queries, rng = spread_out()
+    index, exact = FaissIndex(labels, factory, effort=16), LabelIndex(labels)
+    among_all = recall_of(index.search(queries, 5).label_ids, exact.search(queries, 5).label_ids)
+    allowed = rng.choice(4000, 400, replace=False)
+    found = index.search(queries, 5, allow=allowed).label_ids
+    assert recall_of(found, exact.search(queries, 5, allow=allowed).label_ids) >= among_all > 0.9
+
+
+def test_a_graph_looks_at_more_nodes_than_it_is_to_find():
+    labels, queries, _ = spread_out()
+    found = FaissIndex(labels, "HNSW32", effort=16).search(queries, 100).label_ids
+    assert recall_of(found, LabelIndex(labels).search(queries, 100).label_ids) > 0.99  # 0.85 with the effort alone
+
+
+def test_when_most_labels_are_gone_a_graph_is_made_anew():
+    labels, queries, rng = spread_out()
+    index, kept = FaissIndex(labels, "HNSW16", effort=16), np.sort(rng.choice(4000, 400, replace=False))
+    index.remove(np.setdiff1d(np.arange(4000), kept))
+    alone = FaissIndex(labels[kept], "HNSW16", effort=16)
+    np.testing.assert_array_equal(index.search(queries, 5).label_ids, alone.search(queries, 5).label_ids)
+    for _ in range(2):
+        index.replace(np.arange(300), labels[kept[:300]])
+    np.testing.assert_array_equal(index.search(queries, 5).label_ids, alone.search(queries, 5).label_ids)
+
+
 def test_codes_that_are_all_scanned_give_what_exact_search_gives():
     # 200 labels that int8 codes cannot tell apart, since one outlier stretches their range.
     rng = np.random.default_rng(0)
@@ -169,17 +218,17 @@ def test_milvus_proposes_among_labels_that_may_be_returned(database):
         index._client.search = lambda *args, **kwargs: asked.append(kwargs) or client(*args, **kwargs)
         index.remove([3])
         index.search(QUERIES, 2, deny=[5])
-        index.search(QUERIES, 2, allow=range(20))
+        index.search(QUERIES, 2, allow=range(60))
         assert [kwargs["filter"] for kwargs in asked] == [
             "place not in [6]",  # label 5 came as number 6
-            f"place in {[0, 1, 2, *range(4, 21)]}",
+            f"place in {[0, 1, 2, *range(4, 61)]}",
         ]
         check(index.search(QUERIES, 10), np.delete(LABELS, 3, axis=0))
         assert index._client.query("labels", filter="place < 8", output_fields=["count(*)"])[0]["count(*)"] == 7
-        index.most_proposed = 20  # of a query, as Milvus has a limit
-        check(index.search(QUERIES, 20), np.delete(LABELS, 3, axis=0))
-        assert (asked[-1]["limit"], len(asked)) == (20, 4)
-        check(index.search(QUERIES, 21), np.delete(LABELS, 3, axis=0))
+        index.most_proposed = 9  # of a query, as Milvus has a limit
+        check(index.search(QUERIES, 9), np.delete(LABELS, 3, axis=0))
+        assert (asked[-1]["limit"], len(asked)) == (9, 4)
+        check(index.search(QUERIES, 10), np.delete(LABELS, 3, axis=0))
         assert len(asked) == 4
 
 
