@@ -63,7 +63,10 @@ def truncation(encoder: SentenceTransformer, texts: Sequence[str]) -> Truncation
     limit = max_tokens(encoder)
     if limit is None:
         return Truncation(len(texts), 0, 0, None)
-    over = [len(tokens) - limit for tokens in _tokens(encoder, [text for text in texts if len(text) > limit])]
+    # A token of ASCII is a character or more, but for a mark of the start. Of others it may be a byte, or a part that a
+    # character is decomposed into.
+    unsure = [text for text in texts if len(text) >= limit or not text.isascii()]
+    over = [size - limit for size in _sizes(encoder, unsure)]
     return Truncation(len(texts), sum(n > 0 for n in over), sum(n for n in over if n > 0), limit)
 
 
@@ -130,6 +133,16 @@ class _Token(NamedTuple):
 
 def _writes_phrases(encoder: SentenceTransformer) -> bool:
     return getattr(encoder.tokenizer, "chat_template", None) == phrases.TEMPLATE
+
+
+def _sizes(encoder: SentenceTransformer, texts: Sequence[str]) -> list[int]:
+    """How many tokens each text has."""
+    if not texts:
+        return []
+    if _writes_phrases(encoder):
+        return [len(WORD.findall(text)) for text in texts]
+    read = encoder.tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)
+    return list(map(len, read["input_ids"]))
 
 
 def _tokens(encoder: SentenceTransformer, texts: Sequence[str]) -> list[list[_Token]]:

@@ -1,5 +1,7 @@
 """Long texts are read in chunks that the encoder reads whole, and what is cut is said."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 import torch
@@ -103,6 +105,24 @@ def test_what_is_cut_is_said_once(model, caplog):
     model.predict([LONG])
     model.predict([LONG])
     assert [record.getMessage().split(":")[0][:15] for record in caplog.records] == ["1 of 1 texts ar"]
+
+
+@pytest.mark.parametrize(("kind", "sizes"), [("decomposed", (6, 2, 5)), ("bytes", (7, 3, 6))])
+def test_a_text_of_more_tokens_than_characters_is_cut(bert, kind, sizes):
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    hangul, letters = "학생", "abcde"  # two syllables of three letters and three bytes each
+    alphabet = [*pre_tokenizers.ByteLevel.alphabet(), *unicodedata.normalize("NFD", hangul)]
+    tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
+    if kind == "decomposed":
+        tokenizer.normalizer = normalizers.NFD()
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    bert[0].processor = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    bert.max_seq_length = 5
+    for text, size in zip((hangul, letters[:2], letters), sizes, strict=True):
+        assert truncation(bert, [text])[1:] == (int(size > 5), max(0, size - 5), 5)
 
 
 def test_a_static_encoder_reads_texts_of_any_length(encoder, caplog):
