@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_xmc.calibration import Calibration
-from hf_xmc.index import LabelIndex
+from hf_xmc.index import LabelIndex, TopK
 from hf_xmc.memory import CANDIDATES, TrainingMemory, probabilities
 
 
@@ -73,21 +73,25 @@ def explain(
     parts: dict[str, Any] = dict.fromkeys(("share", "vote", "mix", "penalty"))
     nearest: list[Remembered] = []
     if memory is not None:
-        raw, parts = _parts(memory, query, label, index)
+        raw, parts = _parts(memory, query, label, label_score, index)
         nearest = _carriers(memory, query, label, num_nearest)
     score = raw if calibration is None else float(calibration(np.array(raw)))
     names = about["label_id"], about["text"], about.get("seen")
     return Explanation(*names, score, raw, label_score, **parts, nearest=tuple(nearest))
 
 
-def _parts(memory: TrainingMemory, query: Tensor, label: int, index: LabelIndex) -> tuple[float, dict[str, float]]:
+def _parts(
+    memory: TrainingMemory, query: Tensor, label: int, label_score: float, index: LabelIndex
+) -> tuple[float, dict[str, float]]:
     """The score that the memory's search gives a label, and what it is made of.
 
-    A label that is neither among the best nor voted for scores minus infinity.
+    A label that is neither among the best nor voted for scores as in a search for so many that it is found.
     """
-    settings = memory.settings
-    own = probabilities(index.search(query, CANDIDATES), settings.label_temperature, memory.num_labels)
-    share, vote = float(own[0, label]), float(memory.votes(memory.nearest(query), settings)[0, label])
+    settings, found = memory.settings, index.search(query, CANDIDATES)
+    vote = float(memory.votes(memory.nearest(query), settings)[0, label])
+    if not vote and label not in found.label_ids:
+        found = TopK(np.append(found.label_ids, [[label]], 1), np.append(found.scores, [[label_score]], 1))
+    share = float(probabilities(found, settings.label_temperature, memory.num_labels)[0, label])
     penalty = settings.discount * float(np.log1p(memory.relevance[:, [label]].sum()))
     mixed = (1 - settings.mix) * share + settings.mix * vote
     score = float(np.log(mixed)) - penalty if mixed else -np.inf

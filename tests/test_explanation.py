@@ -66,14 +66,18 @@ def test_it_can_be_read(model):
     assert "label score" in str(model.explain(TEXT, best.label_id))
 
 
-def test_a_label_that_nothing_speaks_for_scores_minus_infinity(encoder):
+def test_a_label_behind_the_best_scores_as_where_it_is_found(encoder):
     model = XMCModel(encoder, ["boat", *["dog"] * 200])
     model.remember(Dataset.from_dict({"text": ["boat"], "label_ids": [[0]]}))
     why = model.explain("dog", "0")
     assert (why.share, why.vote) == (0, 1)
     model.remove_labels(["0"])
     model.add_labels(["boat"])
-    assert model.explain("dog", model.labels["label_id"][200]).raw_score == -np.inf
+    last = model.predict("dog", 201)[-1]
+    assert last.text == "boat"
+    assert model.explain("dog", last.label_id).score == pytest.approx(last.score, rel=1e-5)
+    model.memory.settings = MemorySettings(mix=1)
+    assert model.explain("dog", last.label_id).score == -np.inf
 
 
 def test_bad_input_says_what_was_got(model):
