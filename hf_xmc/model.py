@@ -35,8 +35,8 @@ class XMCModel(Predictor):
 
     ``long_text`` says what becomes of texts that are longer than the encoder reads: ``"truncate"``, what is behind is
     not read; ``"mean"``, the mean of the embeddings of their chunks; ``"max"``, a label scores as in the chunk that it
-    scores highest in. It is not saved. ``card`` is the text of the model card, where one was loaded or set; without,
-    one is made of what is known.
+    scores highest in. It is not saved. ``card`` is the text of the model card, where one was loaded or set: saving
+    brings its number of labels up to date, and a push its repository. Without, one is made of what is known.
 
     Raises:
         ValueError: no label, or embeddings that are not those of the labels.
@@ -98,9 +98,9 @@ class XMCModel(Predictor):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that :meth:`from_pretrained` reads, and ``SentenceTransformer(folder)`` alone too."""
-        self._save(folder, card.SOME_REPOSITORY)
+        self._save(folder)
 
-    def _save(self, folder: str | Path, repo_id: str) -> None:
+    def _save(self, folder: str | Path, repo_id: str | None = None) -> None:
         index = partial(release.write_label_index, labels=self.table.texts, index=self.index)
         parts: dict[str, release.Writer] = {LABEL_INDEX: index} if len(self.labels) else {}
         if self.memory is not None:
@@ -109,7 +109,7 @@ class XMCModel(Predictor):
             parts[CALIBRATION] = partial(release.write_calibration, calibration=self.calibration)
         remembered = 0 if self.memory is None else self.memory.relevance.shape[0]
         text = self.card or card.of_model(self.encoder, len(self.labels), remembered)
-        release.save(folder, self.encoder, parts, text.replace(card.SOME_REPOSITORY, repo_id))
+        release.save(folder, self.encoder, parts, card.brought_up_to_date(text, len(self.labels), repo_id))
 
     def push_to_hub(
         self,

@@ -18,7 +18,7 @@ from hf_xmc import (
     XMCTrainer,
     XMCTrainingArguments,
 )
-from hf_xmc.card import TEMPLATE
+from hf_xmc.card import TEMPLATE, brought_up_to_date
 
 ROOT = Path(__file__).parents[1]
 FACTS = {"num_labels": 18_992, "embedding_dim": 512, "similarity": "dot", "encoder": "a static one"}
@@ -152,6 +152,22 @@ def test_a_card_by_hand_stays(encoder, tmp_path):
     assert (tmp_path / "two" / "README.md").read_text() == "# Mine\n"
     XMCModel.from_pretrained(tmp_path / "two", labels=["boat"]).save_pretrained(tmp_path / "three")
     assert "among 1:" in (tmp_path / "three" / "README.md").read_text(), "the card of other labels"
+
+
+def test_a_card_that_was_loaded_tells_of_the_model_it_goes_with(encoder, tmp_path):
+    model = XMCModel(encoder, LABELS)
+    model.card = XMCCard(**FACTS, repo_id="org/boats", dataset_id="org/boats-data", results={"": {"P@1": 0.5}}).render()
+    model.save_pretrained(tmp_path / "one")
+    assert (tmp_path / "one" / "README.md").read_text() == model.card.replace("among 18,992:", "among 11:")
+    again = XMCModel.from_pretrained(tmp_path / "one")
+    again.add_labels(["tug"])
+    text = brought_up_to_date(again.card, len(again.labels), "me/boats2")
+    assert text == again.card.replace('"org/boats"', '"me/boats2"').replace("among 11:", "among 12:")
+    assert text.count('("me/boats2")') == 2
+    assert "org/boats-data" in text
+    again.save_pretrained(tmp_path / "two")
+    assert "among 12:" in (tmp_path / "two" / "README.md").read_text()
+    assert brought_up_to_date("# Mine of org/name", 12, "me/boats2") == "# Mine of me/boats2"
 
 
 def test_the_finished_cards_are_whole():
