@@ -59,7 +59,9 @@ def in_batch_dataset(
         "positives": [ids_of[row] for row in kept],
     }
     if hard_negatives is not None:
-        negatives = np.where(hard_negatives >= 0, canonical[hard_negatives], IGNORE_INDEX)[kept]
+        for row, place in np.argwhere(hard_negatives >= len(texts))[:1]:
+            raise ValueError(_out_of_range(f"hard_negatives, row {row},", hard_negatives[row, place], len(texts)))
+        negatives = np.where(hard_negatives >= 0, canonical[hard_negatives.clip(0)], IGNORE_INDEX)[kept]
         for row, ids in enumerate(columns["positives"]):
             negatives[row, np.isin(negatives[row], ids)] = IGNORE_INDEX
         columns["negatives"] = negatives.tolist()
@@ -107,12 +109,16 @@ def _known_positives(
     for row, ids in enumerate(queries["label_ids"]):
         for label in ids:
             if not 0 <= label < len(texts):
-                raise ValueError(
-                    f"query {row} has label id {label}, but there are only {len(texts)} labels (ids 0 to "
-                    f"{len(texts) - 1}). Were the queries and the labels loaded from the same data set?"
-                )
+                raise ValueError(_out_of_range(f"query {row}", label, len(texts)))
         positives.append(sorted(set(canonical[ids].tolist())) if len(ids) else [])
     return texts, canonical, positives
+
+
+def _out_of_range(where: str, label: int, num_labels: int) -> str:
+    return (
+        f"{where} has label id {label}, but there are only {num_labels} labels (ids 0 to {num_labels - 1}). Were the "
+        "queries and the labels loaded from the same data set?"
+    )
 
 
 @dataclass
