@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from hf_xmc import sharding
 from hf_xmc.batching import LabelTable
-from hf_xmc.encoding import embed, embed_in_chunks, gradient_norms
-from hf_xmc.negatives import Candidates, Columns, Step, own_labels
+from hf_xmc.encoding import embed, gradient_norms
+from hf_xmc.negatives import Candidates, Columns, Step, embed_candidates, own_labels
 from hf_xmc.sampling import inclusion_probabilities, systematic_sample
 
 FLOOR = 1.0  # of the mean importance, added to each: where rows differ in age, an even share of the draws is a hedge
@@ -72,7 +72,7 @@ class LabelBank:
         return Candidates(label_ids, positives, chosen.shard, label_weights, at_queries - of_sample)
 
     def embed(self, encoder: nn.Module, candidates: Candidates) -> Tensor:
-        embeddings = embed_in_chunks(encoder, [features for _, features in self.table.chunks(candidates.label_ids)])
+        embeddings = embed_candidates(encoder, self.table, candidates.label_ids)
         assert self.embeddings is not None  # `select` came first
         rows = self.columns(torch.from_numpy(candidates.label_ids).to(embeddings.device)) - self.columns.shard.start
         self.embeddings[rows] = embeddings.detach().to(self.embeddings.dtype)

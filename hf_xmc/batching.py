@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.data_collator import BaseDataCollator
 from torch import Tensor
@@ -42,11 +44,14 @@ class LabelTable:
         chunk_tokens: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
+        if not len(texts):
+            raise ValueError("there are no labels: give the text of one at least.")
         self.chunk_size, self.chunk_tokens, self.device = chunk_size, chunk_tokens, device
         tokens, lengths = [], []
         self.constant: Features = {}  # what is the same for every text, such as the route to take
         for start in range(0, len(texts), TOKENIZE_BATCH):
-            features = encoder.preprocess(list(texts[start : start + TOKENIZE_BATCH]), prompt=prompt, task=task)
+            with _padded(encoder):
+                features = encoder.preprocess(list(texts[start : start + TOKENIZE_BATCH]), prompt=prompt, task=task)
             ids = features["input_ids"]
             self.flat = "offsets" in features
             if self.flat:
@@ -107,6 +112,33 @@ class LabelTable:
         return {**self.constant, **padded}
 
 
+@contextmanager
+def _padded(encoder: SentenceTransformer) -> Iterator[None]:
+    """With FlashAttention `preprocess` may put all texts into one row, which has no mask; not in here."""
+    modules: list[Any] = [module for module in encoder.modules() if getattr(module, "can_flatten_inputs", False)]
+    try:
+        for module in modules:
+            module.can_flatten_inputs = False
+        yield
+    finally:
+        for module in modules:
+            module.can_flatten_inputs = True
+
+
+def columns_read(queries: Dataset, name: str) -> Dataset:
+    """The columns of queries that a step reads, and no others.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    if missing := {"text", "label_ids"} - set(queries.column_names):
+        raise ValueError(
+            f"{name} has no column {', '.join(sorted(missing))}; it has {', '.join(queries.column_names)}. "
+            "`load_xmc(...).train` has what is needed."
+        )
+    return queries.select_columns([name for name in ("text", "label_ids", "label_scores") if name in queries.features])
+
+
 @dataclass
 class XMCCollator(BaseDataCollator):
     """Queries tokenised, their positives ``(b, P)`` padded as ``label``, and ``label_weights`` where there are any.
@@ -119,6 +151,12 @@ class XMCCollator(BaseDataCollator):
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super().__call__([{"text": row["text"]} for row in features])
+        for row in features:
+            if len(row.get("label_scores", row["label_ids"])) != len(row["label_ids"]):
+                raise ValueError(
+                    f"the query {row['text'][:60]!r} has {len(row['label_ids'])} label_ids and "
+                    f"{len(row['label_scores'])} label_scores: each label has a score, in the same order."
+                )
         batch["label"] = pad([row["label_ids"] for row in features])
         if "label_scores" in features[0]:
             batch["label_weights"] = pad([row["label_scores"] for row in features], fill=0.0)
@@ -140,7 +178,7 @@ def draw_positives(positives: Tensor, weights: Tensor | None, number: int) -> Te
 
 
 def pad(rows: Sequence[Sequence[float]], fill: float = IGNORE_INDEX) -> Tensor:
-    """Ragged rows as one tensor.
+    """Ragged rows as one tensor, of int64, or of float32 where ``fill`` is a float.
 
     >>> pad([[4, 7], [], [1]])
     tensor([[   4,    7],
@@ -148,4 +186,5 @@ def pad(rows: Sequence[Sequence[float]], fill: float = IGNORE_INDEX) -> Tensor:
             [   1, -100]])
     """
     width = max(1, max(map(len, rows), default=0))
-    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
+    dtype = torch.float32 if isinstance(fill, float) else torch.int64  # of all processes, whatever their rows hold
+    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=dtype)

@@ -62,13 +62,24 @@ def embed_sampled(
     return embeddings
 
 
+def trainable(encoder: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+
+
 def parameters_reached(encoder: nn.Module, features: Features) -> list[Tensor]:
     """The parameters that the gradient of an embedding reaches; a pooler that nobody reads is none of them."""
-    parameters = [p for p in encoder.parameters() if p.requires_grad]
-    if not parameters:
-        return []
-    with torch.enable_grad(), torch.random.fork_rng():  # a look must not change what dropout draws
-        found = torch.autograd.grad(embed(encoder, features).sum(), parameters, allow_unused=True)
+    parameters = trainable(encoder)
+    training = [module for module in encoder.modules() if module.training]
+    encoder.eval()  # a layer that is left out now and then is reached, and what dropout draws later does not change
+    try:
+        with torch.enable_grad():
+            embedding = embed(encoder, features).sum()
+        if not embedding.requires_grad:  # all of them are frozen
+            return []
+        found = torch.autograd.grad(embedding, parameters, allow_unused=True)
+    finally:
+        for module in training:
+            module.training = True
     return [p for p, gradient in zip(parameters, found, strict=True) if gradient is not None]
 
 
@@ -78,7 +89,7 @@ def name_parameters(parameters: Sequence[Tensor], encoder: nn.Module, inputs: An
     DistributedDataParallel sees only queries pass. It looks in their output for what is in use, and would take a tower
     that only labels pass for unused.
     """
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and parameters:
         output["parameters_of_labels"] = torch.stack([parameter.flatten()[0] for parameter in parameters])
 
 

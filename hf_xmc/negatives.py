@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hf_xmc import sharding
 from hf_xmc.batching import LabelTable
-from hf_xmc.encoding import embed_in_chunks, embed_sampled, parameters_reached
+from hf_xmc.encoding import embed_in_chunks, embed_sampled, parameters_reached, trainable
 from hf_xmc.sharding import IGNORE_INDEX, LabelShard
 
 
@@ -25,7 +25,7 @@ class Step(NamedTuple):
     queries: Tensor  # (B, D), without a gradient
     positives: Tensor  # (B, P) label ids
     weights: Tensor | None  # (B, P)
-    rows: Tensor | None  # (b,), the places of this process's queries in their data set
+    rows: Tensor | None  # (b,), the places of this process's queries in the training data; None for others
 
 
 class Candidates(NamedTuple):
@@ -51,6 +51,8 @@ class Columns:
 
     def __call__(self, label_ids: Tensor) -> Tensor:
         """Column of each label id; ``IGNORE_INDEX`` where it has none."""
+        if not len(self.ordered):
+            return torch.full_like(label_ids, IGNORE_INDEX)
         place = torch.searchsorted(self.ordered, label_ids).clamp(max=len(self.ordered) - 1)
         return torch.where(self.ordered[place] == label_ids, self.order[place], IGNORE_INDEX)
 
@@ -61,6 +63,12 @@ def own_labels(table: LabelTable) -> np.ndarray:
         raise ValueError(f"{len(table)} labels cannot be shared by {sharding.world_size()} processes: start fewer.")
     shard = LabelShard.of(len(table), sharding.rank(), sharding.world_size())
     return table.by_length(np.arange(shard.start, shard.stop))
+
+
+def embed_candidates(encoder: nn.Module, table: LabelTable, label_ids: np.ndarray) -> Tensor:
+    """``(n, D)`` with a gradient. Where there are none, one is embedded and not returned: shapes and graph stay."""
+    some = label_ids if len(label_ids) else np.array([0])
+    return embed_in_chunks(encoder, [features for _, features in table.chunks(some)])[: len(label_ids)]
 
 
 class AllLabels:
@@ -78,7 +86,8 @@ class AllLabels:
         self.label_ids = own_labels(table)
         self.columns = Columns(self.label_ids, table.device)
         self.chunks = [features for _, features in table.chunks(self.label_ids)]
-        self.reached: list[Tensor] | None = None
+        self.trained: list[nn.Parameter] = []
+        self.reached: list[Tensor] = []
 
     def select(self, encoder: nn.Module, step: Step) -> Candidates:
         return Candidates(self.label_ids, self.columns(step.positives), self.columns.shard)
@@ -86,8 +95,9 @@ class AllLabels:
     def embed(self, encoder: nn.Module, candidates: Candidates) -> Tensor:
         if self.share is None:
             return embed_in_chunks(encoder, self.chunks)
-        if self.reached is None:
-            self.reached = parameters_reached(encoder, self.table.features(self.label_ids[:1]))
+        trained = trainable(encoder)
+        if list(map(id, trained)) != list(map(id, self.trained)):  # at first, and when some are frozen or set free
+            self.trained, self.reached = trained, parameters_reached(encoder, self.table.features(self.label_ids[:1]))
         return embed_sampled(
             encoder,
             self.reached,
@@ -134,8 +144,8 @@ class MinedNegatives:
         taking_part = step.positives != IGNORE_INDEX
         if step.weights is not None:
             taking_part &= step.weights > 0
-        assert step.rows is not None  # the trainer has given every query its row
-        drawn = torch.cat([self._hard(step.rows), self._random()]).to(step.positives.device)
+        hard = [] if step.rows is None else [self._hard(step.rows)]
+        drawn = torch.cat([*hard, self._random()]).to(step.positives.device)
         pool = torch.cat([step.positives[taking_part], sharding.gather_rows(drawn[:, None])[:, 0]]).unique()
         ordered = self.table.by_length(pool.cpu().numpy())
         label_ids = ordered[sharding.rank() :: sharding.world_size()]  # long and short ones for every process
@@ -143,7 +153,7 @@ class MinedNegatives:
         return Candidates(label_ids, columns(step.positives), columns.shard)
 
     def embed(self, encoder: nn.Module, candidates: Candidates) -> Tensor:
-        return embed_in_chunks(encoder, [features for _, features in self.table.chunks(candidates.label_ids)])
+        return embed_candidates(encoder, self.table, candidates.label_ids)
 
     def _hard(self, rows: Tensor) -> Tensor:
         shortlist = self.shortlist[rows.cpu()]

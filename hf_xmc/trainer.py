@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.losses import CachedLossMixin
 from sentence_transformers.sentence_transformer.modules import Normalize, Router, StaticEmbedding
 from torch import Tensor
 from transformers.trainer_utils import HubStrategy
 
 from hf_xmc import learning_rates, sharding
 from hf_xmc.bank import LabelBank
-from hf_xmc.batching import LabelTable, XMCCollator, draw_positives
+from hf_xmc.batching import LabelTable, XMCCollator, columns_read, draw_positives
 from hf_xmc.checkpoints import CheckpointingTrainer
 from hf_xmc.encoding import embed, name_parameters, parameters_reached
 from hf_xmc.finite import UpdateWatch
@@ -73,16 +74,13 @@ class XMCTrainer(CheckpointingTrainer):
         loss: torch.nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
+        if not isinstance(train_dataset, Dataset):
+            raise ValueError(f"train_dataset is a Dataset with columns text and label_ids, got {type(train_dataset)}.")
+        if isinstance(loss, CachedLossMixin):
+            raise ValueError(f"{type(loss)} is for the stock trainer: this one takes the losses of hf_xmc.losses.")
         super().__init__(model=model, args=args, train_dataset=train_dataset, loss=loss, **kwargs)
         self._refuse_what_is_not_tested()
-        if missing := {"text", "label_ids"} - set(self.train_dataset.column_names):
-            raise ValueError(
-                f"train_dataset has no column {', '.join(sorted(missing))}; it has "
-                f"{', '.join(self.train_dataset.column_names)}. `load_xmc(...).train` has what is needed."
-            )
-        used = [name for name in ("text", "label_ids", "label_scores") if name in self.train_dataset.column_names]
-        rows = np.arange(len(self.train_dataset))
-        self.train_dataset = self.train_dataset.select_columns(used).add_column("row", rows)
+        self.train_dataset = self.train_dataset.add_column("row", np.arange(len(self.train_dataset)))
         self.labels = labels
         self.model.similarity_fn_name = "dot"  # what the losses score by; after a Normalize module it is the cosine
         texts = labels["text"] if isinstance(labels, Dataset) else labels
@@ -99,10 +97,16 @@ class XMCTrainer(CheckpointingTrainer):
             device=self.args.device,
         )
         self.negatives = self._negatives(table, self.args.label_mode or ("exact" if static else "fresh"))
-        if sharding.world_size() > 1 and isinstance(self.model[0], Router):
+        if sharding.world_size() > 1 and any(isinstance(module, Router) for module in self.model.modules()):
             reached = parameters_reached(self.model, table.features(np.array([0])))
             self.model.register_forward_hook(partial(name_parameters, reached))
         self.watch = UpdateWatch(self.args.on_nonfinite, self.loss, self._embed_queries)
+
+    def preprocess_dataset(self, dataset: Any = None, dataset_name: str | None = None) -> Any:
+        dataset = super().preprocess_dataset(dataset, dataset_name)
+        if isinstance(dataset, dict):
+            return DatasetDict({name: self.preprocess_dataset(part, dataset_name) for name, part in dataset.items()})
+        return columns_read(dataset, f"{dataset_name}_dataset") if isinstance(dataset, Dataset) else dataset
 
     def _negatives(self, table: LabelTable, mode: str) -> AllLabels | LabelBank | MinedNegatives:
         args, normalised = self.args, isinstance(self.model[-1], Normalize)

@@ -78,5 +78,7 @@ class XMCTrainingArguments(SentenceTransformerTrainingArguments):
         for name in ("num_hard_negatives", "num_random_negatives"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}.")
+        if self.prompts is not None:
+            raise ValueError("prompts are the encoder's own: set model.prompts['query'] and model.prompts['document'].")
         if self.on_nonfinite not in ("stop", "skip"):
             raise ValueError(f"on_nonfinite is 'stop' or 'skip', got {self.on_nonfinite!r}.")

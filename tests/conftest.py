@@ -116,6 +116,24 @@ def make_router(folder):
     return SentenceTransformer(modules=[router], device="cpu")
 
 
+def make_heads(folder):
+    """One transformer, and behind it a layer for queries and another for labels."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Router, Transformer
+
+    torch.manual_seed(0)
+    heads = Router.for_query_document(query_modules=[Dense(16, 16)], document_modules=[Dense(16, 16)])
+    return SentenceTransformer(modules=[Transformer(str(folder)), Pooling(16), heads], device="cpu")
+
+
+def make_router_with_frozen_labels(folder):
+    encoder = make_router(folder)
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_("document" not in name)
+    return encoder
+
+
 def relevance_of(positives):
     import scipy.sparse as sp
 

@@ -9,7 +9,14 @@ import sys
 from pathlib import Path
 
 import torch
-from conftest import LABELS, POSITIVES, make_bert_encoder, make_router
+from conftest import (
+    LABELS,
+    POSITIVES,
+    make_bert_encoder,
+    make_heads,
+    make_router,
+    make_router_with_frozen_labels,
+)
 from datasets import Dataset
 from transformers import TrainerCallback
 
@@ -20,7 +27,8 @@ from hf_xmc.negatives import AllLabels, Step
 
 GLOBAL_BATCH, STEPS = 6, 20  # of 13 queries, against 11 labels
 TWICE = {"gradient_accumulation_steps": 2}
-TOWERS = {"router_mapping": {"text": "query"}}  # one for queries and one for labels
+TOWERS = {"encoder": make_router, "router_mapping": {"text": "query"}}  # one for queries and one for labels
+FROZEN = {**TOWERS, "encoder": make_router_with_frozen_labels}
 CASES = {
     "decoupled": (losses.DecoupledSoftmaxLoss, {}),
     "decoupled in chunks": (losses.DecoupledSoftmaxLoss, {"label_chunk_size": 2}),
@@ -38,6 +46,9 @@ CASES = {
     "two towers": (losses.DecoupledSoftmaxLoss, {"label_mode": "exact", **TOWERS}),
     "two towers in chunks, accumulated": (losses.SoftTopKLoss, {"label_chunk_size": 2, **TOWERS, **TWICE}),
     "two towers, fresh": (losses.DecoupledSoftmaxLoss, {"label_mode": "fresh", "label_sample_share": 1.0, **TOWERS}),
+    "two towers, labels frozen": (losses.DecoupledSoftmaxLoss, {"label_mode": "exact", **FROZEN}),
+    "two towers, labels frozen, fresh": (losses.DecoupledSoftmaxLoss, {"label_mode": "fresh", **FROZEN}),
+    "two heads": (losses.DecoupledSoftmaxLoss, {"label_chunk_size": 2, **TOWERS, "encoder": make_heads}),
     "two towers, bank": (losses.SoftmaxLoss, {"label_mode": "bank", "label_sample_share": 1.0, **TOWERS, **TWICE}),
 }
 RAGGED = {"label_chunk_size": 2, "dataloader_drop_last": False}
@@ -48,7 +59,7 @@ def queries():
         {
             "text": [f"text {i} about {' and '.join(LABELS[p] for p in ids)}" for i, ids in enumerate(POSITIVES)],
             "label_ids": POSITIVES,
-            "label_scores": [[1.0 + i % 3 for i in ids] for ids in POSITIVES],
+            "label_scores": [[1 + i % 3 for i in ids] for ids in POSITIVES],  # whole numbers, as grades are
         }
     )
 
@@ -75,10 +86,12 @@ class Recorder(TrainerCallback):
 
 
 def make_encoder(bert_folder, settings):
-    return make_router(bert_folder) if "router_mapping" in settings else make_bert_encoder(bert_folder)
+    return settings.get("encoder", make_bert_encoder)(bert_folder)
 
 
-def train(bert_folder, folder, loss, settings, world_size):
+def train(bert_folder, folder, loss, settings, world_size, rows=None):
+    encoder = make_encoder(bert_folder, settings)
+    settings = {name: value for name, value in settings.items() if name != "encoder"}
     args = XMCTrainingArguments(
         str(folder),
         **{
@@ -97,8 +110,8 @@ def train(bert_folder, folder, loss, settings, world_size):
             **settings,
         },
     )
-    trainer = XMCTrainer(make_encoder(bert_folder, settings), args, queries(), labels=LABELS, loss=loss())
-    if args.label_mode == "mined":
+    trainer = XMCTrainer(encoder, args, rows or queries(), labels=LABELS, loss=loss())
+    if args.label_mode == "mined" and args.num_hard_negatives:
         trainer.add_callback(HardNegativeMiner(trainer, depth=11))
     recorder = Recorder(trainer)
     trainer.add_callback(recorder)
@@ -110,6 +123,13 @@ def train(bert_folder, folder, loss, settings, world_size):
         "batches": recorder.batches,
         "world_size": trainer.accelerator.num_processes,
     }
+
+
+def one_label(bert_folder, folder, world_size):
+    """Queries of one label, and no negatives: fewer labels in a step than there are processes."""
+    rows = Dataset.from_dict({"text": [f"text {i}" for i in range(GLOBAL_BATCH)], "label_ids": [[4]] * GLOBAL_BATCH})
+    settings = {"label_mode": "mined", "num_hard_negatives": 0}
+    return train(bert_folder, folder, losses.BCELoss, settings, world_size, rows)
 
 
 def collectives():
@@ -152,6 +172,7 @@ def main(bert_folder, output_folder, *chosen):
         return
     ragged = train(bert_folder, Path(output_folder) / "run", losses.DecoupledSoftmaxLoss, RAGGED, world_size)
     results["ragged"] = {"losses": ragged["losses"], "weights": ragged["weights"]}
+    results["one label"] = one_label(bert_folder, Path(output_folder) / "run", world_size)
     results["collectives"] = collectives()
     results["query gradients"] = query_gradients(bert_folder)
     torch.save(results, Path(output_folder) / f"rank{rank}.pt")

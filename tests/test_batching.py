@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import LABELS, make_bert_encoder, make_static_encoder
+from transformers import DataCollatorWithFlattening
 
 from hf_xmc.batching import LabelTable, XMCCollator, draw_positives, pad
 from hf_xmc.encoding import embed
@@ -31,6 +32,25 @@ def test_a_prompt_is_part_of_every_label(bert_folder):
     table = LabelTable(encoder, LABELS, prompt="text about ")
     expected = encoder.preprocess(["text about boat"])["input_ids"]
     assert torch.equal(table.features(np.array([0]))["input_ids"], expected)
+
+
+def test_texts_that_the_encoder_would_put_into_one_row_are_padded(bert_folder):
+    encoder = make_bert_encoder(bert_folder)
+    expected = LabelTable(encoder, LABELS)
+    first = encoder[0]  # with FlashAttention, which needs a GPU, it sets these itself
+    first.can_flatten_inputs, first._flatten_position_offset = True, 0
+    first.data_collator = DataCollatorWithFlattening(return_seq_idx=True, return_flash_attn_kwargs=True)
+    assert "attention_mask" not in encoder.preprocess(LABELS)
+    table = LabelTable(encoder, LABELS)
+    assert first.can_flatten_inputs
+    for name, tensor in expected.features(np.arange(11)).items():
+        got = table.features(np.arange(11))[name]
+        assert torch.equal(got, tensor) if isinstance(tensor, torch.Tensor) else got == tensor
+
+
+def test_no_labels_are_refused(encoder):
+    with pytest.raises(ValueError, match="there are no labels"):
+        LabelTable(encoder, [])
 
 
 @pytest.mark.parametrize(("size", "tokens"), [(None, None), (4, None), (None, 9), (3, 9), (100, 1)])
@@ -71,3 +91,7 @@ def test_the_collator_pads_positives_and_weights(encoder):
     assert batch["label_weights"].tolist() == [[0.5, 2.0], [0.0, 0.0]]
     assert "labels" not in batch
     assert pad([[], []]).tolist() == [[-100], [-100]]
+    assert pad([[], []]).dtype == torch.int64
+    assert pad([[3, 1], [2, 2]], fill=0.0).dtype == torch.float32  # grades, as where a row has to be filled up
+    with pytest.raises(ValueError, match="the query 'a boat' has 2 label_ids and 1 label_scores"):
+        collator([{**rows[0], "label_scores": [0.5]}, rows[1]])

@@ -105,3 +105,30 @@ def test_a_pooler_that_nobody_reads_is_not_reached(bert_folder):
     assert torch.equal(torch.get_rng_state(), before)
     missing = {name for name, p in encoder.named_parameters() if not any(p is q for q in reached)}
     assert missing == {"0.model.pooler.dense.weight", "0.model.pooler.dense.bias"}
+
+
+class LeftOut(torch.nn.Module):
+    """A layer that is left out in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(16, 16)
+
+    def forward(self, features):
+        if not self.training:
+            features["sentence_embedding"] = self.layer(features["sentence_embedding"])
+        return features
+
+
+def test_what_is_left_out_in_training_now_and_then_is_reached(bert_folder):
+    encoder = make_bert_encoder(bert_folder)
+    encoder.append(LeftOut())
+    encoder.train()
+    encoder[0].eval()  # as one that is not trained
+    modes = [module.training for module in encoder.modules()]
+    table, _, _ = table_of(encoder)
+    reached = parameters_reached(encoder, table.features(np.array([1])))
+    assert any(weight is encoder[2].layer.weight for weight in reached)
+    assert [module.training for module in encoder.modules()] == modes
+    encoder.requires_grad_(False)
+    assert parameters_reached(encoder, table.features(np.array([1]))) == []

@@ -50,6 +50,39 @@ def test_a_mined_pool_holds_positives_shortlist_and_random_labels(any_encoder):
     assert len(negatives.select(any_encoder, step(any_encoder)).label_ids) == 11
 
 
+def test_a_pool_without_a_label_is_one_of_no_columns(any_encoder):
+    table, none = LabelTable(any_encoder, LABELS), torch.full((2, 2), -100)
+    for negatives in (
+        MinedNegatives(table, num_queries=2, num_hard=2),
+        LabelBank(table, DecoupledSoftmaxLoss(), 0.3, 4, False),
+    ):
+        candidates = negatives.select(any_encoder, step(any_encoder, none))
+        assert torch.equal(candidates.positives, none)
+        embeddings = negatives.embed(any_encoder, candidates)
+        assert embeddings.shape == (0, 16)
+        queries = torch.ones(2, 16, requires_grad=True)
+        loss = DecoupledSoftmaxLoss()(queries, embeddings, candidates.positives, None, candidates.shard)
+        loss.backward()
+        assert loss == queries.grad.norm() == 0
+
+
+def test_queries_of_another_data_set_have_no_hard_negatives(any_encoder):
+    negatives = MinedNegatives(LabelTable(any_encoder, LABELS), num_queries=2, num_hard=2)
+    negatives.shortlist = torch.tensor([[7, 8], [5, 6]], dtype=torch.int32)
+    candidates = negatives.select(any_encoder, step(any_encoder)._replace(rows=None))
+    assert sorted(candidates.label_ids.tolist()) == [0, 3, 10]
+
+
+def test_parameters_that_are_set_free_later_are_trained_by_labels_too(bert_folder):
+    encoder = make_bert_encoder(bert_folder).eval()
+    negatives = AllLabels(LabelTable(encoder, LABELS), share=1.0)
+    words = encoder[0].model.get_input_embeddings().weight
+    for free in (False, True):
+        words.requires_grad_(free)
+        negatives.embed(encoder, negatives.select(encoder, step(encoder))).sum().backward()
+        assert (words.grad is not None) == free
+
+
 def test_a_positive_that_was_not_drawn_is_masked_where_another_query_brings_it(any_encoder):
     negatives = MinedNegatives(LabelTable(any_encoder, LABELS), num_queries=2, num_hard=1)
     negatives.shortlist = torch.tensor([[0, -1], [-1, -1]], dtype=torch.int32)

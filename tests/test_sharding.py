@@ -149,6 +149,16 @@ def test_a_last_batch_that_is_not_full_takes_part(together):
     assert batches_an_epoch == 3
 
 
+def test_a_process_without_a_label_takes_part(together, still_bert, tmp_path):
+    alone = distributed_steps.one_label(still_bert, tmp_path, 1)
+    assert alone["losses"][-1] < alone["losses"][0]
+    for result in together:
+        got = result["one label"]
+        assert got["losses"] == pytest.approx(alone["losses"], rel=1e-3)
+        for name, weight in alone["weights"].items():
+            torch.testing.assert_close(got["weights"][name], weight, rtol=1e-3, atol=1e-4)
+
+
 def test_the_steps_moved_the_weights(alone, still_bert):
     for case, result in alone.items():
         encoder = distributed_steps.make_encoder(still_bert, distributed_steps.CASES[case][1])

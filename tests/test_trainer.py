@@ -4,7 +4,14 @@ import copy
 
 import pytest
 import torch
-from conftest import LABELS, make_bert, make_bert_encoder, make_router, make_static_encoder
+from conftest import (
+    LABELS,
+    make_bert,
+    make_bert_encoder,
+    make_router,
+    make_router_with_frozen_labels,
+    make_static_encoder,
+)
 from datasets import Dataset
 from sentence_transformers.sentence_transformer.modules import Normalize
 
@@ -16,6 +23,7 @@ from hf_xmc import (
     XMCTrainingArguments,
     functional,
     losses,
+    st_losses,
 )
 
 LOSSES = {
@@ -232,6 +240,40 @@ def test_a_bank_gives_the_tower_for_queries_the_gradient_of_all_labels(queries, 
     assert difference < 0.01 * gradients["exact"].norm()  # the bank is in bfloat16
 
 
+@pytest.mark.parametrize("mode", ["exact", "fresh", "bank", "mined"])
+def test_a_batch_whose_queries_have_no_label_is_passed_over(mode, queries, bert_folder, tmp_path):
+    queries = Dataset.from_dict({"text": ["a boat", "a car"], "label_ids": [[], []]}).cast(queries.features)
+    encoder = make_bert_encoder(bert_folder)
+    before = {name: p.detach().clone() for name, p in encoder.named_parameters()}
+    args = arguments(tmp_path, label_mode=mode, max_steps=2, per_device_train_batch_size=1)
+    XMCTrainer(encoder, args, queries, labels=LABELS).train()
+    assert all(torch.equal(p, before[name]) for name, p in encoder.named_parameters())
+
+
+@pytest.mark.parametrize("mode", ["exact", "fresh", "bank", "mined"])
+def test_a_tower_for_labels_may_be_frozen(mode, queries, still_bert, tmp_path):
+    encoder = make_router_with_frozen_labels(still_bert)
+    before = {name: p.detach().clone() for name, p in encoder.named_parameters()}
+    args = arguments(tmp_path, label_mode=mode, max_steps=2, router_mapping={"text": "query"})
+    XMCTrainer(encoder, args, queries, labels=LABELS).train()
+    moved = {name for name, p in encoder.named_parameters() if not torch.equal(p, before[name])}
+    assert moved
+    assert not any("document" in name for name in moved)
+
+
+@pytest.mark.parametrize("mode", ["exact", "mined"])
+def test_the_loss_of_an_evaluation_set_needs_no_column_of_its_own(mode, queries, still_bert, tmp_path):
+    """Its queries have no hard negatives, and a column `row` of a user's is none of ours."""
+    others = queries.select(range(4)).add_column("row", ["first", "second", "third", "fourth"])
+    args = arguments(tmp_path, label_mode=mode, max_steps=2, eval_strategy="steps", eval_steps=1)
+    trainer = XMCTrainer(make_bert_encoder(still_bert), args, queries, labels=LABELS, eval_dataset=others)
+    trainer.train()
+    losses_seen = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(losses_seen) == 2
+    assert min(losses_seen) > 0
+    assert trainer.evaluate({"a": others, "b": others})["eval_b_loss"] == losses_seen[-1]
+
+
 def test_training_learns(queries, tmp_path):
     encoder = make_static_encoder()
     evaluator = ExtremeMultilabelClassificationEvaluator.from_data(
@@ -260,6 +302,13 @@ def test_bad_input_says_what_was_got(queries, tmp_path, monkeypatch):
     bank = arguments(tmp_path, label_mode="bank")
     with pytest.raises(ValueError, match="BCELoss cannot weigh labels, which label_mode `bank` needs"):
         XMCTrainer(make_static_encoder(), bank, queries, labels=LABELS, loss=losses.BCELoss())
+    with pytest.raises(ValueError, match=r"prompts are the encoder's own: set model.prompts"):
+        arguments(tmp_path, prompts={"text": "about "})
+    with pytest.raises(ValueError, match=r"train_dataset is a Dataset .* got .*NoneType"):
+        XMCTrainer(make_static_encoder(), arguments(tmp_path), labels=LABELS)
+    theirs = st_losses.DecoupledSoftmaxLoss(make_static_encoder())
+    with pytest.raises(ValueError, match=r"st_losses.*is for the stock trainer"):
+        XMCTrainer(make_static_encoder(), arguments(tmp_path), queries, labels=LABELS, loss=theirs)
     few = XMCTrainer(make_static_encoder(), arguments(tmp_path), queries, labels=LABELS[:4])
     with pytest.raises(ValueError, match=r"positives contains label id \d+, but there are only 4 labels"):
         few.train()
