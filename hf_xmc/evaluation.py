@@ -14,6 +14,7 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from hf_xmc.data import XMCData
 from hf_xmc.frequency import PROPENSITY_PRESETS, inverse_propensity
 from hf_xmc.index import LabelIndex, TopK
+from hf_xmc.inference import encode_labels, encode_queries
 from hf_xmc.metrics import evaluate_ranking
 
 
@@ -94,9 +95,8 @@ class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
 
     def predict(self, model: SentenceTransformer) -> TopK:
         """The best labels of every query, filter pairs left out."""
-        settings: dict[str, Any] = {"batch_size": self.batch_size, "convert_to_tensor": True}
-        labels = model.encode_document(list(self.labels), **settings).float().cpu()
-        queries = model.encode_query(list(self.texts), **settings).float().cpu()
+        labels = encode_labels(model, self.labels, self.batch_size).float().cpu()
+        queries = encode_queries(model, self.texts, self.batch_size).float().cpu()
         return LabelIndex(labels).search(queries, self.max_k, exclude=self.filter_pairs)
 
     def score(self, predictions: TopK) -> dict[str, float]:

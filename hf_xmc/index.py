@@ -20,7 +20,7 @@ class TopK(NamedTuple):
 
 
 class LabelIndex:
-    """Exact search by dot product; cosine is the encoder's own normalisation.
+    """Exact search by dot product; for cosines embeddings have length one.
 
     Args:
         embeddings: ``(L, D)``, float32 or float16; a label's id is its row. Scores are computed, and labels ranked, in

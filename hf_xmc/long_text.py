@@ -15,6 +15,7 @@ from torch import Tensor
 from hf_xmc import phrases
 from hf_xmc.grouped_index import distinct
 from hf_xmc.index import TopK
+from hf_xmc.inference import compares_by_cosine
 
 LONG_TEXT = ("truncate", "mean", "max")
 WORD = re.compile(r"[!-/:-@\[-^`{-~]|[^\s!-/:-@\[-`{-~]+")  # of an encoder with phrases
@@ -97,7 +98,7 @@ def mean_of_chunks(encoder: SentenceTransformer, embeddings: Tensor, chunks: Chu
     pooled = embeddings.new_zeros(num_texts, embeddings.shape[1])
     pooled.index_add_(0, torch.from_numpy(chunks.text_of), weighted)
     alone = torch.from_numpy(share == 1)
-    if isinstance(encoder[-1], Normalize):
+    if isinstance(encoder[-1], Normalize) or compares_by_cosine(encoder):
         pooled = torch.nn.functional.normalize(pooled)
     pooled[torch.from_numpy(chunks.text_of)[alone]] = embeddings[alone]
     return pooled

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from hf_xmc import sharding
 from hf_xmc.index import LabelIndex
+from hf_xmc.inference import encode_labels, encode_queries
 from hf_xmc.negatives import MinedNegatives
 
 BLOCK = 8192  # queries embedded and searched at a time
@@ -39,8 +40,7 @@ def mine_hard_negatives(
         batch_size: texts embedded at a time.
     """
     texts = labels["text"] if isinstance(labels, Dataset) else labels
-    settings: dict[str, Any] = {"batch_size": batch_size, "convert_to_tensor": True, "show_progress_bar": False}
-    mine = encoder.encode_document(list(_share(texts)), **settings).float()
+    mine = encode_labels(encoder, _share(texts), batch_size).float()
     index = LabelIndex(sharding.gather_rows(mine).cpu())
     depth = min(depth, index.num_labels)
 
@@ -50,7 +50,7 @@ def mine_hard_negatives(
         rows = own[start : start + BLOCK]
         block = queries[rows.start : rows.stop]
         known = np.array([(i, label) for i, ids in enumerate(block["label_ids"]) for label in ids]).reshape(-1, 2)
-        embedded = encoder.encode_query(block["text"], **settings).float().cpu()
+        embedded = encode_queries(encoder, block["text"], batch_size).float().cpu()
         best = index.search(embedded, depth, exclude=known)
         found[start : start + len(rows)] = torch.from_numpy(best.label_ids.astype(np.int32))
     return sharding.gather_rows(found.to(mine.device)).cpu()

@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 
 from hf_xmc import card, hub, release
+from hf_xmc.inference import encode_labels
 from hf_xmc.label_texts import LabelTexts
 from hf_xmc.manifest import CALIBRATION, LABEL_INDEX, PARTS, TRAINING_MEMORY, files_of_part
 from hf_xmc.predictor import Predictor
@@ -33,13 +34,15 @@ class XMCModel(Predictor):
             encoder alone, and predicts nothing yet.
         embeddings: ``(L, D)``, those of the rows; by default they are computed.
 
+    Labels are found by the encoder's own similarity, the cosine or the dot product.
+
     ``long_text`` says what becomes of texts that are longer than the encoder reads: ``"truncate"``, what is behind is
     not read; ``"mean"``, the mean of the embeddings of their chunks; ``"max"``, a label scores as in the chunk that it
     scores highest in. It is not saved. ``card`` is the text of the model card, where one was loaded or set: saving
     brings its number of labels up to date, and a push its repository. Without, one is made of what is known.
 
     Raises:
-        ValueError: no label, or embeddings that are not those of the labels.
+        ValueError: no label, embeddings that are not those of the labels, or an encoder that compares by a distance.
 
     >>> model = XMCModel.from_pretrained("runs/demo/model")  # doctest: +SKIP
     >>> model.predict("a small boat with a sail", top_k=3)  # doctest: +SKIP
@@ -80,8 +83,7 @@ class XMCModel(Predictor):
     def rename_label(self, label_id: str, text: str) -> None:
         """Another text, in the place of the preferred one; the label keeps its id, row, votes and other texts."""
         table, row = self.table.renamed(int(self.table.rows_of([label_id])[0]), text)
-        new = self.encoder.encode_document([text], convert_to_tensor=True)
-        self.index.replace([row], new.detach().cpu())
+        self.index.replace([row], encode_labels(self.encoder, [text], 1).detach().cpu())
         self.table = table
 
     def _keep(self, labels: np.ndarray) -> None:

@@ -168,7 +168,7 @@ class Predictor(Searcher):
             show_progress_bar: on standard error.
 
         Scores are probabilities once :meth:`calibrate` was called. Before, they compare the labels of one text: the
-        encoder's dot products, or with a memory what :class:`hf_xmc.TrainingMemory` makes of them.
+        encoder's similarities, or with a memory what :class:`hf_xmc.TrainingMemory` makes of them.
         """
         choices: dict[str, Any] = {"threshold": threshold, "allow": allow, "deny": deny, "hierarchy": hierarchy}
         choices["show_progress_bar"] = show_progress_bar

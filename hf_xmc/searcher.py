@@ -15,9 +15,9 @@ from torch import Tensor
 from hf_xmc import long_text
 from hf_xmc.grouped_index import GroupedIndex
 from hf_xmc.index import LabelIndex, TopK
+from hf_xmc.inference import encode_labels, encode_queries
 from hf_xmc.label_texts import LabelTexts
 from hf_xmc.memory import TrainingMemory
-from hf_xmc.query_encoding import encode_queries
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Searcher:
         self,
         encoder: SentenceTransformer,
         labels: Sequence[str] | Dataset | None = None,
-        embeddings: Tensor | None = None,
+        embeddings: np.ndarray | Tensor | None = None,
     ) -> None:
         if labels is not None and not len(labels):
             raise ValueError("there is no label: a model predicts one of its labels.")
@@ -44,7 +44,7 @@ class Searcher:
         self.long_text = "truncate"
         self._told_of_cuts = False
         self.table, order = LabelTexts.of([] if labels is None else labels)
-        given = self._embed_labels(self.table) if embeddings is None else embeddings.detach().cpu()
+        given = self._embed_labels(self.table) if embeddings is None else torch.as_tensor(embeddings).detach().cpu()
         expected = len(order), encoder.get_embedding_dimension() or 0
         if tuple(given.shape) != expected:
             raise ValueError(
@@ -113,6 +113,4 @@ class Searcher:
     def _embed_labels(self, table: LabelTexts) -> Tensor:
         if not len(table):
             return torch.empty(0, self.encoder.get_embedding_dimension() or 0)
-        texts = list(table.texts["text"])
-        embeddings = self.encoder.encode_document(texts, convert_to_tensor=True, batch_size=BATCH)
-        return embeddings.detach().cpu()
+        return encode_labels(self.encoder, table.texts["text"], BATCH).detach().cpu()

@@ -12,7 +12,7 @@ FLOORS = [
     ["losses", "encoding", "static"],
     ["matrices", "formats", "data", "loading", "phrases", "batching", "negatives", "bank", "in_batch", "st_losses"],
     [
-        "query_encoding",
+        "inference",
         "index",
         "proposals",
         "faiss_state",

@@ -313,7 +313,7 @@ def test_what_patterns_allow_is_downloaded_beside_the_encoder(hub, here, model, 
         encoder.predict(TEXTS)
     lean, fetched = pulled(["label_index/", "calibration.json"], "lean")
     assert fetched & (index | rest) == index | {"calibration.json"}
-    assert (lean.memory, lean.calibration) == (None, model.calibration)
+    assert (lean.memory, lean.calibration) == (None, None)  # one of votes that were not taken
     model.memory = None
     assert lean.predict(TEXTS) == model.predict(TEXTS)
     whole, fetched = pulled("*", "lean")

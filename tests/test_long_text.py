@@ -54,7 +54,7 @@ def test_a_word_is_not_torn_unless_it_is_longer_than_all_that_is_read():
 
 
 def test_the_mean_weighs_chunks_by_their_tokens(model, bert):
-    model.long_text = "mean"
+    model.long_text, bert.similarity_fn_name = "mean", "dot"
     chunks = chunks_of(bert, [LONG])
     parts = bert.encode(chunks.texts)
     expected = (parts * chunks.tokens[:, None]).sum(0) / chunks.tokens.sum()

@@ -1,0 +1,101 @@
+"""Queries and labels are embedded as the encoder does it, and compared as it does it."""
+
+import pytest
+import torch
+from conftest import LABELS, make_bert_encoder, make_router, make_static_encoder, relevance_of
+from datasets import Dataset
+
+from hf_xmc import (
+    ExtremeMultilabelClassificationEvaluator,
+    XMCModel,
+    mine_hard_negatives,
+    phrase_encoder,
+    standalone,
+    write_phrases,
+)
+from hf_xmc.inference import compares_by_cosine, encode_labels, encode_queries
+
+TEXTS = ["a red boat", "old oak tree"]
+
+
+def prompted(encoder):
+    encoder.prompts["query"] = "old "
+    return encoder
+
+
+def default_prompt(encoder):
+    encoder.prompts["words"] = "red "
+    encoder.default_prompt_name = "words"
+    del encoder.prompts["query"]
+    return encoder
+
+
+def router(encoder):
+    encoder[0].default_route = "document"
+    torch.nn.init.ones_(encoder[0].sub_modules["document"][0].auto_model.embeddings.word_embeddings.weight)
+    return encoder
+
+
+def cut(encoder):
+    encoder.truncate_dim = 5
+    return encoder
+
+
+@pytest.fixture(params=["static", "phrases", "bert", "router", "prompt", "default prompt", "cut"])
+def encoder(request, bert_folder):
+    return {
+        "static": make_static_encoder,
+        "phrases": lambda: standalone(phrase_encoder(write_phrases([*TEXTS, *TEXTS]), embedding_dim=16)),
+        "bert": lambda: make_bert_encoder(bert_folder).train(),  # dropout must be off
+        "router": lambda: router(make_router(bert_folder)),
+        "prompt": lambda: prompted(make_bert_encoder(bert_folder)),
+        "default prompt": lambda: default_prompt(make_bert_encoder(bert_folder)),
+        "cut": lambda: cut(make_static_encoder()),
+    }[request.param]()
+
+
+def test_products_are_the_similarity_of_the_encoder(bert_folder):
+    encoder = make_bert_encoder(bert_folder)
+    for name in ("cosine", "dot"):
+        encoder.similarity_fn_name = name
+        queries, labels = encode_queries(encoder, TEXTS, 8), encode_labels(encoder, LABELS, 8)
+        expected = encoder.similarity(encoder.encode_query(TEXTS), encoder.encode_document(LABELS))
+        torch.testing.assert_close(queries @ labels.T, expected)
+    assert not torch.allclose(labels.norm(dim=1), torch.ones(11), rtol=0.1)
+    encoder.similarity_fn_name = "euclidean"
+    with pytest.raises(ValueError, match="compares by euclidean distance"):
+        encode_labels(encoder, LABELS, 8)
+
+
+def test_a_model_and_an_evaluator_rank_as_the_encoder_compares(bert_folder):
+    encoder = make_bert_encoder(bert_folder)  # compares by the cosine, and has no module that normalises
+    queries, documents = encoder.encode_query(TEXTS), encoder.encode_document(LABELS)
+    cosines = encoder.similarity(queries, documents).sort(descending=True)
+    products = (torch.from_numpy(queries) @ torch.from_numpy(documents).T).argsort(descending=True)
+    assert not torch.equal(cosines.indices, products)
+    model = XMCModel(encoder, LABELS, torch.nn.functional.normalize(torch.from_numpy(documents)).numpy())
+    assert model.search(TEXTS, 11).label_ids.tolist() == cosines.indices.tolist()
+    model = XMCModel(encoder, LABELS)
+    model.rename_label("4", LABELS[4])
+    model.remove_labels(["10"])
+    model.add_labels([LABELS[10]])
+    for long_text in ("truncate", "mean"):
+        model.long_text = long_text
+        found = model.search(TEXTS, 11)
+        assert found.label_ids.tolist() == cosines.indices.tolist()
+        torch.testing.assert_close(torch.from_numpy(found.scores), cosines.values)
+    evaluator = ExtremeMultilabelClassificationEvaluator(TEXTS, relevance_of([[0], [1]]), LABELS)
+    assert evaluator.predict(encoder).label_ids[:, :5].tolist() == cosines.indices[:, :5].tolist()
+    mined = mine_hard_negatives(encoder, Dataset.from_dict({"text": TEXTS, "label_ids": [[], []]}), LABELS, 11)
+    assert torch.equal(mined.long(), cosines.indices)
+
+
+def test_one_query_and_several_are_embedded_as_the_encoder_does_it(encoder):
+    expected = encoder.encode_query(TEXTS, convert_to_tensor=True)
+    if compares_by_cosine(encoder):
+        expected = torch.nn.functional.normalize(expected)
+    found = encode_queries(encoder, TEXTS[:1], 8)
+    torch.testing.assert_close(found, expected[:1])
+    assert not found.requires_grad
+    torch.testing.assert_close(encode_queries(encoder, TEXTS, 8), expected)
+    assert len(encode_queries(encoder, [], 8)) == 0
