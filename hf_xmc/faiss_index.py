@@ -122,6 +122,8 @@ class FaissIndex(ProposingIndex):
     def tune(self, queries: np.ndarray | Tensor, *, recall: float = 0.99, k: int = 10) -> float:
         """The smallest ``effort`` whose share of the exact best ``k`` reaches ``recall`` on these queries.
 
+        That of more labels is lower: a graph by inner product has few ways to labels of small norm.
+
         Returns the recall reached, which is that of the largest effort where none is enough.
         """
         exact = LabelIndex(self.embeddings).search(queries, k).label_ids
