@@ -61,7 +61,7 @@ def with_words(
         return args
     reached = {id(weight) for weight in parameters_reached(encoder, negatives.table.features(np.array([0])))}
     modules = [module for module in encoder.modules() if isinstance(module, PreTrainedModel)]
-    words = {id(weight) for module in modules for weight in module.get_input_embeddings().parameters()}
+    words = {id(weight) for module in modules for weight in _word_vectors(module)}
     given = args.learning_rate_mapping
     assert isinstance(given, dict)  # the arguments have parsed it
     names = [name for name, weight in trained.named_parameters() if id(weight) in words & reached]
@@ -78,3 +78,10 @@ def with_words(
     args = copy.copy(args)
     args.learning_rate_mapping = {f"^{re.escape(name)}$": factor * args.learning_rate for name in names} | given
     return args
+
+
+def _word_vectors(model: PreTrainedModel) -> list[nn.Parameter]:
+    try:
+        return list(model.get_input_embeddings().parameters())
+    except NotImplementedError:  # one of several towers, as CLIP; each has its own
+        return []

@@ -82,6 +82,15 @@ def test_a_rate_that_is_given_for_others_leaves_that_of_words(queries, bert_fold
     assert raised == {"position_embeddings": 3e-3, "word_embeddings": pytest.approx(factor * 1e-3)}
 
 
+def test_a_model_that_does_not_say_which_vectors_are_words_has_one_rate(queries, bert_folder, tmp_path, monkeypatch):
+    def not_said(self):
+        raise NotImplementedError
+
+    encoder = make_bert_encoder(bert_folder)
+    monkeypatch.setattr(type(encoder[0].auto_model), "get_input_embeddings", not_said)
+    assert set(groups(encoder, queries, tmp_path)[0].values()) == {1e-3}
+
+
 def test_words_that_only_queries_pass_keep_the_rate(queries, bert_folder, tmp_path):
     rates, _ = groups(make_router(bert_folder), queries, tmp_path)
     (raised,) = [name for name, rate in rates.items() if rate != 1e-3]
