@@ -199,7 +199,7 @@ def ragged(dataset: Dataset, where: str = "row ") -> tuple[np.ndarray, np.ndarra
     """Offsets, label ids and scores of a data set's rows.
 
     Raises:
-        ValueError: a column that is no list of numbers, or has gaps; or lists of different lengths.
+        ValueError: a column that is missing, is no list of numbers, or has gaps; or lists of different lengths.
     """
     table = dataset.with_format("arrow")[:]
     lengths, label_ids = _lists_of(table, "label_ids", where)
@@ -218,6 +218,8 @@ def ragged(dataset: Dataset, where: str = "row ") -> tuple[np.ndarray, np.ndarra
 
 def _lists_of(table: pa.Table, name: str, where: str) -> tuple[np.ndarray, pa.Array]:
     """The lengths of a column's lists, and the numbers in them."""
+    if name not in table.column_names:
+        raise ValueError(f"there is no column {name}; there are {', '.join(table.column_names)}.")
     lists, types = table[name].combine_chunks(), pa.types
     if lists.null_count:
         raise ValueError(f"{where}{lists.is_null().index(True).as_py()}: no {name}.")

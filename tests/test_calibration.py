@@ -141,6 +141,8 @@ def test_queries_that_are_none_are_refused_with_where_to_get_some(encoder, queri
     for use in (model.remember, model.tune_memory, model.calibrate, model.threshold_for):
         with pytest.raises(ValueError, match=r"got NoneType. Where there is no validation split, XMCData.carve_valid"):
             use(None)
+        with pytest.raises(ValueError, match=r"there is no column label_ids; there are text\."):
+            use(queries.select_columns("text"))
 
 
 def test_padding_is_no_prediction():
