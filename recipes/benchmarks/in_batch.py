@@ -24,7 +24,6 @@ import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer import losses
-from sentence_transformers.sentence_transformer.modules import Normalize
 from sentence_transformers.util import cos_sim, dot_score
 from transformers import set_seed
 
@@ -95,8 +94,6 @@ def run(options: argparse.Namespace, data: XMCData, name: str, seed: int) -> dic
     SentenceTransformerTrainer(encoder, args, rows, loss=loss).train()
     seconds = time.perf_counter() - start
     encoder.similarity_fn_name = options.similarity
-    if options.similarity == "cosine" and not isinstance(encoder[-1], Normalize):
-        encoder.append(Normalize())
     found = ExtremeMultilabelClassificationEvaluator.from_data(
         first_queries(data, options.split, options.max_queries), options.split
     )(encoder)
