@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hf_xmc.faiss_state import restore, state_of
 from hf_xmc.index import LabelIndex
-from hf_xmc.proposals import ProposingIndex
+from hf_xmc.proposals import FEW, ProposingIndex
 
 EFFORTS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 
@@ -78,6 +78,16 @@ class FaissIndex(ProposingIndex):
     def _insert(self, vectors: np.ndarray, places: np.ndarray) -> None:
         self._index.add(vectors)
 
+    def _renew(self) -> None:
+        if self._is_graph and len(self._label_of) > 2 * self.num_labels > 0:
+            self._build()
+
+    def _better_scored(self, wanted: int, visible: int) -> bool:
+        if super()._better_scored(wanted, visible):
+            return True
+        nodes = wanted * self.refine * len(self._label_of) / visible  # which a graph looks at, one by one
+        return self._is_graph and nodes > FEW * len(self._label_of)
+
     def state(self) -> dict[str, np.ndarray]:
         """What takes long to build: a graph or lists, as tables; none where all labels are looked at.
 
@@ -93,8 +103,12 @@ class FaissIndex(ProposingIndex):
         return self.factory == "Flat" or (self.factory.startswith("SQ") and "," not in self.factory)
 
     @property
+    def _is_graph(self) -> bool:
+        return self.factory.startswith("HNSW")
+
+    @property
     def _by_product(self) -> bool:
-        return self.scans or self.factory.startswith("HNSW")
+        return self.scans or self._is_graph
 
     def _fits(self, new: Tensor) -> bool:
         return not self.scans and super()._fits(new)  # ranges of codes are those of the labels they were made for

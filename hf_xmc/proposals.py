@@ -94,8 +94,7 @@ class ProposingIndex(LabelIndex, ABC):
         self._renew()
 
     def _renew(self) -> None:
-        if len(self._label_of) > 2 * self.num_labels:
-            self._build()
+        """After labels went: what is used up may be made anew."""
 
     def _renumber(self, new_id: np.ndarray) -> None:
         before = self._label_of
@@ -112,10 +111,14 @@ class ProposingIndex(LabelIndex, ABC):
         else:
             self._build()
 
+    def _better_scored(self, wanted: int, visible: int) -> bool:
+        """Whether to score all labels, where so many are wanted of so many that may be returned."""
+        return visible <= max(FEW * self.num_labels, wanted / FEW) or wanted > self.most_proposed
+
     def _search_block(self, queries: Tensor, k: int, hidden: Tensor | None, pairs: Tensor) -> tuple[Tensor, Tensor]:
         wanted = k + int(torch.bincount(pairs[:, 0]).max() if len(pairs) else 0)
         visible = self.num_labels if hidden is None else len(hidden) - int(hidden.sum())
-        if visible <= max(FEW * self.num_labels, wanted / FEW) or wanted > self.most_proposed:
+        if self._better_scored(wanted, visible):
             return super()._search_block(queries, k, hidden, pairs)
         shown = None
         if hidden is not None:

@@ -60,10 +60,10 @@ def test_tables_are_used_and_not_made_again():
 
 @pytest.mark.parametrize("factory", ["HNSW8", "IVF6,SQ8"])
 def test_labels_that_went_are_not_in_the_tables(factory):
-    index = FaissIndex(LABELS, factory)
+    index = FaissIndex(LABELS, factory, refine=1)
     index.remove([0, 7, 299])
     index.replace([5], LABELS[:1])
-    again = FaissIndex(index.embeddings, factory, state=index.state())
+    again = FaissIndex(index.embeddings, factory, refine=1, state=index.state())
     same(again.search(QUERIES, 10), index.search(QUERIES, 10))
     assert again._index.ntotal == 297
 
