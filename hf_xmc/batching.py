@@ -129,13 +129,16 @@ def columns_read(queries: Dataset, name: str) -> Dataset:
     """The columns of queries that a step reads, and no others.
 
     Raises:
-        ValueError: one is missing.
+        ValueError: one is missing, or label ids are no integers.
     """
     if missing := {"text", "label_ids"} - set(queries.column_names):
         raise ValueError(
             f"{name} has no column {', '.join(sorted(missing))}; it has {', '.join(queries.column_names)}. "
             "`load_xmc(...).train` has what is needed."
         )
+    ids: Any = getattr(queries.features["label_ids"], "feature", None)
+    if getattr(ids, "dtype", "").startswith("float"):
+        raise ValueError(f"{name}: label_ids are {ids.dtype}; expected integers.")
     return queries.select_columns([name for name in ("text", "label_ids", "label_scores") if name in queries.features])
 
 

@@ -148,13 +148,13 @@ def of_model(encoder: SentenceTransformer, num_labels: int, num_remembered: int 
 def brought_up_to_date(text: str, num_labels: int, repo_id: str | None = None) -> str:
     """A card with the number of labels that its model has by now, and the repository that it goes to, if to any.
 
-    Nothing else changes: results are those that were measured.
+    Nothing else changes: results are those that were measured, and a card of another make is left alone.
     """
-    text = re.sub(r"(?<=this model finds its labels among )[\d,]+", f"{num_labels:,}", text)
+    text, ours = re.subn(r"(?<=this model finds its labels among )\d+(,\d+)*", f"{num_labels:,}", text)
     if repo_id is None:
         return text
     was = re.search(r'XMCModel\.from_pretrained\("([^"]+)"', text)
-    text = text.replace(f'"{was[1]}"', f'"{repo_id}"') if was else text
+    text = text.replace(f'"{was[1]}"', f'"{repo_id}"') if ours and was else text
     return text.replace(SOME_REPOSITORY, repo_id)
 
 

@@ -59,6 +59,7 @@ def in_batch_dataset(
         "positives": [ids_of[row] for row in kept],
     }
     if hard_negatives is not None:
+        hard_negatives = np.asarray(hard_negatives)
         for row, place in np.argwhere(hard_negatives >= len(texts))[:1]:
             raise ValueError(_out_of_range(f"hard_negatives, row {row},", hard_negatives[row, place], len(texts)))
         negatives = np.where(hard_negatives >= 0, canonical[hard_negatives.clip(0)], IGNORE_INDEX)[kept]

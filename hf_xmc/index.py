@@ -149,6 +149,15 @@ class LabelIndex:
         return pairs
 
 
+def unit(embeddings: np.ndarray | Tensor) -> Tensor:
+    """The same rows at length one. One that has it up to rounding in half precision stays: saved rows come back bit for
+    bit."""
+    embeddings = torch.as_tensor(embeddings).detach()
+    length = embeddings.float().norm(dim=1, keepdim=True)
+    there = (embeddings.float() / length.clamp(min=1e-12)).to(embeddings.dtype)
+    return torch.where((length - 1).abs() < 1e-3, embeddings, there)
+
+
 def _checked(embeddings: np.ndarray | Tensor, like: Tensor | None = None) -> Tensor:
     embeddings = torch.as_tensor(embeddings).detach().cpu()
     if embeddings.ndim != 2 or embeddings.dtype not in (torch.float32, torch.float16):

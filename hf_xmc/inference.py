@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -10,6 +11,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Router
 from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
+from hf_xmc.index import unit
 from hf_xmc.phrases import embed_standalone, is_standalone
 
 
@@ -21,22 +23,26 @@ def encode_queries(encoder: SentenceTransformer, texts: Sequence[str], batch_siz
     Raises:
         ValueError: the encoder compares by a distance.
     """
-    texts = list(texts)
-    usual = type(encoder) is SentenceTransformer and not isinstance(encoder[0], Router) and encoder.truncate_dim is None
+    texts, by_cosine = list(texts), compares_by_cosine(encoder)
+    routed = any(isinstance(module, Router) for module in encoder.modules())
+    usual = type(encoder) is SentenceTransformer and not routed and encoder.truncate_dim is None
     usual = usual and not encoder.prompts.get("query", encoder.default_prompt_name)
     if usual and is_standalone(encoder):
         queries = embed_standalone(encoder, texts, batch_size)
     elif usual and len(texts) == 1:
         queries = _encode_one(encoder, texts[0])
     else:
-        queries = encoder.encode_query(texts, convert_to_tensor=True, batch_size=batch_size)
-    return _compared_by_product(encoder, queries)
+        settings: dict[str, Any] = {"batch_size": batch_size, "convert_to_tensor": True, "show_progress_bar": False}
+        queries = encoder.encode_query(texts, **settings)
+    return unit(queries) if by_cosine and texts else queries
 
 
 def encode_labels(encoder: SentenceTransformer, texts: Sequence[str], batch_size: int) -> Tensor:
     """``(L, D)``: what ``encode_document`` gives; otherwise as :func:`encode_queries`."""
-    labels = encoder.encode_document(list(texts), convert_to_tensor=True, batch_size=batch_size)
-    return _compared_by_product(encoder, labels)
+    by_cosine = compares_by_cosine(encoder)
+    settings: dict[str, Any] = {"batch_size": batch_size, "convert_to_tensor": True, "show_progress_bar": False}
+    labels = encoder.encode_document(list(texts), **settings)
+    return unit(labels) if by_cosine else labels
 
 
 def compares_by_cosine(encoder: SentenceTransformer) -> bool:
@@ -50,13 +56,8 @@ def compares_by_cosine(encoder: SentenceTransformer) -> bool:
             f"the encoder compares by {encoder.similarity_fn_name} distance, but labels are found by a product: set "
             "its similarity_fn_name to 'cosine' or 'dot'."
         )
-    return encoder.similarity_fn_name == "cosine" and not isinstance(encoder[-1], Normalize)
-
-
-def _compared_by_product(encoder: SentenceTransformer, embeddings: Tensor) -> Tensor:
-    if compares_by_cosine(encoder) and len(embeddings):
-        return torch.nn.functional.normalize(embeddings)
-    return embeddings
+    done = isinstance(encoder[-1], Normalize) and encoder.truncate_dim is None
+    return encoder.similarity_fn_name == "cosine" and not done
 
 
 @torch.inference_mode()

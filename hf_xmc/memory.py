@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from hf_xmc import frequency
-from hf_xmc.index import QUERY_BLOCK, LabelIndex, TopK
+from hf_xmc.index import QUERY_BLOCK, LabelIndex, TopK, unit
 from hf_xmc.metrics import evaluate_ranking
 
 CANDIDATES = 200  # labels that take part by their own score; the others need a vote
@@ -92,7 +92,7 @@ class TrainingMemory:
         index: Callable[[Tensor], LabelIndex] = LabelIndex,
     ) -> None:
         _check_sizes(embeddings, relevance, texts)
-        self.index = index(_unit(embeddings))
+        self.index = index(unit(embeddings))
         self.relevance = _binary(relevance)
         self.texts = None if texts is None else list(texts)
         self.settings = settings or MemorySettings()
@@ -112,7 +112,7 @@ class TrainingMemory:
                 f"the memory is of {self.num_labels} labels, with{'out' if self.texts is None else ''} texts; got "
                 f"{relevance.shape[1]} labels, with{'out' if texts is None else ''} texts."
             )
-        self.index.add(_unit(embeddings))
+        self.index.add(unit(embeddings))
         self.relevance = sp.csr_array(sp.vstack([self.relevance, _binary(relevance)]))
         if self.texts is not None and texts is not None:
             self.texts += texts
@@ -249,14 +249,6 @@ class TrainingMemory:
             best = max(enough, key=lambda settings: measured(settings)["PSP@5"])
         self.settings = best
         return {**asdict(best), "validation": measured(best)}
-
-
-def _unit(embeddings: np.ndarray | Tensor) -> Tensor:
-    # A row that has length one up to rounding in half precision stays: a saved memory comes back bit for bit.
-    embeddings = torch.as_tensor(embeddings).detach().cpu()
-    length = embeddings.float().norm(dim=1, keepdim=True)
-    unit = (embeddings.float() / length.clamp(min=1e-12)).to(embeddings.dtype)
-    return torch.where((length - 1).abs() < 1e-3, embeddings, unit)
 
 
 def _binary(relevance: sp.sparray) -> sp.csr_array:

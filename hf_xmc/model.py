@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 
 from hf_xmc import card, hub, release
-from hf_xmc.inference import encode_labels
+from hf_xmc.inference import compares_by_cosine, encode_labels
 from hf_xmc.label_texts import LabelTexts
 from hf_xmc.manifest import CALIBRATION, LABEL_INDEX, PARTS, TRAINING_MEMORY, files_of_part
 from hf_xmc.predictor import Predictor
@@ -32,7 +32,7 @@ class XMCModel(Predictor):
             ``label_id``, and ``seen``, whether a label was in the training. An id in several rows is one label with
             several texts: it scores as the best of them, and shows the first. Without any label, the model holds the
             encoder alone, and predicts nothing yet.
-        embeddings: ``(L, D)``, those of the rows; by default they are computed.
+        embeddings: ``(L, D)``, those of the rows, brought to length one for the cosine; by default they are computed.
 
     Labels are found by the encoder's own similarity, the cosine or the dot product.
 
@@ -60,11 +60,13 @@ class XMCModel(Predictor):
                 is; that of a label it has not seen tells nothing, and one for all finds rare labels better.
 
         Raises:
-            ValueError: a label id that is there already, or a length that is not positive. The model is then as
-                before, as after any error here.
+            ValueError: a label id that is there already, or a length that is not positive or means nothing. The model
+                is then as before, as after any error here.
         """
         if length is not None and not length > 0:
             raise ValueError(f"length must be positive, got {length}.")
+        if length is not None and compares_by_cosine(self.encoder):
+            raise ValueError("the encoder compares by the cosine, to which length means nothing: leave it out.")
         table, new = self.table.added(labels)
         embeddings = self._embed_labels(new)
         if length is not None:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hf_xmc import long_text
 from hf_xmc.grouped_index import GroupedIndex
-from hf_xmc.index import LabelIndex, TopK
-from hf_xmc.inference import encode_labels, encode_queries
+from hf_xmc.index import LabelIndex, TopK, unit
+from hf_xmc.inference import compares_by_cosine, encode_labels, encode_queries
 from hf_xmc.label_texts import LabelTexts
 from hf_xmc.memory import TrainingMemory
 
@@ -45,6 +45,8 @@ class Searcher:
         self._told_of_cuts = False
         self.table, order = LabelTexts.of([] if labels is None else labels)
         given = self._embed_labels(self.table) if embeddings is None else torch.as_tensor(embeddings).detach().cpu()
+        if len(given) and compares_by_cosine(encoder):
+            given = unit(given)
         expected = len(order), encoder.get_embedding_dimension() or 0
         if tuple(given.shape) != expected:
             raise ValueError(

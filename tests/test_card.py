@@ -168,6 +168,10 @@ def test_a_card_that_was_loaded_tells_of_the_model_it_goes_with(encoder, tmp_pat
     again.save_pretrained(tmp_path / "two")
     assert "among 12:" in (tmp_path / "two" / "README.md").read_text()
     assert brought_up_to_date("# Mine of org/name", 12, "me/boats2") == "# Mine of me/boats2"
+    mine = 'base_model: "org/base"; XMCModel.from_pretrained("org/base", labels=texts)'
+    assert brought_up_to_date(mine, 12, "me/boats2") == mine
+    among = "this model finds its labels among {}, of which"
+    assert brought_up_to_date(among.format("1,234"), 12) == among.format("12")
 
 
 def test_the_finished_cards_are_whole():

@@ -12,8 +12,8 @@ FLOORS = [
     ["losses", "encoding", "static"],
     ["matrices", "formats", "data", "loading", "phrases", "batching", "negatives", "bank", "in_batch", "st_losses"],
     [
-        "inference",
         "index",
+        "inference",
         "proposals",
         "faiss_state",
         "faiss_index",

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from conftest import LABELS, make_bert_encoder, make_router, make_static_encoder, relevance_of
+from conftest import LABELS, make_bert_encoder, make_heads, make_router, make_static_encoder, relevance_of
 from datasets import Dataset
+from sentence_transformers.sentence_transformer.modules import Normalize
 
 from hf_xmc import (
     ExtremeMultilabelClassificationEvaluator,
@@ -41,13 +42,14 @@ def cut(encoder):
     return encoder
 
 
-@pytest.fixture(params=["static", "phrases", "bert", "router", "prompt", "default prompt", "cut"])
+@pytest.fixture(params=["static", "phrases", "bert", "router", "heads", "prompt", "default prompt", "cut"])
 def encoder(request, bert_folder):
     return {
         "static": make_static_encoder,
         "phrases": lambda: standalone(phrase_encoder(write_phrases([*TEXTS, *TEXTS]), embedding_dim=16)),
         "bert": lambda: make_bert_encoder(bert_folder).train(),  # dropout must be off
         "router": lambda: router(make_router(bert_folder)),
+        "heads": lambda: make_heads(bert_folder),
         "prompt": lambda: prompted(make_bert_encoder(bert_folder)),
         "default prompt": lambda: default_prompt(make_bert_encoder(bert_folder)),
         "cut": lambda: cut(make_static_encoder()),
@@ -67,14 +69,29 @@ def test_products_are_the_similarity_of_the_encoder(bert_folder):
         encode_labels(encoder, LABELS, 8)
 
 
+def test_a_text_without_a_word_and_half_precision_have_a_length(bert_folder):
+    encoder = make_static_encoder().half()
+    encoder.similarity_fn_name = "cosine"
+    labels = encode_labels(encoder, [" ", *LABELS], 8)
+    assert labels.dtype == torch.float16
+    assert labels[0].norm() == 0
+    torch.testing.assert_close(labels[1:].float().norm(dim=1), torch.ones(11), rtol=1e-3, atol=1e-3)
+    cut = make_bert_encoder(bert_folder)
+    cut.append(Normalize())
+    cut.truncate_dim = 5
+    torch.testing.assert_close(encode_labels(cut, LABELS, 8).norm(dim=1), torch.ones(11))
+
+
 def test_a_model_and_an_evaluator_rank_as_the_encoder_compares(bert_folder):
     encoder = make_bert_encoder(bert_folder)  # compares by the cosine, and has no module that normalises
     queries, documents = encoder.encode_query(TEXTS), encoder.encode_document(LABELS)
     cosines = encoder.similarity(queries, documents).sort(descending=True)
     products = (torch.from_numpy(queries) @ torch.from_numpy(documents).T).argsort(descending=True)
     assert not torch.equal(cosines.indices, products)
-    model = XMCModel(encoder, LABELS, torch.nn.functional.normalize(torch.from_numpy(documents)).numpy())
+    model = XMCModel(encoder, LABELS, documents)
     assert model.search(TEXTS, 11).label_ids.tolist() == cosines.indices.tolist()
+    with pytest.raises(ValueError, match="to which length means nothing"):
+        model.add_labels(["pine"], length=2)
     model = XMCModel(encoder, LABELS)
     model.rename_label("4", LABELS[4])
     model.remove_labels(["10"])

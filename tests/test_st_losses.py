@@ -337,6 +337,7 @@ def test_bad_input_says_what_was_got(queries, bert_folder):
         in_batch_dataset(queries, LABELS, hard_negatives=np.zeros((2, 1), dtype=int))
     negatives = np.full((13, 2), -100)
     assert in_batch_dataset(queries, LABELS, hard_negatives=negatives)[0]["negative_1"] == ""
+    assert in_batch_dataset(queries, LABELS, hard_negatives=torch.from_numpy(negatives))[0]["negative_1"] == ""
     negatives[5, 1] = 11
     with pytest.raises(ValueError, match="hard_negatives, row 5, has label id 11, but there are only 11 labels"):
         in_batch_dataset(queries, LABELS, hard_negatives=negatives)

@@ -302,6 +302,9 @@ def test_bad_input_says_what_was_got(queries, tmp_path, monkeypatch):
     bank = arguments(tmp_path, label_mode="bank")
     with pytest.raises(ValueError, match="BCELoss cannot weigh labels, which label_mode `bank` needs"):
         XMCTrainer(make_static_encoder(), bank, queries, labels=LABELS, loss=losses.BCELoss())
+    broken = Dataset.from_dict({"text": ["a"], "label_ids": [[1.7]]})
+    with pytest.raises(ValueError, match="train_dataset: label_ids are float64; expected integers"):
+        XMCTrainer(make_static_encoder(), arguments(tmp_path), broken, labels=LABELS)
     with pytest.raises(ValueError, match=r"prompts are the encoder's own: set model.prompts"):
         arguments(tmp_path, prompts={"text": "about "})
     with pytest.raises(ValueError, match=r"train_dataset is a Dataset .* got .*NoneType"):
