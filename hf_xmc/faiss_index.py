@@ -79,7 +79,7 @@ class FaissIndex(ProposingIndex):
         self._index.add(vectors)
 
     def _renew(self) -> None:
-        if self._is_graph and len(self._label_of) > 2 * self.num_labels > 0:
+        if self._is_graph and len(self._label_of) > 2 * self.num_labels:
             self._build()
 
     def _better_scored(self, wanted: int, visible: int) -> bool:
