@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hf_xmc.faiss_state import restore, state_of
 from hf_xmc.index import LabelIndex
-from hf_xmc.proposals import FEW, ProposingIndex
+from hf_xmc.proposals import ProposingIndex
 
 EFFORTS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 
@@ -83,10 +83,8 @@ class FaissIndex(ProposingIndex):
             self._build()
 
     def _better_scored(self, wanted: int, visible: int) -> bool:
-        if super()._better_scored(wanted, visible):
-            return True
-        nodes = wanted * self.refine * len(self._label_of) / visible  # which a graph looks at, one by one
-        return self._is_graph and nodes > FEW * len(self._label_of)
+        nodes = self.refine if self._is_graph else 1  # that are walked to, one after the other, for each that is wanted
+        return super()._better_scored(wanted * nodes, visible)
 
     def state(self) -> dict[str, np.ndarray]:
         """What takes long to build: a graph or lists, as tables; none where all labels are looked at.
