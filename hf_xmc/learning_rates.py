@@ -60,8 +60,7 @@ def with_words(
     if share in (None, 1) or "adam" not in OptimizerNames(args.optim).value:
         return args
     reached = {id(weight) for weight in parameters_reached(encoder, negatives.table.features(np.array([0])))}
-    modules = [module for module in encoder.modules() if isinstance(module, PreTrainedModel)]
-    words = {id(weight) for module in modules for weight in _word_vectors(module)}
+    words = {id(weight) for model in _innermost_models(encoder) for weight in model.get_input_embeddings().parameters()}
     given = args.learning_rate_mapping
     assert isinstance(given, dict)  # the arguments have parsed it
     names = [name for name, weight in trained.named_parameters() if id(weight) in words & reached]
@@ -80,8 +79,7 @@ def with_words(
     return args
 
 
-def _word_vectors(model: PreTrainedModel) -> list[nn.Parameter]:
-    try:
-        return list(model.get_input_embeddings().parameters())
-    except NotImplementedError:  # one of several towers, as CLIP; each has its own
-        return []
+def _innermost_models(encoder: nn.Module) -> list[PreTrainedModel]:
+    """Those that hold no other: a model of several towers, as CLIP, has no word vectors but those of its towers."""
+    models = [module for module in encoder.modules() if isinstance(module, PreTrainedModel)]
+    return [model for model in models if sum(isinstance(module, PreTrainedModel) for module in model.modules()) == 1]

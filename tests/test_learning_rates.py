@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import LABELS, make_bert_encoder, make_router, make_static_encoder
+from transformers import PreTrainedModel
 
 from hf_xmc import XMCTrainer, XMCTrainingArguments
 from hf_xmc.learning_rates import word_factor
@@ -82,13 +83,29 @@ def test_a_rate_that_is_given_for_others_leaves_that_of_words(queries, bert_fold
     assert raised == {"position_embeddings": 3e-3, "word_embeddings": pytest.approx(factor * 1e-3)}
 
 
-def test_a_model_that_does_not_say_which_vectors_are_words_has_one_rate(queries, bert_folder, tmp_path, monkeypatch):
-    def not_said(self):
-        raise NotImplementedError
+class Towers(PreTrainedModel):
+    """A model that holds another and does not say which vectors are words, as CLIP."""
 
+    _supports_sdpa = True
+
+    def __init__(self, text):
+        super().__init__(text.config)
+        self.text = text
+
+    def forward(self, **features):
+        return self.text(**features)
+
+
+def test_the_words_of_a_model_of_towers_are_those_of_its_towers(queries, bert_folder, tmp_path):
     encoder = make_bert_encoder(bert_folder)
-    monkeypatch.setattr(type(encoder[0].auto_model), "get_input_embeddings", not_said)
-    assert set(groups(encoder, queries, tmp_path)[0].values()) == {1e-3}
+    encoder[0].model = Towers(encoder[0].model)
+    with pytest.raises(NotImplementedError):
+        encoder[0].model.get_input_embeddings()
+    rates, table = groups(encoder, queries, tmp_path)
+    factor = word_factor(table.tokens, 0.25)
+    assert {name: rate for name, rate in rates.items() if rate != 1e-3} == {
+        "0.model.text.embeddings.word_embeddings.weight": pytest.approx(factor * 1e-3)
+    }
 
 
 def test_words_that_only_queries_pass_keep_the_rate(queries, bert_folder, tmp_path):
