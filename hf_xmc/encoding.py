@@ -63,6 +63,7 @@ def embed_sampled(
 
 
 def trainable(encoder: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are not frozen."""
     return [parameter for parameter in encoder.parameters() if parameter.requires_grad]
 
 

@@ -44,9 +44,11 @@ class Searcher:
         self.long_text = "truncate"
         self._told_of_cuts = False
         self.table, order = LabelTexts.of([] if labels is None else labels)
-        given = self._embed_labels(self.table) if embeddings is None else torch.as_tensor(embeddings).detach().cpu()
-        if len(given) and compares_by_cosine(encoder):
-            given = unit(given)
+        if embeddings is None:
+            given = self._embed_labels(self.table)
+        else:
+            given = torch.as_tensor(embeddings).detach().cpu()
+            given = unit(given) if compares_by_cosine(encoder) else given
         expected = len(order), encoder.get_embedding_dimension() or 0
         if tuple(given.shape) != expected:
             raise ValueError(
