@@ -282,11 +282,12 @@ def probabilities(found: TopK, temperature: float, num_labels: int) -> sp.csr_ar
 
 def _best(scores: sp.csr_array, k: int) -> TopK:
     """The ``k`` largest entries of each row; of equal scores the smaller label id comes first."""
-    row = np.repeat(np.arange(scores.shape[0]), np.diff(scores.indptr))
+    num_rows = scores.shape[0]
+    row = np.repeat(np.arange(num_rows), np.diff(scores.indptr))
     order = np.lexsort((scores.indices, -scores.data, row))
     place = np.arange(len(order)) - scores.indptr[row]
     order, row, place = (part[place < k] for part in (order, row, place))
-    best = TopK(np.full((scores.shape[0], k), -1), np.full((scores.shape[0], k), -np.inf, np.float32))
+    best = TopK(np.full((num_rows, k), -1), np.full((num_rows, k), -np.inf, np.float32))
     best.label_ids[row, place] = scores.indices[order]
     best.scores[row, place] = scores.data[order]
     return best
