@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -16,13 +17,22 @@ class Buffers:
     """Memory for the scores of a block of up to ``rows`` queries.
 
     ``kept`` is the precision in which what a loss makes of the scores is kept for all the labels; ``None`` to keep
-    nothing but a chunk, and to make the scores again in each walk.
+    nothing but a chunk, and to make the scores again in each walk. ``texts`` says which rows of ``labels`` are texts of
+    the same label; ``None`` if each label has one.
     """
 
-    def __init__(self, rows: int, queries: Tensor, labels: Tensor, kept: torch.dtype | None) -> None:
+    def __init__(
+        self, rows: int, queries: Tensor, labels: Tensor, kept: torch.dtype | None, texts: LabelTextRows | None = None
+    ) -> None:
         self.slices = [slice(at, min(at + CHUNK, len(labels))) for at in range(0, len(labels), CHUNK)]
-        self.keeps = kept is not None
-        size = rows * min(CHUNK, len(labels))
+        self.keeps, self.texts = kept is not None, texts
+        if texts is not None:
+            self.slices = texts.slices
+            self.best = queries.new_empty(
+                len(self.slices) if self.keeps else 1, rows * texts.widest[0], dtype=texts.dtype
+            )
+            self.of_texts = queries.new_empty(rows * texts.widest[1])
+        size = rows * max((s.stop - s.start for s in self.slices), default=0)
         self.chunk = queries.new_empty(0 if kept == queries.dtype else size)
         # Chunk by chunk and not row by row: a chunk's scores lie side by side in memory.
         self.memory = queries.new_empty(len(self.slices) if self.keeps else 0, size, dtype=kept)
@@ -42,6 +52,7 @@ class ScoreBlock:
         self.queries, self.labels, self.offset = queries, labels, offset
         self.chunk, self.memory = buffers.chunk, buffers.memory
         self.slices, self.keeps, self.filled = buffers.slices, buffers.keeps, False
+        self.num_labels = self.slices[-1].stop if self.slices else 0
         self.pairs = PairsByChunk(self.slices, queries.device)
 
     def leave_out(self, rows: Tensor, columns: Tensor) -> None:
@@ -52,8 +63,19 @@ class ScoreBlock:
                 fresh.put_(self._of(self.memory[number], number), number, -math.inf)
         self.pairs = self.pairs.joined(fresh)
 
-    def scores_of(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """The scores of these pairs, whether left out or not."""
+    def rows_of(self, number: int) -> slice:
+        """The rows of the embeddings that a chunk is made of."""
+        return self.slices[number]
+
+    def by_row(self, number: int, derivative: Tensor) -> Tensor:
+        """Derivatives by the scores of a chunk as those by the products of its rows."""
+        return derivative
+
+    def scores_of(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """The scores of these pairs, left out or not, and the row of the embeddings that each score comes from."""
+        return self._products(rows, columns), columns
+
+    def _products(self, rows: Tensor, columns: Tensor) -> Tensor:
         scores = self.queries.new_zeros(len(rows))
         for part in torch.arange(len(rows), device=rows.device).split(CHUNK):
             labels = self.labels[columns[part]].to(self.queries.dtype)
@@ -65,10 +87,10 @@ class ScoreBlock:
 
         They may be overwritten. A block that keeps them hands them out again as they were left.
         """
-        for number, columns in enumerate(self.slices):
+        for number in range(len(self.slices)):
             out = self._of(self.memory[number] if self._in_place else self.chunk, number)
             if not self.filled:
-                torch.mm(self.queries, self.labels[columns].to(self.queries.dtype).T, out=out)
+                self._make(number, out)
                 if self.offset is not None:
                     out += self.offset
                 self.pairs.put_(out, number, -math.inf)
@@ -105,6 +127,9 @@ class ScoreBlock:
             for number, scores in self.scores():
                 yield number, scores.sub_(top).exp2_(), torch.ones_like(top)
 
+    def _make(self, number: int, out: Tensor) -> None:
+        torch.mm(self.queries, self.labels[self.slices[number]].to(self.queries.dtype).T, out=out)
+
     @property
     def _in_place(self) -> bool:
         return self.keeps and self.memory.dtype == self.queries.dtype
@@ -113,6 +138,87 @@ class ScoreBlock:
         columns = self.slices[number]
         shape = len(self.queries), columns.stop - columns.start
         return memory[: math.prod(shape)].view(shape)
+
+
+class LabelTextRows:
+    """Labels with several texts, of which each is a row of the embeddings; the texts of one label stand together.
+
+    Args:
+        counts: ``(L,)``, how many texts each label has, one at least.
+
+    Attributes:
+        slices: the labels in chunks of about ``CHUNK`` texts.
+        widest: the most labels and the most texts of a chunk.
+        dtype: holds which of its texts a label scores by.
+    """
+
+    def __init__(self, counts: Tensor) -> None:
+        self.counts, ends = counts, counts.cumsum(0)
+        self.starts = ends - counts
+        bounds, known = [0], ends.cpu()
+        while bounds[-1] < len(counts):
+            done = known[bounds[-1] - 1] if bounds[-1] else 0
+            bounds.append(max(bounds[-1] + 1, int(torch.searchsorted(known, done + CHUNK, right=True))))
+        self.slices = [slice(*pair) for pair in pairwise(bounds)]
+        rows = [self.rows_of(s) for s in self.slices]
+        self.widest = tuple(max((s.stop - s.start for s in parts), default=0) for parts in (self.slices, rows))
+        most = int(counts.max()) if len(counts) else 1
+        self.dtype = torch.uint8 if most <= 256 else torch.int32
+        # Of each chunk: the labels that have a first text, a second one, ..., and where these stand in the chunk.
+        self.turns = [list(self._turns(columns)) for columns in self.slices]
+
+    def rows_of(self, columns: slice) -> slice:
+        first, last = self.starts[columns.start], self.starts[columns.stop - 1] + self.counts[columns.stop - 1]
+        return slice(int(first), int(last))
+
+    def _turns(self, columns: slice) -> Iterator[tuple[Tensor, Tensor]]:
+        counts, starts = self.counts[columns], self.starts[columns] - self.starts[columns.start]
+        for turn in range(int(counts.max())):
+            have = (counts > turn).nonzero()[:, 0]
+            yield have, starts[have] + turn
+
+
+class TextBlock(ScoreBlock):
+    """A block in which a label scores as the best of its texts, the first of equal ones, which alone has a gradient."""
+
+    def __init__(self, queries: Tensor, labels: Tensor, offset: Tensor | None, buffers: Buffers) -> None:
+        super().__init__(queries, labels, offset, buffers)
+        assert buffers.texts is not None
+        self.texts, self.best, self.of_texts = buffers.texts, buffers.best, buffers.of_texts
+
+    def rows_of(self, number: int) -> slice:
+        return self.texts.rows_of(self.slices[number])
+
+    def by_row(self, number: int, derivative: Tensor) -> Tensor:
+        columns, rows = self.slices[number], self.rows_of(number)
+        first = self.texts.starts[columns] - rows.start
+        spread = derivative.new_zeros(len(derivative), rows.stop - rows.start)
+        return spread.scatter_(1, self._best_of(number) + first, derivative)
+
+    def scores_of(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        counts, starts = self.texts.counts[columns], self.texts.starts[columns]
+        pair = torch.arange(len(columns), device=columns.device).repeat_interleave(counts)
+        place = torch.arange(len(pair), device=columns.device)
+        text = place + (starts - (counts.cumsum(0) - counts))[pair]
+        scores = self._products(rows[pair], text)
+        top = scores.new_full((len(columns),), -math.inf).scatter_reduce(0, pair, scores, "amax")
+        wins = (scores == top[pair]) | scores.isnan()
+        return top, (starts + counts).scatter_reduce(0, pair[wins], text[wins], "amin")
+
+    def _make(self, number: int, out: Tensor) -> None:
+        rows = self.rows_of(number)
+        products = self.of_texts[: len(self.queries) * (rows.stop - rows.start)].view(len(self.queries), -1)
+        torch.mm(self.queries, self.labels[rows].to(self.queries.dtype).T, out=products)
+        best, ((_, firsts), *others) = self._best_of(number).zero_(), self.texts.turns[number]
+        torch.index_select(products, 1, firsts, out=out)
+        for turn, (columns, places) in enumerate(others, start=1):
+            score, other = out[:, columns], products[:, places]
+            best[:, columns] = torch.where(other > score, turn, best[:, columns])
+            out[:, columns] = torch.maximum(score, other)
+
+    def _best_of(self, number: int) -> Tensor:
+        """``(b, c)``, which of its texts a label of a chunk scores by, counted from 0."""
+        return self._of(self.best[number if self.keeps else 0], number)
 
 
 class PairsByChunk:

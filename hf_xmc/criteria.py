@@ -25,7 +25,8 @@ class BlockPositives:
 
     ``known`` and ``weights`` are those of :func:`hf_xmc.functional.positive_weights`, ``(b, P)``; ``share`` ``(b, 1)``
     what a query counts in the loss: one over their number, 0 without a positive; ``rows``, ``slots`` the entries whose
-    label this process owns, ``columns`` the labels; ``scores`` ``(b, P)``, of all processes.
+    label this process owns, ``columns`` the labels, ``texts`` the rows of the embeddings that they score by; ``scores``
+    ``(b, P)``, of all processes.
     """
 
     known: Tensor
@@ -34,6 +35,7 @@ class BlockPositives:
     rows: Tensor
     slots: Tensor
     columns: Tensor
+    texts: Tensor
     scores: Tensor
 
     def normalized_weights(self) -> Tensor:

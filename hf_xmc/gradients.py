@@ -38,7 +38,7 @@ class Gradients:
     def add_positives(self, rows: slice, p: BlockPositives, derivative: Tensor) -> None:
         queries, x = self.queries[rows], self.x[rows]
         for part in torch.arange(len(p.rows), device=p.rows.device).split(blocks.CHUNK):
-            row, column = p.rows[part], p.columns[part]
+            row, column = p.rows[part], p.texts[part]
             by_score = derivative[row, p.slots[part], None]
             queries.index_add_(0, row, by_score * self.y[column])
             self.labels.index_add_(0, column, by_score * x[row])

@@ -33,11 +33,13 @@ class _EmbeddingLoss(nn.Module):
         weights: Tensor | None = None,
         shard: LabelShard | None = None,
         label_weights: Tensor | None = None,
+        text_counts: Tensor | None = None,
     ) -> Tensor:
         """The loss of embeddings ``(B, D)`` and ``(L, D)``; arguments as in :mod:`hf_xmc.streaming`.
 
         Args:
             label_weights: ``(L,)``, how many labels each stands for in the sums over labels; 1 for a positive.
+            text_counts: ``(L,)``, how many rows of ``labels`` are texts of each label; it scores as the best of them.
 
         Raises:
             ValueError: the loss has no such sums.
@@ -48,6 +50,8 @@ class _EmbeddingLoss(nn.Module):
                 raise ValueError(f"{type(self).__name__} cannot weigh labels: use it with all of them.")
             # w e^s = e^(s + log w), and <q, y> + log w = <(q, 1), (y, log w)>: weights need no code of their own.
             queries = F.pad(queries, (0, 1), value=1.0)
+            if text_counts is not None:
+                label_weights = label_weights.repeat_interleave(text_counts)
             labels = torch.cat([labels, label_weights.log()[:, None].to(labels.dtype)], dim=1)
         return self.function(
             queries,
@@ -57,6 +61,7 @@ class _EmbeddingLoss(nn.Module):
             shard=shard,
             memory_budget=self.memory_budget,
             gradient_dtype=self.gradient_dtype,
+            text_counts=text_counts,
             **self.settings(),
         )
 

@@ -70,7 +70,7 @@ class SoftTopK(Criterion):
 
     def _find_top(self, block: ScoreBlock) -> None:
         """Scores ``top`` ``(b, K)`` of the best labels, descending; from now on the block is without them."""
-        size = min(max(TOP_LABELS, math.ceil(2 * self.k)), max(1, len(block.labels)))
+        size = min(max(TOP_LABELS, math.ceil(2 * self.k)), max(1, block.num_labels))
         top = block.queries.new_full((len(block.queries), size), -math.inf)
         where = torch.zeros_like(top, dtype=torch.long)
         for number, scores in block.scores():

@@ -23,6 +23,11 @@ scores twice and keeps none; BCE and soft top-k, float64 and everything on a CPU
 Triton a log line says once that plain torch takes its place. ``hf_xmc.streaming.ENGINE = "torch"`` or ``"triton"``
 decides otherwise: the second raises where Triton is missing.
 
+Several texts of a label: with ``text_counts``, a label has that many rows of ``labels``, one after another, and its
+score is the largest of theirs, :math:`s_l = \max_{t \in T_l} \langle q, y_t \rangle`. Everything else counts labels:
+ids, weights, shards and ``k``. The gradient reaches the best text alone, the first of equal ones. Such labels run in
+plain torch.
+
 Over several processes, every process holds all the queries, all the positives, and its own :class:`LabelShard` of the
 labels. Sums over labels are sums over processes; the loss is the same number on each. The gradient of ``queries`` is
 the part that comes through the process's own labels: :func:`hf_xmc.sharding.gather_queries` sums it.
@@ -41,7 +46,7 @@ import torch
 from torch import Tensor
 
 from hf_xmc import blocks, sharding
-from hf_xmc.blocks import Buffers, ScoreBlock
+from hf_xmc.blocks import Buffers, LabelTextRows, ScoreBlock, TextBlock
 from hf_xmc.criteria import BCE, BlockPositives, Criterion, DecoupledSoftmax, Softmax
 from hf_xmc.functional import check_positives, positive_weights
 from hf_xmc.gradients import Gradients
@@ -65,6 +70,7 @@ def decoupled_softmax_loss(
     shard: LabelShard | None = None,
     memory_budget: int = MEMORY_BUDGET,
     gradient_dtype: torch.dtype | None = None,
+    text_counts: Tensor | None = None,
 ) -> Tensor:
     """:func:`hf_xmc.functional.decoupled_softmax_loss` of ``queries @ labels.T``.
 
@@ -73,11 +79,14 @@ def decoupled_softmax_loss(
         labels: ``(L, D)``, or this process's shard of them.
         positives, weights: ``(B, P)``, with ids counted over all labels.
         shard: which labels these are; ``None`` for all.
+        text_counts: ``(L,)``, how many rows of ``labels`` are texts of each label, if some label has several.
         memory_budget: bytes for scores.
         gradient_dtype: precision of the products that make the gradients, ``torch.bfloat16`` or ``None`` for
             that of the scores.
     """
-    return _streamed(queries, labels, positives, weights, DecoupledSoftmax, shard, memory_budget, gradient_dtype)
+    return _streamed(
+        queries, labels, positives, weights, DecoupledSoftmax, shard, memory_budget, gradient_dtype, text_counts
+    )
 
 
 def softmax_loss(
@@ -89,9 +98,10 @@ def softmax_loss(
     shard: LabelShard | None = None,
     memory_budget: int = MEMORY_BUDGET,
     gradient_dtype: torch.dtype | None = None,
+    text_counts: Tensor | None = None,
 ) -> Tensor:
     """:func:`hf_xmc.functional.softmax_loss` of ``queries @ labels.T``; arguments as above."""
-    return _streamed(queries, labels, positives, weights, Softmax, shard, memory_budget, gradient_dtype)
+    return _streamed(queries, labels, positives, weights, Softmax, shard, memory_budget, gradient_dtype, text_counts)
 
 
 def bce_loss(
@@ -105,10 +115,13 @@ def bce_loss(
     shard: LabelShard | None = None,
     memory_budget: int = MEMORY_BUDGET,
     gradient_dtype: torch.dtype | None = None,
+    text_counts: Tensor | None = None,
 ) -> Tensor:
     """:func:`hf_xmc.functional.bce_loss` of ``queries @ labels.T``; arguments as above."""
     offset = torch.as_tensor(bias, dtype=queries.dtype, device=queries.device).expand(len(queries), 1)
-    return _streamed(scale * queries, labels, positives, weights, BCE, shard, memory_budget, gradient_dtype, offset)
+    return _streamed(
+        scale * queries, labels, positives, weights, BCE, shard, memory_budget, gradient_dtype, text_counts, offset
+    )
 
 
 def soft_top_k_loss(
@@ -122,12 +135,13 @@ def soft_top_k_loss(
     shard: LabelShard | None = None,
     memory_budget: int = MEMORY_BUDGET,
     gradient_dtype: torch.dtype | None = None,
+    text_counts: Tensor | None = None,
 ) -> Tensor:
     """:func:`hf_xmc.functional.soft_top_k_loss` of ``queries @ labels.T``; arguments as above."""
     if not (k > 0 and alpha > 0):
         raise ValueError(f"k and alpha must be positive, got k={k} and alpha={alpha}.")
     make = partial(SoftTopK, k=k, alpha=alpha)
-    return _streamed(queries, labels, positives, weights, make, shard, memory_budget, gradient_dtype)
+    return _streamed(queries, labels, positives, weights, make, shard, memory_budget, gradient_dtype, text_counts)
 
 
 def _streamed(
@@ -139,6 +153,7 @@ def _streamed(
     shard: LabelShard | None,
     memory_budget: int,
     gradient_dtype: torch.dtype | None,
+    text_counts: Tensor | None,
     offset: Tensor | None = None,
 ) -> Tensor:
     if queries.ndim != 2 or labels.ndim != 2 or queries.shape[1] != labels.shape[1]:
@@ -147,9 +162,14 @@ def _streamed(
         )
     if gradient_dtype not in (None, torch.bfloat16):
         raise ValueError(f"gradient_dtype must be None or torch.bfloat16, got {gradient_dtype}.")
+    if text_counts is not None and (bool((text_counts < 1).any()) or int(text_counts.sum()) != len(labels)):
+        raise ValueError(
+            f"text_counts must be 1 or more for each label and add up to the {len(labels)} rows of labels, got "
+            f"{int(text_counts.sum())} texts, at least {int(text_counts.min()) if len(text_counts) else 0} of a label."
+        )
     with torch.autocast(queries.device.type, enabled=False):
         loss: Tensor = _Streamed.apply(
-            queries, labels, positives, weights, make, shard, memory_budget, gradient_dtype, offset
+            queries, labels, positives, weights, make, shard, memory_budget, gradient_dtype, text_counts, offset
         )
     return loss
 
@@ -166,10 +186,13 @@ class _Streamed(torch.autograd.Function):
         shard: LabelShard | None,
         memory_budget: int,
         gradient_dtype: torch.dtype | None,
+        text_counts: Tensor | None = None,
         offset: Tensor | None = None,
     ) -> Tensor:
         x = queries if queries.dtype == torch.float64 else queries.float()
-        num_labels = int(sharding.sum_(torch.tensor(len(labels), device=x.device), shard))
+        texts = None if text_counts is None else LabelTextRows(text_counts)
+        owned = torch.tensor(len(labels if text_counts is None else text_counts), device=x.device)
+        num_labels = int(sharding.sum_(owned, shard))
         check_positives(positives, num_labels)
         known, weights = positive_weights(positives, weights, x.dtype)
         mine = positives if shard is None else shard.localize(positives)
@@ -178,14 +201,14 @@ class _Streamed(torch.autograd.Function):
 
         criterion = make(num_labels, shard)
         x = criterion.scale * x
-        block_of = _block_type(x, criterion)
+        block_of = TextBlock if texts else _block_type(x, criterion)
         gradients = Gradients(x, labels, offset, gradient_dtype or x.dtype) if any(ctx.needs_input_grad) else None
         kept = None
-        if criterion.needs_rows and block_of is ScoreBlock:
+        if criterion.needs_rows and block_of in (ScoreBlock, TextBlock):
             kept = gradients.dtype if gradients and criterion.keeps_exponentials else x.dtype
-        block_size, kept = _plan(x, labels, kept, shard, memory_budget)
+        block_size, kept = _plan(x, labels, kept, shard, memory_budget, texts)
 
-        buffers = Buffers(block_size, x, labels, kept)
+        buffers = Buffers(block_size, x, labels, kept, texts)
         value = x.new_zeros(())
         for start in range(0, max(1, len(x)), block_size):
             rows = slice(start, start + block_size)
@@ -195,7 +218,7 @@ class _Streamed(torch.autograd.Function):
             if gradients or not criterion.needs_rows:
                 for number, derivative, factor in criterion.gradients(block, p):
                     if gradients:
-                        gradients.add(rows, block.slices[number], derivative, factor)
+                        gradients.add(rows, block.rows_of(number), block.by_row(number, derivative), factor)
             if gradients:
                 gradients.add_positives(rows, p, -criterion.slope)
             value += criterion.value
@@ -217,7 +240,7 @@ class _Streamed(torch.autograd.Function):
             made.scale_(grad)
         grad_offset = None if made.offset is None else made.offset.to(ctx.dtypes[0])
         grad_x, grad_y = made.queries.to(ctx.dtypes[0]), made.labels.to(ctx.dtypes[1])
-        return grad_x, grad_y, None, None, None, None, None, None, grad_offset
+        return grad_x, grad_y, None, None, None, None, None, None, None, grad_offset
 
 
 def _block_type(x: Tensor, criterion: Criterion) -> type[ScoreBlock]:
@@ -240,13 +263,22 @@ def _triton_is_installed() -> bool:
 
 
 def _plan(
-    x: Tensor, labels: Tensor, kept: torch.dtype | None, shard: LabelShard | None, memory_budget: int
+    x: Tensor,
+    labels: Tensor,
+    kept: torch.dtype | None,
+    shard: LabelShard | None,
+    memory_budget: int,
+    texts: LabelTextRows | None,
 ) -> tuple[int, torch.dtype | None]:
     """Queries in a block, and the precision in which it keeps all its labels; ``None`` if it keeps only a chunk."""
-    size = memory_budget // (blocks.CHUNK * x.element_size())
+    of_texts = 0 if texts is None else 2  # a chunk's products and their derivatives
+    size = memory_budget // (blocks.CHUNK * (1 + of_texts) * x.element_size())
     if kept is not None:
-        widest = int(sharding.max_(torch.tensor(len(labels), device=x.device), shard))  # all ranks cut the same blocks
-        rows = memory_budget // (max(1, widest) * kept.itemsize)
+        row = (
+            len(labels) * kept.itemsize if texts is None else len(texts.counts) * (kept.itemsize + texts.dtype.itemsize)
+        )
+        widest = int(sharding.max_(torch.tensor(row, device=x.device), shard))  # all ranks cut the same blocks
+        rows = memory_budget // max(kept.itemsize, widest)
         if rows >= min(MIN_BLOCK, len(x)):
             size = rows if x.is_cuda else min(rows, MAX_BLOCK)
         else:
@@ -261,5 +293,5 @@ def _positives_of(
     rows, slots = (known & (mine != IGNORE_INDEX)).nonzero(as_tuple=True)
     columns = mine[rows, slots]
     scores = torch.zeros_like(weights)
-    scores[rows, slots] = block.scores_of(rows, columns)
-    return BlockPositives(known, weights, share, rows, slots, columns, sharding.sum_(scores, shard))
+    scores[rows, slots], texts = block.scores_of(rows, columns)
+    return BlockPositives(known, weights, share, rows, slots, columns, texts, sharding.sum_(scores, shard))

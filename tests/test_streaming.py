@@ -204,3 +204,73 @@ def test_bad_shapes_say_what_was_got():
         )
     with pytest.raises(ValueError, match="label id 4, but there are only 4 labels"):
         streaming.softmax_loss(torch.zeros(2, 3), torch.zeros(4, 3), torch.full((2, 1), 4))
+
+
+def of_labels(scores, text_counts):
+    """``(B, L)``, the best of each label's texts."""
+    return torch.stack([texts.max(1).values for texts in scores.split(text_counts.tolist(), dim=1)], dim=1)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_label_scores_as_the_best_of_its_texts(step, name, weighted, memory_budget):
+    """Of 117 labels with one to four texts, and one with more texts than a chunk holds."""
+    queries, labels, positives, weights = step
+    text_counts = torch.arange(117) * 7 % 4 + 1
+    text_counts[58] = 130
+    labels, positives = labels[: text_counts.sum()], torch.where(positives == PAD, PAD, positives % 117)
+    assert len(labels) == text_counts.sum() > 3 * 117
+    settings = dict(LOSSES[name], weights=weights if weighted else None)
+
+    def plain_of_labels(queries, labels, *rest, **settings):
+        return getattr(functional, name)(of_labels(queries @ labels.T, text_counts), *rest, **settings)
+
+    expected = value_and_gradients(plain_of_labels, queries, labels, positives, **settings)
+    settings |= {"memory_budget": memory_budget, "text_counts": text_counts}
+    got = value_and_gradients(getattr(streaming, name), queries, labels, positives, **settings)
+    torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-9)
+    assert (got[2] == 0).all(1).any(), "every text is the best one for some query"
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_one_text_for_each_label_is_the_plain_loss(step, name, memory_budget):
+    queries, labels, positives, weights = step
+    settings = dict(LOSSES[name], weights=weights, memory_budget=memory_budget)
+    expected = value_and_gradients(getattr(streaming, name), queries, labels, positives, **settings)
+    settings["text_counts"] = torch.ones(len(labels), dtype=torch.long)
+    got = value_and_gradients(getattr(streaming, name), queries, labels, positives, **settings)
+    torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_of_equal_texts_the_first_has_the_whole_gradient(step, name):
+    queries, labels, positives, _ = step
+    twice = labels[:40].repeat_interleave(2, dim=0)
+    arguments = queries, twice, torch.where(positives == PAD, PAD, positives % 40)
+    once = value_and_gradients(getattr(streaming, name), queries, labels[:40], arguments[2], **LOSSES[name])
+    text_counts = torch.full((40,), 2)
+    got = value_and_gradients(getattr(streaming, name), *arguments, **LOSSES[name], text_counts=text_counts)
+    torch.testing.assert_close((*got[:2], got[2][::2]), once, rtol=1e-8, atol=1e-9)
+    assert not got[2][1::2].any()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("text", [0, 1])
+def test_a_text_that_is_not_a_number_shows_in_the_loss_or_its_gradient(step, name, text):
+    queries, labels, positives, _ = step
+    labels[100 + text] = torch.nan
+    labels, positives = labels[:456], torch.where(positives == PAD, PAD, positives % 228)
+    text_counts = torch.full((228,), 2)
+    got = value_and_gradients(
+        getattr(streaming, name), queries, labels, positives, **LOSSES[name], text_counts=text_counts
+    )
+    assert any(not part.isfinite().all() for part in got)
+
+
+@pytest.mark.parametrize(
+    ("text_counts", "said"), [([2, 3], "got 5 texts, at least 2 of a"), ([4, 0], "got 4 texts, at least 0 of a label")]
+)
+def test_text_counts_that_do_not_fit_are_refused(text_counts, said):
+    arguments = torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(2, 1, dtype=torch.long)
+    with pytest.raises(ValueError, match=f"add up to the 4 rows of labels, {said}"):
+        streaming.softmax_loss(*arguments, text_counts=torch.tensor(text_counts))
