@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,9 +41,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 def put_in_place(new: Path, folder: Path) -> None:
     """Give the folder ``new`` the name ``folder``; if there is one of that name, it gets the name ``new``.
 
-    Every byte is on the disk before the name is. On Linux the two names are exchanged in one step. Elsewhere there is a
-    moment in which the old folder has the name ``NAME.old-PID`` and ``folder`` is missing.
+    All that is in it gets the mode that the umask gives to new files and folders. Every byte is on the disk before the
+    name is. On Linux the two names are exchanged in one step. Elsewhere there is a moment in which the old folder has
+    the name ``NAME.old-PID`` and ``folder`` is missing.
     """
+    give_default_modes(new, new.rglob("*"))
     for path in [*new.rglob("*"), new]:
         _sync(path)
     if not folder.exists():
@@ -53,6 +56,22 @@ def put_in_place(new: Path, folder: Path) -> None:
         new.rename(folder)
         old.rename(new)
     _sync(folder.parent)
+
+
+def give_default_modes(folder: Path, paths: Iterable[Path]) -> None:
+    """Give files and folders in ``folder`` the mode that the umask of this process gives to new ones.
+
+    Some libraries write through temporary files that only their owner can read; safetensors is one of them. Links are
+    left alone.
+    """
+    probe = folder / f".mode-{os.getpid()}"  # the umask itself can only be read by changing it for all threads
+    probe.mkdir(exist_ok=True)
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.rmdir()
+    for path in paths:
+        wanted = mode if path.is_dir() else mode & 0o666
+        if not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) != wanted:
+            path.chmod(wanted)
 
 
 def _sync(path: Path) -> None:

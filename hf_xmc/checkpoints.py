@@ -17,7 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from hf_xmc import sharding
-from hf_xmc.atomic import put_in_place
+from hf_xmc.atomic import give_default_modes, put_in_place
 from hf_xmc.finite import refuse_non_finite
 
 logger = logging.getLogger(__name__)
@@ -144,6 +144,12 @@ class CheckpointingTrainer(SentenceTransformerTrainer):
             rotate_checkpoints(
                 str(run_dir), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
             )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save and not _internal_call:  # else it is part of a checkpoint
+            folder = Path(output_dir or str(self.args.output_dir))
+            give_default_modes(folder, folder.rglob("*.safetensors"))
 
     def _load_best_model(self) -> None:
         # The stock method logs an error and leaves the last weights in place of the best.
