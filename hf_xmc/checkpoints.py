@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformerTrainer
-from torch import nn
+from torch import Tensor, nn
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -22,6 +23,7 @@ from hf_xmc.finite import refuse_non_finite
 
 logger = logging.getLogger(__name__)
 
+LOSS_WEIGHTS = "loss.safetensors"
 MARKER = "checkpoint.json"  # written last: its names and sizes tell a whole checkpoint from a torn one
 STAGING = "checkpoint.saving"  # within the run's folder: what a killed process leaves, and the next save clears
 FOLDER = re.compile(r"checkpoint-(\d+)")
@@ -109,6 +111,11 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
+def own_state(loss: nn.Module) -> dict[str, Tensor]:
+    """What a loss itself has learned, such as a bias, which the encoder's own files do not hold."""
+    return {name: value for name, value in loss.state_dict().items() if not name.startswith("model.")}
+
+
 class CheckpointingTrainer(SentenceTransformerTrainer):
     """The stock trainer, with checkpoints that are whole or not there.
 
@@ -119,7 +126,23 @@ class CheckpointingTrainer(SentenceTransformerTrainer):
     _staging: str | None = None  # where the stock code writes while a checkpoint is being saved
 
     def save_state(self, folder: Path) -> None:
-        """Write what this process needs to go on, beside what the stock trainer saves; called by every process."""
+        """Write what this process needs to go on, in addition to the weights; every process calls it."""
+
+    def load_state(self, folder: Path) -> None:
+        """Read what :meth:`save_state` has written."""
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if learned := own_state(self.loss):
+            save_file(learned, Path(output_dir or str(self.args.output_dir)) / LOSS_WEIGHTS)
+
+    def _load_from_checkpoint(self, checkpoint_path: str, *args: Any) -> None:
+        super()._load_from_checkpoint(checkpoint_path, *args)
+        if learned := own_state(self.loss):
+            saved = load_file(Path(checkpoint_path) / LOSS_WEIGHTS)
+            for name, value in learned.items():
+                value.copy_(saved[name])
+        self.load_state(Path(checkpoint_path))
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._staging or str(super()._get_output_dir(trial))

@@ -13,7 +13,9 @@ from hf_xmc import sharding, streaming
 from hf_xmc.sharding import LabelShard
 
 
-class _EmbeddingLoss(nn.Module):
+class EmbeddingLoss(nn.Module):
+    """What the losses have in common: a temperature, a budget of memory and a function of the embeddings."""
+
     function: ClassVar[Callable[..., Tensor]]
     weighs_labels: ClassVar[bool] = False  # whether a label can stand for several
 
@@ -77,7 +79,7 @@ class _EmbeddingLoss(nn.Module):
         return ", ".join(f"{name}={value}" for name, value in self.get_config_dict().items())
 
 
-class DecoupledSoftmaxLoss(_EmbeddingLoss):
+class DecoupledSoftmaxLoss(EmbeddingLoss):
     """Module form of :func:`hf_xmc.functional.decoupled_softmax_loss`.
 
     Args:
@@ -99,7 +101,7 @@ class DecoupledSoftmaxLoss(_EmbeddingLoss):
         super().__init__(temperature, memory_budget, gradient_dtype)
 
 
-class SoftmaxLoss(_EmbeddingLoss):
+class SoftmaxLoss(EmbeddingLoss):
     """Module form of :func:`hf_xmc.functional.softmax_loss`; settings as in :class:`DecoupledSoftmaxLoss`."""
 
     function = staticmethod(streaming.softmax_loss)
@@ -114,7 +116,7 @@ class SoftmaxLoss(_EmbeddingLoss):
         super().__init__(temperature, memory_budget, gradient_dtype)
 
 
-class SoftTopKLoss(_EmbeddingLoss):
+class SoftTopKLoss(EmbeddingLoss):
     """Module form of :func:`hf_xmc.functional.soft_top_k_loss`.
 
     Args:
@@ -145,7 +147,7 @@ class SoftTopKLoss(_EmbeddingLoss):
         return {"k": self.k, "alpha": self.alpha, **super().get_config_dict()}
 
 
-class BCELoss(_EmbeddingLoss):
+class BCELoss(EmbeddingLoss):
     """Module form of :func:`hf_xmc.functional.bce_loss`, with a learned bias and scale.
 
     Args:

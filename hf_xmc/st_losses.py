@@ -52,7 +52,7 @@ class _InBatchLoss(CachedLossMixin, nn.Module):
     def __init__(
         self,
         model: SentenceTransformer,
-        loss: losses._EmbeddingLoss,
+        loss: losses.EmbeddingLoss,
         similarity_fct: Callable[[Tensor, Tensor], Tensor] = cos_sim,
         *,
         gather_across_devices: bool = False,
@@ -76,7 +76,7 @@ class _InBatchLoss(CachedLossMixin, nn.Module):
             if size is not None and size < 1:
                 raise ValueError(f"{what} must be at least 1, got {size}.")
         self.model, self.similarity_fct = model, similarity_fct
-        self.loss: losses._EmbeddingLoss = loss
+        self.loss: losses.EmbeddingLoss = loss
         self.gather_across_devices = gather_across_devices
         self.mini_batch_size = mini_batch_size  # type: ignore[assignment]
         self.mini_batch_num_tokens = mini_batch_num_tokens

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -22,19 +21,19 @@ from transformers.trainer_utils import HubStrategy
 from hf_xmc import learning_rates, sharding
 from hf_xmc.bank import LabelBank
 from hf_xmc.batching import LabelTable, XMCCollator, columns_read, draw_positives
-from hf_xmc.checkpoints import CheckpointingTrainer
+from hf_xmc.checkpoints import CheckpointingTrainer, own_state
 from hf_xmc.encoding import embed, name_parameters, parameters_reached
 from hf_xmc.finite import UpdateWatch
 from hf_xmc.functional import check_positives
-from hf_xmc.losses import DecoupledSoftmaxLoss
+from hf_xmc.losses import DecoupledSoftmaxLoss, EmbeddingLoss
 from hf_xmc.model import XMCModel
 from hf_xmc.negatives import AllLabels, MinedNegatives, Step
+from hf_xmc.refusals import refuse_constructor_arguments, refuse_ways_of_running
 from hf_xmc.sharding import IGNORE_INDEX, gather_queries, gather_rows, scale_gradient
 from hf_xmc.training_args import XMCTrainingArguments
 
 logger = logging.getLogger(__name__)
 
-LOSS_WEIGHTS = "loss.safetensors"
 NEGATIVES = "negatives-{rank}.safetensors"
 LABEL_CHUNK_TOKENS = 8192
 
@@ -76,31 +75,37 @@ class XMCTrainer(CheckpointingTrainer):
     ) -> None:
         if not isinstance(train_dataset, Dataset):
             raise ValueError(f"train_dataset is a Dataset with columns text and label_ids, got {type(train_dataset)}.")
-        if isinstance(loss, CachedLossMixin):
-            raise ValueError(f"{type(loss)} is for the stock trainer: this one takes the losses of hf_xmc.losses.")
-        super().__init__(model=model, args=args, train_dataset=train_dataset, loss=loss, **kwargs)
-        self._refuse_what_is_not_tested()
-        self.train_dataset = self.train_dataset.add_column("row", np.arange(len(self.train_dataset)))
+        refuse_constructor_arguments(kwargs)
         self.labels = labels
-        self.model.similarity_fn_name = "dot"  # what the losses score by; after a Normalize module it is the cosine
-        texts = labels["text"] if isinstance(labels, Dataset) else labels
+        self._loss_given: tuple[Any, dict[str, Tensor]] | None = None
+        super().__init__(model=model, args=args, train_dataset=train_dataset, loss=loss, **kwargs)
+        self.train_dataset = self.train_dataset.add_column("row", np.arange(len(self.train_dataset)))
+        self._prepare_for_model()
+
+    def _prepare_for_model(self) -> None:
+        """Make everything that depends on the model or the arguments; called again if `model_init` makes a new model.
+
+        What can fail comes first, and the model is changed last.
+        """
+        refuse_ways_of_running(self.args, sharded_weights=self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        self.loss.model = self.model  # the optimizer is given the parameters of the loss, and no others
+        self.data_collator = self.get_data_collator(self.model, self.args)  # type: ignore[assignment]
+        texts = self.labels["text"] if isinstance(self.labels, Dataset) else self.labels
         static = isinstance(self.model[0], StaticEmbedding)
-        tokens = self.args.label_chunk_tokens
-        if tokens is None and not static:
-            tokens = LABEL_CHUNK_TOKENS
         table = LabelTable(
             self.model,
             texts,
             prompt=self.model.prompts.get("document"),
             chunk_size=self.args.label_chunk_size,
-            chunk_tokens=tokens,
+            chunk_tokens=self.args.label_chunk_tokens or (None if static else LABEL_CHUNK_TOKENS),
             device=self.args.device,
         )
         self.negatives = self._negatives(table, self.args.label_mode or ("exact" if static else "fresh"))
+        self.watch = UpdateWatch(self.args.on_nonfinite, self.loss, self._embed_queries)
         if sharding.world_size() > 1 and any(isinstance(module, Router) for module in self.model.modules()):
             reached = parameters_reached(self.model, table.features(np.array([0])))
             self.model.register_forward_hook(partial(name_parameters, reached))
-        self.watch = UpdateWatch(self.args.on_nonfinite, self.loss, self._embed_queries)
+        self.model.similarity_fn_name = "dot"  # what the losses score by; after a Normalize module it is the cosine
 
     def preprocess_dataset(self, dataset: Any = None, dataset_name: str | None = None) -> Any:
         dataset = super().preprocess_dataset(dataset, dataset_name)
@@ -121,29 +126,18 @@ class XMCTrainer(CheckpointingTrainer):
             return LabelBank(table, self.loss, args.label_sample_share, args.label_bank_max_age, normalised)
         return AllLabels(table, None if mode == "exact" else args.label_sample_share, normalised)
 
-    def _refuse_what_is_not_tested(self) -> None:
-        if self.args.n_gpu > 1:
-            raise ValueError(
-                f"{self.args.n_gpu} GPUs are visible to one process, which would run DataParallel and shard nothing: "
-                "start one process a GPU with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one."
-            )
-        strategy = HubStrategy(self.args.hub_strategy)
-        if self.args.push_to_hub and strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            raise ValueError(
-                f"hub_strategy {strategy.value} would publish pickles of the optimizer: use end or "
-                "every_save, which publish the model."
-            )
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError(
-                "FSDP and DeepSpeed are not tested with sharded labels: use plain DistributedDataParallel."
-            )
-
     def get_default_loss(self, model: SentenceTransformer) -> torch.nn.Module:
         return DecoupledSoftmaxLoss()
 
     def prepare_loss(self, loss: Any, model: SentenceTransformer) -> torch.nn.Module:
+        if self._loss_given is None:  # a module that is given is the loss of every model, in the state that it has now
+            learned = own_state(loss) if isinstance(loss, torch.nn.Module) else {}
+            self._loss_given = loss, {name: value.detach().clone() for name, value in learned.items()}
+        if isinstance(loss, type) and issubclass(loss, EmbeddingLoss):
+            loss = loss()  # type: ignore[call-arg]  # these do not take the model, as classes of other losses do
         loss = super().prepare_loss(loss, model)
-        loss.model = model  # the optimizer is given the parameters of the loss, and no others
+        if isinstance(loss, CachedLossMixin):
+            raise ValueError(f"{type(loss)} is for the stock trainer: this one takes the losses of hf_xmc.losses.")
         return loss
 
     def get_optimizer_cls_and_kwargs(self, args: XMCTrainingArguments, model: Any = None) -> Any:
@@ -240,9 +234,31 @@ class XMCTrainer(CheckpointingTrainer):
             except RuntimeError as error:
                 logger.warning("%s The run goes on: the next checkpoint is pushed again.", error)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        given = dict(vars(self.args))
+        try:
+            if trial is not None:
+                super()._hp_search_setup(trial)  # before the model is made, with the seed of the trial
+            return super().train(resume_from_checkpoint, trial, *args, **kwargs)
+        finally:
+            if trial is not None:  # the next one starts from the arguments that were given, and so does `train`
+                vars(self.args).update(given)
+                self._train_batch_size = self.args.train_batch_size
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """Take the arguments of a trial, and begin anew with the model that `model_init` has just made."""
+        super()._hp_search_setup(trial)
+        if self.model_init is not None:
+            assert self._loss_given is not None  # the constructor has called `prepare_loss`
+            self.loss = self.prepare_loss(self._loss_given[0], self.model)
+            self.loss.load_state_dict(self._loss_given[1], strict=False)
+            self._prepare_for_model()
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         logger.warning(self.describe_step())
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        return super()._inner_training_loop(*args, **kwargs)
 
     def describe_step(self) -> str:
         """One sentence on what a step does: negatives of a query, labels embedded, memory."""
@@ -268,31 +284,17 @@ class XMCTrainer(CheckpointingTrainer):
             )
         return sentence
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        if learned := self._learned_by_the_loss():
-            save_file(learned, os.path.join(output_dir or str(self.args.output_dir), LOSS_WEIGHTS))
-
     def save_state(self, folder: Path) -> None:
         if state := self.negatives.state_dict():
             save_file(state, folder / NEGATIVES.format(rank=sharding.rank()))
 
-    def _load_from_checkpoint(self, checkpoint_path: str, *args: Any) -> None:
-        super()._load_from_checkpoint(checkpoint_path, *args)
-        if learned := self._learned_by_the_loss():
-            saved = load_file(os.path.join(checkpoint_path, LOSS_WEIGHTS))
-            with torch.no_grad():
-                for name, parameter in learned.items():
-                    parameter.copy_(saved[name])
-        if not isinstance(self.negatives, AllLabels):
-            path = os.path.join(checkpoint_path, NEGATIVES.format(rank=self.negatives.state_of))
-            if not os.path.exists(path):
-                raise ValueError(
-                    f"{checkpoint_path} has no {os.path.basename(path)}: it was saved with another label_mode or by "
-                    "fewer processes. Resume with the settings that the run began with."
-                )
-            self.negatives.load_state_dict(load_file(path))
-
-    def _learned_by_the_loss(self) -> dict[str, Tensor]:
-        """Parameters of the loss itself, such as a bias, which the encoder's own files do not hold."""
-        return {name: p.detach() for name, p in self.loss.named_parameters() if not name.startswith("model.")}
+    def load_state(self, folder: Path) -> None:
+        if isinstance(self.negatives, AllLabels):
+            return
+        path = folder / NEGATIVES.format(rank=self.negatives.state_of)
+        if not path.exists():
+            raise ValueError(
+                f"{folder} has no {path.name}: it was saved with another label_mode or by "
+                "fewer processes. Resume with the settings that the run began with."
+            )
+        self.negatives.load_state_dict(load_file(path))

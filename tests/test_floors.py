@@ -31,7 +31,7 @@ FLOORS = [
         "mining",
     ],
     ["manifest", "release", "hub", "card", "searcher", "predictor", "model", "pipelines"],
-    ["training_args", "learning_rates", "checkpoints", "trainer", "cli"],
+    ["training_args", "refusals", "learning_rates", "checkpoints", "trainer", "cli"],
 ]
 ORDER = [module for floor in FLOORS for module in floor]
 ROOMS = {
