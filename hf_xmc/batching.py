@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.data_collator import BaseDataCollator
 from torch import Tensor
@@ -140,6 +140,15 @@ def columns_read(queries: Dataset, name: str) -> Dataset:
     if getattr(ids, "dtype", "").startswith("float"):
         raise ValueError(f"{name}: label_ids are {ids.dtype}; expected integers.")
     return queries.select_columns([name for name in ("text", "label_ids", "label_scores") if name in queries.features])
+
+
+def with_rows(queries: Any) -> Any:
+    """A data set, or a dictionary of them, with the place of each query as a column ``row``."""
+    if isinstance(queries, dict):
+        return DatasetDict({name: with_rows(part) for name, part in queries.items()})
+    if not isinstance(queries, Dataset) or "row" in queries.column_names:
+        return queries
+    return queries.add_column("row", np.arange(len(queries)))
 
 
 @dataclass

@@ -9,17 +9,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import load_file, save_file
-from sentence_transformers import SentenceTransformerTrainer
-from torch import Tensor, nn
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import rotate_checkpoints
 
 from hf_xmc import sharding
-from hf_xmc.atomic import give_default_modes, put_in_place
-from hf_xmc.finite import refuse_non_finite
+from hf_xmc.atomic import put_in_place
 
 logger = logging.getLogger(__name__)
 
@@ -109,88 +101,3 @@ def check_whole(folder: str | Path) -> None:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def own_state(loss: nn.Module) -> dict[str, Tensor]:
-    """What a loss itself has learned, such as a bias, which the encoder's own files do not hold."""
-    return {name: value for name, value in loss.state_dict().items() if not name.startswith("model.")}
-
-
-class CheckpointingTrainer(SentenceTransformerTrainer):
-    """The stock trainer, with checkpoints that are whole or not there.
-
-    A subclass that has a state of its own to save writes it in :meth:`save_state`, within the same guarantee.
-    """
-
-    loss: nn.Module  # type: ignore[assignment]
-    _staging: str | None = None  # where the stock code writes while a checkpoint is being saved
-
-    def save_state(self, folder: Path) -> None:
-        """Write what this process needs to go on, in addition to the weights; every process calls it."""
-
-    def load_state(self, folder: Path) -> None:
-        """Read what :meth:`save_state` has written."""
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        if learned := own_state(self.loss):
-            save_file(learned, Path(output_dir or str(self.args.output_dir)) / LOSS_WEIGHTS)
-
-    def _load_from_checkpoint(self, checkpoint_path: str, *args: Any) -> None:
-        super()._load_from_checkpoint(checkpoint_path, *args)
-        if learned := own_state(self.loss):
-            saved = load_file(Path(checkpoint_path) / LOSS_WEIGHTS)
-            for name, value in learned.items():
-                value.copy_(saved[name])
-        self.load_state(Path(checkpoint_path))
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return self._staging or str(super()._get_output_dir(trial))
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        refuse_non_finite(self.loss.named_parameters(), f"the weights of step {self.state.global_step}")
-        run_dir = Path(self._get_output_dir(trial))
-        folder = run_dir / f"checkpoint-{self.state.global_step}"
-        with saved_whole(folder, self.args.should_save) as staged:
-            self._staging = str(staged.parent)
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._staging = None
-            self.save_state(staged)
-            best = run_dir / f"checkpoint-{self.state.best_global_step}"
-            if self.state.best_global_step and (best == folder or best.exists()):
-                self.state.best_model_checkpoint = str(best)
-            if self.args.should_save:
-                self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
-        if self.args.should_save:
-            rotate_checkpoints(
-                str(run_dir), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
-            )
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        super().save_model(output_dir, _internal_call)
-        if self.args.should_save and not _internal_call:  # else it is part of a checkpoint
-            folder = Path(output_dir or str(self.args.output_dir))
-            give_default_modes(folder, folder.rglob("*.safetensors"))
-
-    def _load_best_model(self) -> None:
-        # The stock method logs an error and leaves the last weights in place of the best.
-        best = str(self.state.best_model_checkpoint)
-        check_whole(best)
-        self._load_from_checkpoint(best)
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As in the stock trainer; ``True`` resumes from the newest checkpoint that is whole.
-
-        Raises:
-            ValueError: there is none, or the one that is named is torn.
-        """
-        if resume_from_checkpoint is True:
-            found = newest(str(self.args.output_dir))
-            if found is None:
-                raise ValueError(f"{self.args.output_dir} holds no whole checkpoint to resume from.")
-            resume_from_checkpoint = str(found)
-        if resume_from_checkpoint:
-            check_whole(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint or None, *args, **kwargs)

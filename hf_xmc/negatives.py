@@ -7,6 +7,7 @@ that numbering (``select``); and how are those labels embedded (``embed``). What
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from hf_xmc import sharding
 from hf_xmc.batching import LabelTable
-from hf_xmc.encoding import embed_in_chunks, embed_sampled, parameters_reached, trainable
+from hf_xmc.encoding import Features, embed, embed_in_chunks, embed_sampled, parameters_reached, trainable
 from hf_xmc.sharding import IGNORE_INDEX, LabelShard
 
 
@@ -85,12 +86,21 @@ class AllLabels:
         self.table, self.share, self.normalised = table, share, normalised
         self.label_ids = own_labels(table)
         self.columns = Columns(self.label_ids, table.device)
-        self.chunks = [features for _, features in table.chunks(self.label_ids)]
         self.trained: list[nn.Parameter] = []
         self.reached: list[Tensor] = []
 
+    @cached_property
+    def chunks(self) -> list[Features]:
+        """The features of this process's labels, made once for all steps."""
+        return [features for _, features in self.table.chunks(self.label_ids)]
+
     def select(self, encoder: nn.Module, step: Step) -> Candidates:
         return Candidates(self.label_ids, self.columns(step.positives), self.columns.shard)
+
+    @torch.no_grad()
+    def embed_without_gradient(self, encoder: nn.Module) -> Tensor:
+        """``(L / W, D)``, one chunk after another; no features are kept."""
+        return torch.cat([embed(encoder, features) for _, features in self.table.chunks(self.label_ids)])
 
     def embed(self, encoder: nn.Module, candidates: Candidates) -> Tensor:
         if self.share is None:

@@ -13,22 +13,20 @@ import torch
 from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.losses import CachedLossMixin
 from sentence_transformers.sentence_transformer.modules import Normalize, Router, StaticEmbedding
 from torch import Tensor
-from transformers.trainer_utils import HubStrategy
 
 from hf_xmc import learning_rates, sharding
 from hf_xmc.bank import LabelBank
-from hf_xmc.batching import LabelTable, XMCCollator, columns_read, draw_positives
-from hf_xmc.checkpoints import CheckpointingTrainer, own_state
+from hf_xmc.batching import LabelTable, XMCCollator, columns_read, draw_positives, with_rows
 from hf_xmc.encoding import embed, name_parameters, parameters_reached
+from hf_xmc.evaluation_loss import EvaluationLoss, random_state_kept
 from hf_xmc.finite import UpdateWatch
 from hf_xmc.functional import check_positives
-from hf_xmc.losses import DecoupledSoftmaxLoss, EmbeddingLoss
-from hf_xmc.model import XMCModel
+from hf_xmc.losses import DecoupledSoftmaxLoss
 from hf_xmc.negatives import AllLabels, MinedNegatives, Step
 from hf_xmc.refusals import refuse_constructor_arguments, refuse_ways_of_running
+from hf_xmc.runs import RunTrainer
 from hf_xmc.sharding import IGNORE_INDEX, gather_queries, gather_rows, scale_gradient
 from hf_xmc.training_args import XMCTrainingArguments
 
@@ -38,7 +36,7 @@ NEGATIVES = "negatives-{rank}.safetensors"
 LABEL_CHUNK_TOKENS = 8192
 
 
-class XMCTrainer(CheckpointingTrainer):
+class XMCTrainer(RunTrainer):
     """A ``SentenceTransformerTrainer`` in which every query is scored against every label, or a fair sample of them.
 
     Args:
@@ -55,6 +53,9 @@ class XMCTrainer(CheckpointingTrainer):
     Queries take the model's ``query`` prompt, labels its ``document`` prompt, as ``encode_query`` and
     ``encode_document`` do afterwards. Which labels a step scores is a value, ``trainer.negatives``: see
     :mod:`hf_xmc.negatives` and the ``label_mode`` of the arguments.
+
+    An evaluation reports the loss against all labels, with all positives of a query, in every ``label_mode``: the mean
+    over the queries that have a positive. It does not change what the training does afterwards.
     """
 
     data_collator_class = XMCCollator  # type: ignore[assignment]
@@ -62,6 +63,7 @@ class XMCTrainer(CheckpointingTrainer):
     args: XMCTrainingArguments
     loss: torch.nn.Module
     train_dataset: Dataset
+    _evaluation: EvaluationLoss | None = None  # of the evaluation that is running
 
     def __init__(
         self,
@@ -77,12 +79,11 @@ class XMCTrainer(CheckpointingTrainer):
             raise ValueError(f"train_dataset is a Dataset with columns text and label_ids, got {type(train_dataset)}.")
         refuse_constructor_arguments(kwargs)
         self.labels = labels
-        self._loss_given: tuple[Any, dict[str, Tensor]] | None = None
         super().__init__(model=model, args=args, train_dataset=train_dataset, loss=loss, **kwargs)
-        self.train_dataset = self.train_dataset.add_column("row", np.arange(len(self.train_dataset)))
-        self._prepare_for_model()
+        self.train_dataset, self.eval_dataset = with_rows(self.train_dataset), with_rows(self.eval_dataset)
+        self.prepare_for_model()
 
-    def _prepare_for_model(self) -> None:
+    def prepare_for_model(self) -> None:
         """Make everything that depends on the model or the arguments; called again if `model_init` makes a new model.
 
         What can fail comes first, and the model is changed last.
@@ -111,7 +112,9 @@ class XMCTrainer(CheckpointingTrainer):
         dataset = super().preprocess_dataset(dataset, dataset_name)
         if isinstance(dataset, dict):
             return DatasetDict({name: self.preprocess_dataset(part, dataset_name) for name, part in dataset.items()})
-        return columns_read(dataset, f"{dataset_name}_dataset") if isinstance(dataset, Dataset) else dataset
+        if not isinstance(dataset, Dataset):
+            return dataset
+        return columns_read(dataset, f"{dataset_name}_dataset")
 
     def _negatives(self, table: LabelTable, mode: str) -> AllLabels | LabelBank | MinedNegatives:
         args, normalised = self.args, isinstance(self.model[-1], Normalize)
@@ -129,17 +132,6 @@ class XMCTrainer(CheckpointingTrainer):
     def get_default_loss(self, model: SentenceTransformer) -> torch.nn.Module:
         return DecoupledSoftmaxLoss()
 
-    def prepare_loss(self, loss: Any, model: SentenceTransformer) -> torch.nn.Module:
-        if self._loss_given is None:  # a module that is given is the loss of every model, in the state that it has now
-            learned = own_state(loss) if isinstance(loss, torch.nn.Module) else {}
-            self._loss_given = loss, {name: value.detach().clone() for name, value in learned.items()}
-        if isinstance(loss, type) and issubclass(loss, EmbeddingLoss):
-            loss = loss()  # type: ignore[call-arg]  # these do not take the model, as classes of other losses do
-        loss = super().prepare_loss(loss, model)
-        if isinstance(loss, CachedLossMixin):
-            raise ValueError(f"{type(loss)} is for the stock trainer: this one takes the losses of hf_xmc.losses.")
-        return loss
-
     def get_optimizer_cls_and_kwargs(self, args: XMCTrainingArguments, model: Any = None) -> Any:
         args = learning_rates.with_words(args, self.loss, self.model, self.negatives)
         return super().get_optimizer_cls_and_kwargs(args, model)
@@ -151,11 +143,16 @@ class XMCTrainer(CheckpointingTrainer):
             prompts={"text": model.prompts.get("query") or ""},
         )
 
-    def _build_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+    def _build_dataloader(self, dataset: Any, batch_size: int, dataset_kind: str) -> Any:
         # Without this a process may have a batch less than another in an epoch, and they wait for each other for ever.
         # The last batches are filled up with rows of the first ones.
         self.accelerator.even_batches = True
-        return super()._build_dataloader(*args, **kwargs)
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and dataset_kind == "train"  # an evaluation is of all queries
+        try:
+            return super()._build_dataloader(with_rows(dataset), batch_size, dataset_kind)
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     def compute_loss(
         self,
@@ -165,25 +162,61 @@ class XMCTrainer(CheckpointingTrainer):
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
         encoder = self.accelerator.unwrap_model(model)
-        (features,), positives = self.collect_features(inputs)
-        weights = inputs.get("label_weights")
-        assert positives is not None  # the collator makes them
-        check_positives(positives, len(self.labels))
-        if self.args.num_positives is not None:
-            weights = draw_positives(positives, weights, self.args.num_positives)
-
-        queries = gather_queries(embed(model, features))  # (B, D), through DDP: arms the synchronisation
-        positives = gather_rows(positives, fill=IGNORE_INDEX)  # (B, P)
-        weights = None if weights is None else gather_rows(weights)
-        step = Step(queries.detach(), positives, weights, inputs.get("row"))
+        step, queries = self._gather(model, inputs, self.args.num_positives)
         candidates = self.negatives.select(encoder, step)  # whose labels are mine
         labels = self.negatives.embed(encoder, candidates)  # (L / W, D), beside DDP: embedded again in backward
-        loss = self.loss(queries, labels, candidates.positives, weights, candidates.shard, candidates.label_weights)
+        loss = self.loss(
+            queries, labels, candidates.positives, step.weights, candidates.shard, candidates.label_weights
+        )
         if candidates.query_gradient is not None:
             loss = loss + ((queries - queries.detach()) * candidates.query_gradient).sum()
 
         loss = scale_gradient(loss, self.accelerator.num_processes)  # DDP will take the mean where the sum is meant
         return (loss, {}) if return_outputs else loss
+
+    def _gather(self, model: torch.nn.Module, inputs: dict[str, Any], num_positives: int | None) -> tuple[Step, Tensor]:
+        """The queries of a step of all processes, and their embeddings with a gradient."""
+        (features,), positives = self.collect_features(inputs)
+        weights = inputs.get("label_weights")
+        assert positives is not None  # the collator makes them
+        check_positives(positives, len(self.labels))
+        if num_positives is not None:
+            weights = draw_positives(positives, weights, num_positives)
+        queries = gather_queries(embed(model, features))  # (B, D), through DDP: arms the synchronisation
+        positives = gather_rows(positives, fill=IGNORE_INDEX)  # (B, P)
+        weights = None if weights is None else gather_rows(weights)
+        return Step(queries.detach(), positives, weights, inputs.get("row")), queries
+
+    def prediction_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The loss of a batch against all labels, with all its positives, whatever the `label_mode`."""
+        evaluation = self._evaluation or EvaluationLoss(self.negatives.table, self.loss)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            step, _ = self._gather(model, self._prepare_inputs(inputs), num_positives=None)
+            return evaluation.add(self.accelerator.unwrap_model(model), step), None, None
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """As in the stock trainer; the loss is the mean over the queries, and the training does not notice."""
+        self._evaluation = evaluation = EvaluationLoss(self.negatives.table, self.loss)
+        try:
+            with random_state_kept(self.args.device):
+                output = super().evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                )
+        finally:
+            self._evaluation = None
+        if output.metrics and f"{metric_key_prefix}_loss" in output.metrics:
+            output.metrics[f"{metric_key_prefix}_loss"] = evaluation.mean()
+        return output
+
+    def predict(self, test_dataset: Dataset, *args: Any, **kwargs: Any) -> Any:
+        return super().predict(self.preprocess_dataset(test_dataset, "test"), *args, **kwargs)
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any) -> Tensor:
         loss: Tensor = super().training_step(model, inputs, *args)
@@ -199,62 +232,6 @@ class XMCTrainer(CheckpointingTrainer):
     def _embed_queries(self, inputs: dict[str, Any]) -> Tensor:
         (features,), _ = self.collect_features(self._prepare_inputs(inputs))
         return embed(self.model, features)
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> str | None:
-        """Publish encoder, labels and index as :meth:`hf_xmc.XMCModel.push_to_hub` does, and nothing else of a run.
-
-        Done when it returns, whatever ``blocking``. Returns the address of the commit; ``None`` on other processes.
-        """
-        if not self.is_world_process_zero():
-            return None
-        return XMCModel(self.model, self.labels).push_to_hub(
-            self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name,
-            private=self.args.hub_private_repo if private is None else private,
-            revision=revision or self.args.hub_revision,
-            commit_message=commit_message or "End of training",
-            token=token or self.args.hub_token,
-        )
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Nothing yet: a model is pushed when its checkpoint is whole."""
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END:
-            try:
-                self.push_to_hub(f"Training in progress, step {self.state.global_step}")
-            except RuntimeError as error:
-                logger.warning("%s The run goes on: the next checkpoint is pushed again.", error)
-
-    def train(
-        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
-    ) -> Any:
-        given = dict(vars(self.args))
-        try:
-            if trial is not None:
-                super()._hp_search_setup(trial)  # before the model is made, with the seed of the trial
-            return super().train(resume_from_checkpoint, trial, *args, **kwargs)
-        finally:
-            if trial is not None:  # the next one starts from the arguments that were given, and so does `train`
-                vars(self.args).update(given)
-                self._train_batch_size = self.args.train_batch_size
-
-    def _hp_search_setup(self, trial: Any) -> None:
-        """Take the arguments of a trial, and begin anew with the model that `model_init` has just made."""
-        super()._hp_search_setup(trial)
-        if self.model_init is not None:
-            assert self._loss_given is not None  # the constructor has called `prepare_loss`
-            self.loss = self.prepare_loss(self._loss_given[0], self.model)
-            self.loss.load_state_dict(self._loss_given[1], strict=False)
-            self._prepare_for_model()
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         logger.warning(self.describe_step())

@@ -132,6 +132,31 @@ def one_label(bert_folder, folder, world_size):
     return train(bert_folder, folder, losses.BCELoss, settings, world_size, rows)
 
 
+def evaluations(bert_folder, folder):
+    """The loss with batches of 1 and of 4 a process, the last of which the sampler fills up with the first queries."""
+    found = {}
+    for mode, size in [("exact", 1), ("exact", 4), ("bank", 4), ("mined", 1)]:
+        settings = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "label_chunk_size": 2}
+        args = XMCTrainingArguments(str(folder), per_device_eval_batch_size=size, label_mode=mode, **settings)
+        encoder = make_bert_encoder(bert_folder)
+        trainer = XMCTrainer(encoder, args, queries(), eval_dataset=queries(), labels=LABELS)
+        found[f"{mode} {size}"] = trainer.evaluate()["eval_loss"]
+    return found
+
+
+def second_run(bert_folder, folder):
+    """How far a second run with `model_init` ends from the first: two towers, of which DDP sees one pass."""
+    settings = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "max_steps": 2}
+    args = XMCTrainingArguments(str(folder), router_mapping=TOWERS["router_mapping"], label_mode="exact", **settings)
+    trainer = XMCTrainer(None, args, queries(), labels=LABELS, model_init=lambda: make_router(bert_folder))
+    ends = []
+    for _ in range(2):
+        trainer.train()
+        ends.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
+    start = torch.cat([p.detach().flatten() for p in make_router(bert_folder).parameters()])
+    return {"moved": float((ends[0] - start).norm()), "apart": float((ends[1] - ends[0]).norm())}
+
+
 def collectives():
     """Ragged rows and columns, gathered; a gradient through the gathering; labels that do not divide."""
     rank, size = sharding.rank(), sharding.world_size()
@@ -173,6 +198,8 @@ def main(bert_folder, output_folder, *chosen):
     ragged = train(bert_folder, Path(output_folder) / "run", losses.DecoupledSoftmaxLoss, RAGGED, world_size)
     results["ragged"] = {"losses": ragged["losses"], "weights": ragged["weights"]}
     results["one label"] = one_label(bert_folder, Path(output_folder) / "run", world_size)
+    results["evaluations"] = evaluations(bert_folder, Path(output_folder) / "run")
+    results["second run"] = second_run(bert_folder, Path(output_folder) / "run")
     results["collectives"] = collectives()
     results["query gradients"] = query_gradients(bert_folder)
     torch.save(results, Path(output_folder) / f"rank{rank}.pt")

@@ -68,7 +68,14 @@ def test_a_prepared_data_set_and_what_the_command_line_writes(umask, tmp_path, m
     (tmp_path / "labels.txt").write_text("boat\ncar\n")
     commands = [
         ["prepare", tmp_path / "raw", tmp_path / "out" / "prepared"],
-        ["index", tmp_path / "encoder", "--labels", tmp_path / "labels.txt", "--output_dir", tmp_path / "out" / "model"],
+        [
+            "index",
+            tmp_path / "encoder",
+            "--labels",
+            tmp_path / "labels.txt",
+            "--output_dir",
+            tmp_path / "out" / "model",
+        ],
         ["predict", tmp_path / "out" / "model", "a red boat", "--output", tmp_path / "out" / "found.jsonl"],
     ]
     for command in commands:

@@ -10,7 +10,19 @@ FLOORS = [
     ["sharding", "metrics", "frequency", "sampling", "atomic", "finite", "commits"],
     ["threshold", "functional", "blocks", "kernels", "criteria", "gradients", "soft_top_k", "streaming"],
     ["losses", "encoding", "static"],
-    ["matrices", "formats", "data", "loading", "phrases", "batching", "negatives", "bank", "in_batch", "st_losses"],
+    [
+        "matrices",
+        "formats",
+        "data",
+        "loading",
+        "phrases",
+        "batching",
+        "negatives",
+        "bank",
+        "evaluation_loss",
+        "in_batch",
+        "st_losses",
+    ],
     [
         "index",
         "inference",
@@ -31,7 +43,7 @@ FLOORS = [
         "mining",
     ],
     ["manifest", "release", "hub", "card", "searcher", "predictor", "model", "pipelines"],
-    ["training_args", "refusals", "learning_rates", "checkpoints", "trainer", "cli"],
+    ["training_args", "refusals", "learning_rates", "checkpoints", "runs", "trainer", "cli"],
 ]
 ORDER = [module for floor in FLOORS for module in floor]
 ROOMS = {

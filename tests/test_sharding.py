@@ -9,9 +9,10 @@ from pathlib import Path
 import distributed_steps
 import pytest
 import torch
-from conftest import LABELS, make_bert
+from conftest import LABELS, make_bert, make_bert_encoder
 
 from hf_xmc import functional
+from hf_xmc.batching import pad
 from hf_xmc.sharding import LabelShard
 
 STEPS = Path(__file__).with_name("distributed_steps.py")
@@ -157,6 +158,23 @@ def test_a_process_without_a_label_takes_part(together, still_bert, tmp_path):
         assert got["losses"] == pytest.approx(alone["losses"], rel=1e-3)
         for name, weight in alone["weights"].items():
             torch.testing.assert_close(got["weights"][name], weight, rtol=1e-3, atol=1e-4)
+
+
+def test_an_evaluation_has_the_loss_that_one_process_has(together, still_bert):
+    """13 queries on 2 and 3 processes: those that fill up a batch count once."""
+    encoder, rows = make_bert_encoder(still_bert), distributed_steps.queries()
+    scores = encoder.encode(rows["text"], convert_to_tensor=True) @ encoder.encode(LABELS, convert_to_tensor=True).T
+    positives, weights = pad(rows["label_ids"]), pad(rows["label_scores"], fill=0.0)
+    expected = float(functional.decoupled_softmax_loss(scores.double(), positives, weights))
+    for result in together:
+        assert result["evaluations"] == pytest.approx(dict.fromkeys(result["evaluations"], expected), rel=1e-5)
+        assert len(result["evaluations"]) == 4
+
+
+def test_a_second_run_with_model_init_equals_the_first_on_several_processes(together):
+    for result in together:
+        assert result["second run"]["moved"] > 0.001
+        assert result["second run"]["apart"] == 0
 
 
 def test_the_steps_moved_the_weights(alone, still_bert):

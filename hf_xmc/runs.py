@@ -1,0 +1,180 @@
+"""The life of a run: how it starts, is saved, goes on and is published."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.base.losses import CachedLossMixin
+from torch import Tensor, nn
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import HubStrategy, rotate_checkpoints
+
+from hf_xmc.atomic import give_default_modes
+from hf_xmc.checkpoints import check_whole, newest, saved_whole
+from hf_xmc.finite import refuse_non_finite
+from hf_xmc.losses import EmbeddingLoss
+from hf_xmc.model import XMCModel
+from hf_xmc.training_args import XMCTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+LOSS_WEIGHTS = "loss.safetensors"
+
+
+class RunTrainer(SentenceTransformerTrainer):
+    """The stock trainer, with checkpoints that are whole or not there.
+
+    A subclass makes in :meth:`prepare_for_model` what depends on the model, and writes in :meth:`save_state` what it
+    must keep.
+    """
+
+    args: XMCTrainingArguments
+    loss: nn.Module  # type: ignore[assignment]
+    labels: Sequence[str] | Dataset
+    loss_given: tuple[Any, dict[str, Tensor]] | None = None  # the loss or what makes it, and its state at that time
+    _staging: str | None = None  # where the stock code writes while a checkpoint is being saved
+
+    def prepare_for_model(self) -> None:
+        """Make everything that depends on the model or the arguments, for the first model and for every other."""
+
+    def prepare_loss(self, loss: Any, model: SentenceTransformer) -> nn.Module:
+        if self.loss_given is None:  # a module that is given is the loss of every model, in the state that it has now
+            learned = own_state(loss) if isinstance(loss, nn.Module) else {}
+            self.loss_given = loss, {name: value.detach().clone() for name, value in learned.items()}
+        if isinstance(loss, type) and issubclass(loss, EmbeddingLoss):
+            loss = loss()  # type: ignore[call-arg]  # these do not take the model, as classes of other losses do
+        loss = super().prepare_loss(loss, model)
+        if isinstance(loss, CachedLossMixin):
+            raise ValueError(f"{type(loss)} is for the stock trainer: this one takes the losses of hf_xmc.losses.")
+        return loss
+
+    def save_state(self, folder: Path) -> None:
+        """Write what this process needs to go on, in addition to the weights; every process calls it."""
+
+    def load_state(self, folder: Path) -> None:
+        """Read what :meth:`save_state` has written."""
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if learned := own_state(self.loss):
+            save_file(learned, Path(output_dir or str(self.args.output_dir)) / LOSS_WEIGHTS)
+
+    def _load_from_checkpoint(self, checkpoint_path: str, *args: Any) -> None:
+        super()._load_from_checkpoint(checkpoint_path, *args)
+        if learned := own_state(self.loss):
+            saved = load_file(Path(checkpoint_path) / LOSS_WEIGHTS)
+            for name, value in learned.items():
+                value.copy_(saved[name])
+        self.load_state(Path(checkpoint_path))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._staging or str(super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        refuse_non_finite(self.loss.named_parameters(), f"the weights of step {self.state.global_step}")
+        run_dir = Path(self._get_output_dir(trial))
+        folder = run_dir / f"checkpoint-{self.state.global_step}"
+        with saved_whole(folder, self.args.should_save) as staged:
+            self._staging = str(staged.parent)
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._staging = None
+            self.save_state(staged)
+            best = run_dir / f"checkpoint-{self.state.best_global_step}"
+            if self.state.best_global_step and (best == folder or best.exists()):
+                self.state.best_model_checkpoint = str(best)
+            if self.args.should_save:
+                self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+        if self.args.should_save:
+            rotate_checkpoints(
+                str(run_dir), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
+            )
+        if self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END:
+            try:
+                self.push_to_hub(f"Training in progress, step {self.state.global_step}")
+            except RuntimeError as error:
+                logger.warning("%s The run goes on: the next checkpoint is pushed again.", error)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save and not _internal_call:  # else it is part of a checkpoint
+            folder = Path(output_dir or str(self.args.output_dir))
+            give_default_modes(folder, folder.rglob("*.safetensors"))
+
+    def _load_best_model(self) -> None:
+        # The stock method logs an error and leaves the last weights in place of the best.
+        best = str(self.state.best_model_checkpoint)
+        check_whole(best)
+        self._load_from_checkpoint(best)
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in the stock trainer; ``True`` resumes from the newest checkpoint that is whole.
+
+        Raises:
+            ValueError: if there is none, or the one that is named is torn.
+        """
+        if resume_from_checkpoint is True:
+            found = newest(str(self.args.output_dir))
+            if found is None:
+                raise ValueError(f"{self.args.output_dir} holds no whole checkpoint to resume from.")
+            resume_from_checkpoint = str(found)
+        if resume_from_checkpoint:
+            check_whole(resume_from_checkpoint)
+        given = dict(vars(self.args))
+        try:
+            if trial is not None:
+                super()._hp_search_setup(trial)  # before the model is made, with the seed of the trial
+            return super().train(resume_from_checkpoint or None, trial, *args, **kwargs)
+        finally:
+            if trial is not None:  # the next one starts from the arguments that were given, and so does `train`
+                vars(self.args).update(given)
+                self._train_batch_size = self.args.train_batch_size
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """Take the arguments of a trial, and begin anew with the model that `model_init` has just made."""
+        super()._hp_search_setup(trial)
+        if self.model_init is not None:
+            assert self.loss_given is not None  # the constructor has called `prepare_loss`
+            self.loss = self.prepare_loss(self.loss_given[0], self.model)
+            self.loss.load_state_dict(self.loss_given[1], strict=False)
+            self.prepare_for_model()
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> str | None:
+        """Publish encoder, labels and index as :meth:`hf_xmc.XMCModel.push_to_hub` does, and nothing else of a run.
+
+        Done when it returns, whatever ``blocking``. Returns the address of the commit; ``None`` on other processes.
+        """
+        if not self.is_world_process_zero():
+            return None
+        return XMCModel(self.model, self.labels).push_to_hub(
+            self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name,
+            private=self.args.hub_private_repo if private is None else private,
+            revision=revision or self.args.hub_revision,
+            commit_message=commit_message or "End of training",
+            token=token or self.args.hub_token,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing yet: a model is pushed when its checkpoint is whole."""
+
+
+def own_state(loss: nn.Module) -> dict[str, Tensor]:
+    """What a loss itself has learned, such as a bias, which the encoder's own files do not hold."""
+    return {name: value for name, value in loss.state_dict().items() if not name.startswith("model.")}

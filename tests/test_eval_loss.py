@@ -1,0 +1,170 @@
+"""The loss of an evaluation: all labels, all positives, the same each time, and no trace in the training."""
+
+import logging
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from conftest import LABELS, make_bert_encoder, make_static_encoder, relevance_of
+from datasets import Dataset, DatasetDict
+
+from hf_xmc import (
+    ExtremeMultilabelClassificationEvaluator,
+    HardNegativeMiner,
+    XMCTrainer,
+    XMCTrainingArguments,
+    functional,
+    losses,
+)
+
+MODES = {
+    "exact": {"num_positives": 1},
+    "fresh": {"label_sample_share": 0.3},
+    "bank": {"label_sample_share": 0.3, "label_bank_max_age": 5},
+    "mined": {"num_hard_negatives": 2, "num_random_negatives": 2, "num_positives": 1},
+}
+
+
+def graded(queries):
+    return queries.add_column("label_scores", [[float(1 + i % 3) for i in ids] for ids in queries["label_ids"]])
+
+
+def trainer_of(folder, encoder, queries, eval_dataset=None, mode="exact", loss=None, evaluator=None, **settings):
+    settings = {"per_device_eval_batch_size": 5, "max_steps": 4, **MODES.get(mode, {}), **settings}
+    args = XMCTrainingArguments(
+        str(folder),
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+        per_device_train_batch_size=5,
+        learning_rate=0.05,
+        label_mode=mode,
+        label_chunk_size=4,
+        **settings,
+    )
+    evaluation = {"eval_dataset": queries if eval_dataset is None else eval_dataset, "evaluator": evaluator}
+    trainer = XMCTrainer(encoder, args, queries, labels=LABELS, loss=loss or losses.SoftmaxLoss(), **evaluation)
+    if mode == "mined":
+        trainer.add_callback(HardNegativeMiner(trainer))
+    return trainer
+
+
+def by_hand(encoder, queries, formula=functional.softmax_loss):
+    """The mean over the queries with a positive, each against all labels, one at a time."""
+    labels = encoder.encode_document(LABELS, convert_to_tensor=True).double()
+    values = []
+    for row in queries:
+        if row["label_ids"]:
+            scores = encoder.encode_query([row["text"]], convert_to_tensor=True).double() @ labels.T
+            weights = torch.tensor([row["label_scores"]]).double() if "label_scores" in row else None
+            values.append(float(formula(scores, torch.tensor([row["label_ids"]]), weights)))
+    return sum(values) / len(values)
+
+
+def state_of(trainer):
+    """All that an evaluation may not change."""
+    negatives = trainer.negatives
+    kept = {name: getattr(negatives, name, None) for name in ("next", "shortlist", "trained", "reached", "embeddings")}
+    kept |= {f"weight {i}": p for i, p in enumerate(trainer.loss.parameters())}
+    kept |= {"python": random.getstate(), "numpy": np.random.get_state()[1].tolist(), "torch": torch.get_rng_state()}  # noqa: NPY002
+    kept |= {"skipped": trainer.watch.skipped, "batches": list(trainer.watch._batches)}
+    return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in kept.items()}
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("mode", MODES)
+def test_it_is_the_loss_against_all_labels_and_changes_nothing(mode, size, queries, bert_folder, tmp_path):
+    """Graded positives, a query without one, and dropout that is off."""
+    rows = graded(queries)
+    trainer = trainer_of(
+        tmp_path, make_bert_encoder(bert_folder), rows, mode=mode, per_device_eval_batch_size=size, max_steps=1
+    )
+    trainer.train()
+    before = state_of(trainer)
+    seen = [trainer.evaluate()["eval_loss"] for _ in range(3)]
+    for name, value in state_of(trainer).items():
+        same = torch.equal(value, before[name]) if isinstance(value, torch.Tensor) else value == before[name]
+        assert same, name
+    assert seen[0] == seen[1] == seen[2]
+    assert seen[0] == pytest.approx(by_hand(trainer.model, rows), rel=1e-5)
+    assert trainer.predict(queries).metrics["test_loss"] == pytest.approx(by_hand(trainer.model, queries), rel=1e-5)
+
+
+class Drawing(ExtremeMultilabelClassificationEvaluator):
+    """An evaluator that draws random numbers."""
+
+    def __call__(self, *args, **kwargs):
+        drawn = torch.rand(3), np.random.rand(3), random.random()  # noqa: NPY002
+        assert len(drawn) == 3
+        return super().__call__(*args, **kwargs)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_training_goes_on_as_if_it_had_not_been_evaluated(mode, queries, bert_folder, tmp_path):
+    """Bit for bit, with dropout on, in the middle of an epoch."""
+    ends = []
+    for settings in ({}, {"eval_strategy": "steps", "eval_steps": 1, "eval_on_start": True}):
+        evaluator = Drawing(queries["text"], relevance_of(queries["label_ids"]), LABELS)
+        encoder = make_bert_encoder(bert_folder)
+        trainer = trainer_of(tmp_path, encoder, queries, mode=mode, evaluator=evaluator, **settings)
+        trainer.train()
+        ends.append(torch.cat([p.detach().flatten() for p in trainer.loss.parameters()]))
+    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(evaluations) == 5
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize(
+    ("loss", "formula"),
+    [
+        (losses.DecoupledSoftmaxLoss(), functional.decoupled_softmax_loss),
+        (losses.BCELoss(-3.0), lambda s, p, w: functional.bce_loss(s, p, w, bias=-3.0)),
+        (losses.SoftTopKLoss(k=3), lambda s, p, w: functional.soft_top_k_loss(s, p, 3, weights=w)),
+    ],
+)
+def test_every_loss_is_that_of_the_formula(loss, formula, queries, tmp_path):
+    rows = graded(queries)
+    trainer = trainer_of(
+        tmp_path, make_static_encoder(), rows, mode="bank" if loss.weighs_labels else "mined", loss=loss
+    )
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(by_hand(trainer.model, rows, formula), rel=1e-5)
+
+
+def test_data_sets_by_name_have_a_loss_each(queries, tmp_path):
+    """Also with `dataloader_drop_last`, which drops queries of the training only."""
+    parts = {"few": queries.select(range(3)), "one": queries.select([7])}
+    trainer = trainer_of(
+        tmp_path, make_static_encoder(), queries, DatasetDict(parts), mode="mined", dataloader_drop_last=True
+    )
+    metrics = trainer.evaluate()
+    for name, part in parts.items():
+        assert metrics[f"eval_{name}_loss"] == pytest.approx(by_hand(trainer.model, part), rel=1e-5)
+
+
+def test_without_a_label_there_is_no_loss(queries, tmp_path, caplog):
+    empty = Dataset.from_dict({"text": ["a boat", "a car"], "label_ids": [[], []]}).cast(queries.features)
+    trainer = trainer_of(tmp_path, make_static_encoder(), queries, empty)
+    with caplog.at_level(logging.WARNING):
+        assert math.isnan(trainer.evaluate()["eval_loss"])
+    assert "no query of its data set has a label" in caplog.text
+
+
+def test_a_loss_that_is_not_finite_is_not_hidden(queries, tmp_path):
+    """The stock trainer leaves such batches out of the mean."""
+    encoder = make_static_encoder()
+    trainer = trainer_of(tmp_path, encoder, queries, per_device_eval_batch_size=1)
+    tokens = encoder.preprocess([queries["text"][3]])["input_ids"]
+    encoder[0].embedding.weight.data[tokens[-1]] = float("nan")
+    assert not math.isfinite(trainer.evaluate()["eval_loss"])
+
+
+def test_labels_are_embedded_once_in_an_evaluation(queries, tmp_path):
+    trainer = trainer_of(tmp_path, make_static_encoder(), queries, per_device_eval_batch_size=1)
+    seen = []
+    forward = trainer.model.forward
+    trainer.model.forward = lambda features, **kwargs: seen.append(len(features["offsets"])) or forward(features)
+    trainer.evaluate()
+    assert seen == [1, 4, 4, 3, *[1] * 12]  # the first query, the labels in chunks, the other queries
