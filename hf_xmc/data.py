@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,13 +14,11 @@ import pyarrow.compute as pc
 import scipy.sparse as sp
 from datasets import Dataset
 
-from hf_xmc.atomic import whole_folder
+from hf_xmc import prepared
 from hf_xmc.commits import upon
 from hf_xmc.frequency import inverse_propensity
-
-PREPARED = "xmc_data.json"  # written last: without it, a folder is not a prepared data set
-FORMAT_VERSION = 1
-SPLITS = ("train", "validation", "test")
+from hf_xmc.numbering import check_filter_pairs, is_number, refuse_other_numbers, refuse_repeated
+from hf_xmc.prepared import SPLITS
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,8 @@ class XMCData:
         notes: what was found and mended while loading, counted.
 
     Raises:
-        ValueError: a ``label_id`` that stands in two rows.
+        ValueError: if a ``label_id`` is in two rows, filter pairs do not belong to their split or to the labels, or
+            ``label_id`` holds other numbers than 0 to L - 1.
     """
 
     train: Dataset
@@ -49,6 +47,14 @@ class XMCData:
 
     def __post_init__(self) -> None:
         refuse_repeated(self.labels, lambda row: f"labels, row {row}")
+        splits = {name: split for name in SPLITS if (split := getattr(self, name)) is not None}
+        if "label_id" in self.labels.column_names:
+            column = self.labels.with_format("arrow").select_columns("label_id")[:]["label_id"]
+            if is_number(column.type):  # text is a name here; only in a file digits may be meant as a number
+                refuse_other_numbers(column, np.concatenate([ragged(split)[1] for split in splits.values()]), "labels")
+        for name, pairs in self.filter_pairs.items():
+            num_rows = len(splits[name]) if name in splits else 0
+            check_filter_pairs(np.asarray(pairs), num_rows, self.num_labels, f"filter_pairs of {name}")
 
     @property
     def num_labels(self) -> int:
@@ -123,21 +129,9 @@ class XMCData:
 
         The folder appears whole or not at all. A prepared data set of this name is replaced, anything else refused.
         """
-        folder = Path(folder)
-        if folder.exists() and any(folder.iterdir()) and not (folder / PREPARED).exists():
-            raise ValueError(f"{folder} exists and is not a prepared data set: choose another folder.")
-        with whole_folder(folder) as new:
-            rows = {"labels": self.num_labels}
-            self.labels.save_to_disk(new / "labels")
-            for name in SPLITS:
-                if (split := getattr(self, name)) is not None:
-                    split.save_to_disk(new / name)
-                    rows[name] = len(split)
-            for name, pairs in self.filter_pairs.items():
-                np.save(new / f"filter_pairs_{name}.npy", pairs)
-            about = {"format_version": FORMAT_VERSION, "rows": rows, "notes": dict(self.notes)}
-            about["filter_pairs"] = {name: len(pairs) for name, pairs in self.filter_pairs.items()}
-            (new / PREPARED).write_text(json.dumps(about, indent=2))
+        tables = {"labels": self.labels}
+        tables |= {name: split for name in SPLITS if (split := getattr(self, name)) is not None}
+        prepared.write(Path(folder), tables, self.filter_pairs, self.notes)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> None:
         """Publish as a data set of the Hub, which ``load_xmc(repo_id)`` reads, in one commit.
@@ -168,22 +162,6 @@ class XMCData:
             names = ["README.md", *(f"{name}.parquet" for name in tables)]
             stale = [name for name in there.files - set(names) if name.endswith(".parquet")]
             there.replace(folder, names, without=stale, message="Queries, labels and filter pairs")
-
-
-def refuse_repeated(labels: Dataset, where: Callable[[int], str]) -> None:
-    """Raise a ``ValueError`` for a ``label_id`` in two rows, which ``where`` names."""
-    if "label_id" not in labels.column_names:
-        return
-    label_ids = labels.with_format("arrow").select_columns("label_id")[:]["label_id"]
-    if pc.count_distinct(label_ids, mode="all").as_py() == len(label_ids):
-        return
-    first: dict[object, int] = {}
-    for row, label_id in enumerate(label_ids.to_pylist()):
-        if first.setdefault(label_id, row) != row:
-            raise ValueError(
-                f"{where(row)}: label_id {label_id!r} again, after {where(first[label_id])}; expected a row a label. "
-                "Several texts of a label are given to XMCModel or add_labels, not to a data set."
-            )
 
 
 def relevance_of(queries: Dataset, num_labels: int) -> sp.csr_array:

@@ -11,7 +11,7 @@ import json
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,6 @@ from hf_xmc.matrices import MAX_RATIO, read_npz
 
 MAX_LINE = 64 * 2**20  # bytes
 ROWS_A_BATCH = 10_000
-OPTIONAL = {"label_id", "label_scores"}  # columns that a table may have
-LISTS = {"label_ids": int, "label_scores": (int, float)}  # columns of lists, and what those hold
 
 
 @dataclass
@@ -86,9 +84,9 @@ def read_json_rows(path: Path, notes: Counter[str], errors: str = "strict") -> R
     texts = _Texts()
     offsets, label_ids, scores = array("q", [0]), array("q"), array("f")
     for line, where in read_lines(path, notes, errors):
-        record = _parse(line, where)
-        ids = _list_of(record, "target_ind", int, where)
-        graded = _list_of(record, "target_rel", (int, float), where) if "target_rel" in record else [1.0] * len(ids)
+        record = parse(line, where)
+        ids = list_of(record, "target_ind", int, where)
+        graded = list_of(record, "target_rel", (int, float), where) if "target_rel" in record else [1.0] * len(ids)
         if len(ids) != len(graded):
             raise ValueError(
                 f"{where}: {len(ids)} numbers in target_ind and {len(graded)} in target_rel; expected as many."
@@ -113,21 +111,32 @@ def read_json_labels(path: Path, notes: Counter[str], errors: str = "strict") ->
     """``lbl.json.gz``: label texts, and the labels' own ids (``uid``)."""
     texts, ids = _Texts(), []
     for number, (line, where) in enumerate(read_lines(path, notes, errors)):
-        record = _parse(line, where)
+        record = parse(line, where)
         texts.append(text_of(record, where))
         ids.append(str(record.get("uid", number)))
     return texts.done(), ids
 
 
-def read_text_rows(path: Path, relevance: Path, notes: Counter[str], errors: str = "strict") -> Rows:
-    """One text a line, its labels in a row of a scipy ``.npz``: the layout of the paper's reference code."""
+def read_text_rows(
+    path: Path, relevance: Path, label_file: Path, num_labels: int, notes: Counter[str], errors: str = "strict"
+) -> Rows:
+    """Read the layout of the paper's reference code: one text per line, and its labels in a row of a scipy ``.npz``.
+
+    Raises:
+        ValueError: if the matrix does not have one row per text and one column per label of ``label_file``.
+    """
     texts = read_texts(path, notes, errors)
     matrix = read_npz(relevance)
-    if matrix.shape[0] != len(texts):
-        raise ValueError(
-            f"{path} has {len(texts)} lines and {relevance} {matrix.shape[0]} rows: text and labels no longer match. "
-            "Was one of them split at a character that is no line break?"
-        )
+    for lines, file, size, axis in (
+        (len(texts), path, matrix.shape[0], "rows"),
+        (num_labels, label_file, matrix.shape[1], "columns"),
+    ):
+        if lines > size:
+            cause = f"Does a text of {file} contain a line break, or is one of the files from another data set?"
+        else:
+            cause = f"Is {file} cut short, or one of the files from another data set?"
+        if lines != size:
+            raise ValueError(f"{file} has {lines} lines and {relevance} {size} {axis}; expected as many. {cause}")
     return Rows(
         texts, matrix.indptr, matrix.indices, matrix.data.astype(np.float32), lambda row: f"{relevance}, row {row}"
     )
@@ -167,41 +176,6 @@ def read_filter_pairs(path: Path, num_rows: int, num_labels: int, notes: Counter
     return unique
 
 
-def read_jsonl(path: Path, notes: Counter[str], errors: str = "strict") -> pa.Table:
-    """A table of JSON objects, one a line; the keys of the first are the columns."""
-    tables: list[pa.Table] = []
-    records: list[dict[str, Any]] = []
-    columns: Collection[str] = ()
-
-    def flush() -> None:
-        try:
-            tables.append(pa.Table.from_pylist(records))
-        except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
-            first = sum(map(len, tables)) + 1
-            raise ValueError(
-                f"{path}:{first}: here, or in the {len(records) - 1} lines that follow, values that fit no column "
-                f"({error})."
-            ) from None
-        records.clear()
-
-    for line, where in read_lines(path, notes, errors):
-        record = _parse(line, where)
-        if not isinstance(record.get("text", ""), str | None):
-            raise ValueError(f"{where}: text is {record['text']!r:.80}; expected a string.")
-        columns = columns or record.keys()
-        if late := sorted(OPTIONAL & record.keys() - columns):
-            raise ValueError(f"{where}: {', '.join(late)}, which the first line does not have.")
-        for column, types in LISTS.items():
-            if record.get(column) is not None:
-                _list_of(record, column, types, where)
-        records.append(record)
-        if len(records) == ROWS_A_BATCH:
-            flush()
-    if records or not tables:
-        flush()
-    return pa.concat_tables(tables, promote_options="permissive")
-
-
 def text_of(record: dict[str, Any], where: str) -> str:
     """``title: content``, or whichever is not empty."""
     parts = []
@@ -217,17 +191,28 @@ def text_of(record: dict[str, Any], where: str) -> str:
     return ": ".join(part for part in parts if part)
 
 
-def _parse(line: str, where: str) -> dict[str, Any]:
+def parse(line: str, where: str) -> dict[str, Any]:
+    """Return the JSON object of a line."""
+    return object_of(parse_json(line, where), where)
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Return the value of a JSON text."""
     try:
-        record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
         raise ValueError(f"{where}: not valid JSON ({error}).") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: expected an object in braces, got {line[:80]!r}.")
-    return record
 
 
-def _list_of(record: dict[str, Any], key: str, types: Any, where: str) -> list[Any]:
+def object_of(value: object, where: str) -> dict[str, Any]:
+    """Return a JSON value that is an object."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected an object in braces, got {json.dumps(value):.80}.")
+    return value
+
+
+def list_of(record: dict[str, Any], key: str, types: Any, where: str) -> list[Any]:
+    """Return the list of numbers under a key of a JSON object."""
     values = record.get(key)
     if not isinstance(values, list) or not all(isinstance(v, types) and not isinstance(v, bool) for v in values):
         raise ValueError(f"{where}: {key} is {str(values)[:80]}; expected a list of numbers.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from datasets import Dataset, get_dataset_config_names, load_dataset, load_from_disk
+from datasets import Dataset, get_dataset_config_names
 
-from hf_xmc import formats
-from hf_xmc.data import FORMAT_VERSION, PREPARED, SPLITS, XMCData, ragged, refuse_repeated
+from hf_xmc import formats, prepared
+from hf_xmc.data import XMCData, ragged
 from hf_xmc.formats import Rows
+from hf_xmc.numbering import check_filter_pairs, refuse_other_numbers, refuse_repeated
+from hf_xmc.prepared import PREPARED, SPLITS
+from hf_xmc.tables import LABELS, PAIRS, QUERIES, read_config, read_table
 
 
 def load_xmc(path: str | Path, *, revision: str | None = None, errors: str = "strict") -> XMCData:
@@ -31,15 +32,22 @@ def load_xmc(path: str | Path, *, revision: str | None = None, errors: str = "st
       same columns.
     * What :meth:`XMCData.save` wrote.
 
+    ``label_ids`` are row numbers of the label table, counted from 0. Columns that are not named here are not read.
+
     What is kept as it is, and counted in ``notes``: queries without labels, empty texts, label texts that occur twice.
     What is mended and counted: a label named twice for a query (the larger score stays), a relevance of 0 (not a
     positive), a byte order mark, a carriage return at the end of a line, a filter pair named twice. Everything else
-    that is wrong, such as a ``label_id`` that two labels have, is an error with file and line.
+    that is wrong, such as a ``label_id`` that two labels have, is an error with file and line. So are files that do not
+    belong together, such as a matrix with more columns than there are labels, and numbers whose meaning would be a
+    guess, such as a numeric ``label_id`` that is not the row number (:mod:`hf_xmc.numbering`).
 
     Args:
-        path: a folder, or a data set of the Hub.
-        revision: of the Hub's data set.
+        path: A folder, or a data set of the Hub.
+        revision: The revision of the Hub's data set.
         errors: ``"replace"`` replaces bytes that are not UTF-8, and counts them.
+
+    Raises:
+        ValueError: if the data set is not one of these, or anything in it is wrong.
     """
     if errors not in ("strict", "replace"):
         raise ValueError(f"errors is 'strict' or 'replace', got {errors!r}.")
@@ -72,16 +80,18 @@ def _load_raw(folder: Path, errors: str) -> XMCData:
     if label_file is None or train_file is None:
         raise ValueError(f"{folder} has lbl.json(.gz) but no trn.json(.gz).")
     texts, ids = formats.read_json_labels(label_file, notes, errors)
+    labels = _label_table(texts, ids, str(folder), lambda row: f"{label_file}:{row + 1}", notes)
     splits = {"train": formats.read_json_rows(train_file, notes, errors)}
     if test_file:
         splits["test"] = formats.read_json_rows(test_file, notes, errors)
-    return _assemble(folder, texts, ids, lambda row: f"{label_file}:{row + 1}", splits, notes)
+    return _assemble(labels, splits, _text_filters(folder, splits, len(labels), notes), notes)
 
 
 def _load_reference(folder: Path, errors: str) -> XMCData:
     notes: Counter[str] = Counter()
     label_file = folder / "raw" / "Y.txt"
     texts = formats.read_texts(label_file, notes, errors)
+    labels = _label_table(texts, range(len(texts)), str(folder), lambda row: f"{label_file}:{row + 1}", notes)
     splits = {}
     for name, short in (("train", "trn"), ("test", "tst")):
         text_file, relevance = folder / "raw" / f"{short}_X.txt", folder / f"Y.{short}.npz"
@@ -89,31 +99,24 @@ def _load_reference(folder: Path, errors: str) -> XMCData:
             if one.exists() and not other.exists():
                 raise ValueError(f"{one} is there, but {other} is not.")
         if text_file.exists():
-            splits[name] = formats.read_text_rows(text_file, relevance, notes, errors)
+            splits[name] = formats.read_text_rows(text_file, relevance, label_file, len(texts), notes, errors)
     if "train" not in splits:
         raise ValueError(f"{folder} has raw/Y.txt but no raw/trn_X.txt.")
-    ids = list(map(str, range(len(texts))))
-    return _assemble(folder, texts, ids, lambda row: f"{label_file}:{row + 1}", splits, notes)
+    return _assemble(labels, splits, _text_filters(folder, splits, len(labels), notes), notes)
 
 
 def _load_tables(folder: Path, errors: str) -> XMCData:
-    tables = {name: path for name in ("labels", *SPLITS) if (path := _table_file(folder, name))}
-    if "train" not in tables:
+    files = {name: path for name in ("labels", *SPLITS) if (path := _table_file(folder, name))}
+    if "train" not in files:
         raise ValueError(f"{folder} has a labels table but no train.jsonl or train.parquet.")
-    pairs = _table_file(folder, "filter_pairs")
     notes: Counter[str] = Counter()
-    loaded = {name: _read_table(path, notes, errors) for name, path in tables.items()}
-    filters = {"test": _read_table(pairs, notes, errors)} if pairs else {}
+    loaded = {
+        name: read_table(path, LABELS if name == "labels" else QUERIES, f"{folder}, {name}", notes, errors)
+        for name, path in files.items()
+    }
+    pairs = _table_file(folder, "filter_pairs")
+    filters = {"test": read_table(pairs, PAIRS, f"{folder}, filter_pairs", notes, errors)} if pairs else {}
     return _from_datasets(str(folder), loaded.pop("labels"), loaded, filters, notes)
-
-
-def _read_table(path: Path, notes: Counter[str], errors: str) -> Dataset:
-    if path.suffix == ".jsonl":
-        return Dataset(formats.read_jsonl(path, notes, errors))
-    try:
-        return Dataset(pq.read_table(path, memory_map=True))
-    except (pa.ArrowException, OSError, ValueError) as error:  # the last for types that `datasets` does not know
-        raise ValueError(f"{path}: not a readable table ({error}).") from None
 
 
 def _load_hub_layout(name: str, revision: str | None) -> XMCData:
@@ -123,10 +126,13 @@ def _load_hub_layout(name: str, revision: str | None) -> XMCData:
         raise ValueError(f"{name!r} is neither a folder here nor a data set of the Hub in reach ({error}).") from None
     if not {"default", "labels"} <= set(configs):
         raise ValueError(f"{name} has the configs {configs}; expected `default` (queries) and `labels`.")
-    labels = load_dataset(name, "labels", revision=revision)
-    splits = dict(load_dataset(name, "default", revision=revision))
-    filters = dict(load_dataset(name, "filter_pairs", revision=revision)) if "filter_pairs" in configs else {}
-    return _from_datasets(name, next(iter(labels.values())), splits, filters, Counter())
+    notes: Counter[str] = Counter()
+    labels = read_config(name, "labels", LABELS, revision, notes)
+    if len(labels) != 1:
+        raise ValueError(f"{name}, labels: expected one split, got {', '.join(labels)}: which one holds the labels?")
+    splits = read_config(name, "default", QUERIES, revision, notes)
+    filters = read_config(name, "filter_pairs", PAIRS, revision, notes) if "filter_pairs" in configs else {}
+    return _from_datasets(name, next(iter(labels.values())), splits, filters, notes)
 
 
 def _from_datasets(
@@ -136,82 +142,73 @@ def _from_datasets(
     filters: dict[str, Dataset],
     notes: Counter[str],
 ) -> XMCData:
-    _expect_columns(labels, {"text"}, f"{name}, labels")
     ids: Iterable[object] = range(len(labels))
+    column: pa.ChunkedArray | None = None
     if "label_id" in labels.column_names:
         column = labels.with_format("arrow").select_columns("label_id")[:]["label_id"]
         if column.null_count:
             raise ValueError(f"{name}, labels, row {column.is_null().index(True).as_py()}: no label_id.")
         ids = column.to_pylist()
-    rows = {}
+    where = f"{name}, labels, row "
+    named = _label_table(_texts_of(labels, where), ids, name, (where + "{}").format, notes)
+    rows: dict[str, Rows] = {}
     for split, dataset in splits.items():
         if split not in SPLITS:
             raise ValueError(f"{name} has a split {split!r}; expected {', '.join(SPLITS)}.")
-        _expect_columns(dataset, {"text", "label_ids"}, f"{name}, {split}")
         where = f"{name}, {split}, row "
         offsets, label_ids, scores = ragged(dataset, where)
         rows[split] = Rows(_texts_of(dataset, where), offsets, label_ids, scores, (where + "{}").format)
+    if "train" not in rows:
+        raise ValueError(f"{name} has no split train; it has {', '.join(rows)}.")
+    if column is not None:
+        used = np.concatenate([split.label_ids for split in rows.values()])
+        refuse_other_numbers(column, used, f"{name}, labels")
     pairs = {}
     for split, dataset in filters.items():
-        _expect_columns(dataset, {"row", "label"}, f"{name}, filter_pairs")
-        table = dataset.with_format("arrow").select_columns(["row", "label"])[:]
+        table, where = dataset.with_format("arrow")[:], f"{name}, filter_pairs of {split}"
         if not all(pa.types.is_integer(column.type) and not column.null_count for column in table.columns):
-            raise ValueError(f"{name}, filter_pairs of {split}: expected whole numbers, row and label, and no gaps.")
-        pairs[split] = np.stack([np.asarray(column, dtype=np.int64) for column in table.columns], axis=1)
-    texts = _texts_of(labels, f"{name}, labels, row ")
-    return _assemble(None, texts, list(map(str, ids)), lambda row: f"{name}, labels, row {row}", rows, notes, pairs)
+            raise ValueError(f"{where}: expected whole numbers, row and label, and no gaps.")
+        given = np.stack([np.asarray(column, dtype=np.int64) for column in table.columns], axis=1)
+        check_filter_pairs(given, len(rows[split].texts) if split in rows else 0, len(labels), where)
+        pairs[split] = np.unique(given, axis=0)
+        _count(notes, f"filter_pairs of {split}: pairs named again", len(given) - len(pairs[split]))
+    return _assemble(named, rows, pairs, notes)
 
 
 def _load_prepared(folder: Path) -> XMCData:
+    parts = prepared.read(folder)
     try:
-        about = json.loads((folder / PREPARED).read_text())
-        version = about.get("format_version")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{folder / PREPARED} is damaged ({error}): prepare the data set again.") from None
-    if version != FORMAT_VERSION:
-        raise ValueError(
-            f"{folder} was prepared in format {version}, this version reads {FORMAT_VERSION}: prepare it again."
-        )
-    tables = {name: load_from_disk(folder / name) for name in about["rows"]}
-    for name, rows in about["rows"].items():
-        if len(tables[name]) != rows:
-            raise ValueError(f"{folder / name} has {len(tables[name])} rows, expected {rows}: prepare it again.")
-    refuse_repeated(tables["labels"], lambda row: f"{folder / 'labels'}, row {row}")
-    pairs = {name: np.load(folder / f"filter_pairs_{name}.npy", allow_pickle=False) for name in about["filter_pairs"]}
-    return XMCData(**tables, filter_pairs=pairs, notes=about["notes"])
+        return XMCData(**parts.tables, filter_pairs=parts.filter_pairs, notes=parts.notes)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
 
 
-def _assemble(
-    folder: Path | None,
-    texts: pa.ChunkedArray,
-    ids: list[str],
-    where: Callable[[int], str],
-    splits: dict[str, Rows],
-    notes: Counter[str],
-    pairs: dict[str, np.ndarray] | None = None,
-) -> XMCData:
-    """Check what the readers read, and make data sets of it."""
+def _text_filters(folder: Path, splits: dict[str, Rows], num_labels: int, notes: Counter[str]) -> dict[str, np.ndarray]:
+    """Read the files of filter pairs that stand beside the texts; a split that is missing has no rows."""
+    return {
+        name: formats.read_filter_pairs(path, len(splits[name].texts) if name in splits else 0, num_labels, notes)
+        for name in SPLITS
+        if (path := folder / f"filter_labels_{name}.txt").exists()
+    }
+
+
+def _label_table(
+    texts: pa.ChunkedArray, ids: Iterable[object], name: str, where: Callable[[int], str], notes: Counter[str]
+) -> Dataset:
+    """Check the labels that a reader read, and make a data set of them."""
     if not len(texts):
-        raise ValueError(f"{folder}: there is no label.")
-    labels = Dataset(pa.table({"label_id": pa.array(ids, pa.string()), "text": texts}))
+        raise ValueError(f"{name}: there is no label.")
+    labels = Dataset(pa.table({"label_id": pa.array(map(str, ids), pa.string()), "text": texts}))
     refuse_repeated(labels, where)
     _count(notes, "labels: texts that occur again", len(texts) - pc.count_distinct(texts).as_py())
     _count(notes, "labels: empty texts", _num_empty(texts))
-    filters = {}
-    for name, rows in splits.items():
-        if folder and (path := folder / f"filter_labels_{name}.txt").exists():
-            filters[name] = formats.read_filter_pairs(path, len(rows.texts), len(texts), notes)
-    for name, table in (pairs or {}).items():
-        num_rows = len(splits[name].texts) if name in splits else 0
-        for row, label in table[((table < 0) | (table >= [num_rows, len(texts)])).any(1)][:1]:
-            raise ValueError(
-                f"filter_pairs of {name} names row {row}, label {label}; there are {num_rows} rows and {len(texts)} "
-                "labels."
-            )
-        filters[name] = np.unique(table, axis=0)
-        _count(notes, f"filter_pairs of {name}: pairs named again", len(table) - len(filters[name]))
-    datasets = {name: _checked(rows, len(texts), name, notes) for name, rows in splits.items()}
-    return XMCData(labels=labels, filter_pairs=filters, notes=dict(notes), **datasets)
+    return labels
+
+
+def _assemble(labels: Dataset, splits: dict[str, Rows], pairs: dict[str, np.ndarray], notes: Counter[str]) -> XMCData:
+    """Check the queries that a reader read, and make data sets of them."""
+    datasets = {name: _checked(rows, len(labels), name, notes) for name, rows in splits.items()}
+    return XMCData(labels=labels, filter_pairs=pairs, notes=dict(notes), **datasets)
 
 
 def _checked(rows: Rows, num_labels: int, name: str, notes: Counter[str]) -> Dataset:
@@ -259,11 +256,6 @@ def _texts_of(dataset: Dataset, where: str) -> pa.ChunkedArray:
     if texts.null_count:
         raise ValueError(f"{where}{texts.is_null().index(True).as_py()}: no text.")
     return texts.cast(pa.string())
-
-
-def _expect_columns(dataset: Dataset, wanted: set[str], what: str) -> None:
-    if missing := sorted(wanted - set(dataset.column_names)):
-        raise ValueError(f"{what}: no column {', '.join(missing)}; there are {', '.join(dataset.column_names)}.")
 
 
 def _num_empty(texts: pa.ChunkedArray) -> int:

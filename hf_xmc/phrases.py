@@ -30,7 +30,8 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 from transformers import OpenAIGPTConfig, OpenAIGPTModel, PreTrainedTokenizerFast
 
-from hf_xmc.data import SPLITS, XMCData
+from hf_xmc.data import XMCData
+from hf_xmc.prepared import SPLITS
 from hf_xmc.static import UNKNOWN, encoder_of
 
 MAX_WORDS = 512  # of a text: the rest is not read

@@ -13,6 +13,9 @@ FLOORS = [
     [
         "matrices",
         "formats",
+        "tables",
+        "numbering",
+        "prepared",
         "data",
         "loading",
         "phrases",

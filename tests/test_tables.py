@@ -172,3 +172,107 @@ def test_a_name_of_nothing(name, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=f"'{name}' is neither a folder here nor a data set of the Hub in reach"):
         load_xmc(name)
+
+
+OTHERS = {
+    "another type at the end": lambda row: "n.d." if row == 6 else 1999,
+    "objects of different keys": lambda row: {f"key {row}": [row]},
+    "lists within lists": lambda row: [[row]] if row % 2 else row,
+    "nothing": lambda row: None,
+    "large numbers": lambda row: 10 ** (10 * row),
+    "half a surrogate pair": lambda row: "\ud800",
+}
+
+
+def with_column(folder, name, value, path=None):
+    """Add a column to a table of JSON lines."""
+    path = path or folder / f"{name}.jsonl"
+    rows = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    layouts.write_lines(path, [json.dumps({"other": value(row), **record}) for row, record in enumerate(rows)])
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_columns_that_nobody_reads_in_json_lines(case, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_xmc.formats.ROWS_A_BATCH", 3)
+    layouts.write_jsonl(tmp_path)
+    for name in ("labels", "train", "test", "filter_pairs"):
+        with_column(tmp_path, name, OTHERS[case])
+    data = load_xmc(tmp_path)
+    assert [(row["text"], row["label_ids"]) for row in data.train] == layouts.TRAIN
+    assert data.filter_pairs["test"].tolist() == layouts.FILTER_PAIRS
+    assert data.train.column_names == ["text", "label_ids"]
+
+
+def test_a_column_whose_type_changes_between_batches_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_xmc.formats.ROWS_A_BATCH", 2)
+    layouts.write_jsonl(tmp_path)
+    ids = ["a", "b", "c", 3, 4]
+    layouts.write_lines(tmp_path / "labels.jsonl", [json.dumps({"label_id": i, "text": f"t{i}"}) for i in ids])
+    with pytest.raises(ValueError, match=r"labels\.jsonl:4: label_id is 3, but others are not: write all as text"):
+        load_xmc(tmp_path)
+    layouts.write_lines(tmp_path / "labels.jsonl", ['{"label_id": {"a": 1}, "text": "t"}'])
+    with pytest.raises(ValueError, match=r"labels\.jsonl:1: label_id is \{'a': 1\}; expected a string"):
+        load_xmc(tmp_path)
+
+
+STRANGE = {
+    "map": pa.array([[(0, 1)]] * 7, pa.map_(pa.int8(), pa.int8())),
+    "struct": pa.array([{"a": 1}] * 7),
+    "null": pa.nulls(7),
+    "dictionary": pa.array(["a"] * 7).dictionary_encode(),
+}
+
+
+@pytest.mark.parametrize("case", STRANGE)
+@pytest.mark.parametrize("hub", [False, True])
+def test_columns_that_nobody_reads_in_parquet(case, hub, tmp_path):
+    (layouts.write_hub if hub else layouts.write_parquet)(tmp_path)
+    path = tmp_path / "data" / "train.parquet" if hub else tmp_path / "train.parquet"
+    table = pq.read_table(path, memory_map=False)
+    path.unlink()
+    pq.write_table(table.append_column("other", STRANGE[case]).append_column("text.en", table["text"]), path)
+    data = load_xmc(tmp_path)
+    assert data.train["text"][:] == [text for text, _ in layouts.TRAIN]
+    assert data.train.column_names == ["text", "label_ids"]
+
+
+@pytest.mark.parametrize("case", OTHERS)
+@pytest.mark.parametrize("array", [False, True])
+def test_columns_that_nobody_reads_in_a_repository_of_json(case, array, tmp_path):
+    """One object per line, or all in an array."""
+    layouts.write_hub(tmp_path)
+    for name, table in layouts.tables().items():
+        rows = [json.dumps({**row, "other": OTHERS[case](number)}) for number, row in enumerate(table)]
+        path = tmp_path / "data" / f"{name}.{'json' if array else 'jsonl'}"
+        path.write_text(f"[{', '.join(rows)}]" if array else "\n".join(rows))
+    card = (tmp_path / "README.md").read_text()
+    (tmp_path / "README.md").write_text(card.replace(".parquet", ".json" if array else ".jsonl"))
+    data = load_xmc(tmp_path)
+    assert [(row["text"], row["label_ids"]) for row in data.train] == layouts.TRAIN
+    assert (data.labels["text"][:], data.filter_pairs["test"].tolist()) == (layouts.LABELS, layouts.FILTER_PAIRS)
+
+
+def test_a_repository_in_a_format_without_lists(tmp_path):
+    layouts.write_hub(tmp_path)
+    for name, table in layouts.tables().items():
+        table.to_csv(tmp_path / "data" / f"{name}.csv")
+    card = (tmp_path / "README.md").read_text()
+    (tmp_path / "README.md").write_text(card.replace(".parquet", ".csv"))
+    with pytest.raises(ValueError, match="train, row 0: label_ids is string; expected a list of numbers"):
+        load_xmc(tmp_path)
+    layouts.write_lines(tmp_path / "data" / "labels.csv", ["name", "boat", "boat,car"])
+    with pytest.raises(ValueError, match="labels: not a readable table"):
+        load_xmc(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[{]", '[{"text": "x", "label_ids": [0]}, 7]', '[{"text": 7, "label_ids": [0]}]'])
+def test_an_array_of_json_that_is_wrong(content, tmp_path):
+    layouts.write_hub(tmp_path)
+    (tmp_path / "data" / "train.json").write_text(content)
+    card = (tmp_path / "README.md").read_text()
+    (tmp_path / "data" / "test.json").write_text('[{"text": "x", "label_ids": [0]}]')
+    (tmp_path / "README.md").write_text(
+        card.replace("train.parquet", "train.json").replace("test.parquet", "test.json")
+    )
+    with pytest.raises(ValueError, match=r"train\.json(, object [01])?: (not valid|expected an object|text is 7; exp)"):
+        load_xmc(tmp_path)

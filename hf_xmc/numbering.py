@@ -1,0 +1,92 @@
+"""Checks that numbers in a data set mean rows of its tables: ``label_ids``, ``label_id`` and filter pairs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+
+DIGITS = re.compile("[0-9]{1,18}")
+
+
+def refuse_repeated(labels: Dataset, where: Callable[[int], str]) -> None:
+    """Raise a ``ValueError`` if a ``label_id`` is in two rows; ``where`` names a row."""
+    if "label_id" not in labels.column_names:
+        return
+    label_ids = labels.with_format("arrow").select_columns("label_id")[:]["label_id"]
+    if pc.count_distinct(label_ids, mode="all").as_py() == len(label_ids):
+        return
+    first: dict[object, int] = {}
+    for row, label_id in enumerate(label_ids.to_pylist()):
+        if first.setdefault(label_id, row) != row:
+            raise ValueError(
+                f"{where(row)}: label_id {label_id!r} again, after {where(first[label_id])}; expected one row per "
+                "label. Several texts of a label are given to XMCModel or add_labels, not to a data set."
+            )
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Return whether a column holds numbers."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def refuse_other_numbers(label_id: pa.ChunkedArray, used: np.ndarray, where: str) -> None:
+    """Raise if ``label_ids`` may hold values of the column ``label_id`` instead of row numbers.
+
+    A numeric column that is not 0 to L - 1 is always refused. Digits written as text, such as EuroVoc's ``"2356"``, are
+    refused only if every number in ``label_ids`` is one of them, so that both readings are possible.
+
+    Args:
+        label_id: ``(L,)``, the column of the label table as its file has it.
+        used: the numbers in ``label_ids`` of all splits, in any order.
+        where: the name of the label table.
+
+    Raises:
+        ValueError: if the numbers may be values of ``label_id``. The message says how to write either meaning.
+    """
+    values = label_id.to_pylist()
+    if not is_number(label_id.type):
+        if not all(
+            isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19 for value in values
+        ):
+            return
+        values = [int(value) for value in values]
+        used = used if set(np.unique(used).tolist()) <= set(values) else used[:0]
+    if not len(used) or values == list(range(len(values))):
+        return
+    row = next(row for row, value in enumerate(values) if value != row)
+    start = ", counted from 1" if values == list(range(1, len(values) + 1)) else ""
+    raise ValueError(
+        f"{where}, row {row}: label_id is {values[row]}, and the numbers of label_id are not the row numbers 0 to "
+        f"{len(values) - 1}{start}. The whole numbers in label_ids are read as row numbers, but they may be meant as "
+        "values of label_id. If they are, write the row number of each label instead, counted from 0. If they are row "
+        f'numbers already, leave label_id out, or write it as text with a letter, such as "L{values[row]}".'
+    )
+
+
+def check_filter_pairs(pairs: np.ndarray, num_rows: int, num_labels: int, where: str) -> None:
+    """Raise if filter pairs do not belong to a split and its labels.
+
+    Args:
+        pairs: ``(M, 2)`` whole numbers, row and label.
+        num_rows, num_labels: the number of queries in the split, and of labels.
+        where: the name of the pairs.
+
+    Raises:
+        ValueError: if ``pairs`` has another shape or type, or names a row or a label that does not exist.
+    """
+    if not pairs.size:
+        return
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
+        raise ValueError(
+            f"{where} must be whole numbers of shape (M, 2), row and label, got {pairs.dtype} of shape {pairs.shape}."
+        )
+    for row, label in pairs[((pairs < 0) | (pairs >= [num_rows, num_labels])).any(1)][:1]:
+        raise ValueError(
+            f"{where} names row {row}, label {label}; there are {num_rows} rows and {num_labels} labels. Are they the "
+            "pairs of this split?"
+        )

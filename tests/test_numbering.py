@@ -1,0 +1,245 @@
+"""Files that do not belong together are refused by name, and so are numbers whose meaning would be a guess."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import layouts
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from datasets import Dataset, load_from_disk
+
+from hf_xmc import XMCData, load_xmc
+
+PORTS = ["boats", "harbours", "cranes"]
+
+
+def write(folder, labels, **splits):
+    for name, rows in {"labels": labels, **splits}.items():
+        layouts.write_lines(folder / f"{name}.jsonl", [json.dumps(row) for row in rows])
+
+
+def as_hub(folder):
+    """Make a folder of tables one like a repository of the Hub."""
+    lines = ["---", "configs:", "- config_name: default", "  data_files:"]
+    (folder / "queries").mkdir()
+    for path in sorted(folder.glob("*.jsonl")):
+        if path.stem in ("train", "validation", "test"):
+            path.rename(folder / "queries" / path.name)
+            lines.append(f"  - {{split: {path.stem}, path: queries/{path.name}}}")
+    (folder / "labels.jsonl").rename(folder / "queries" / "names.jsonl")
+    lines += ["- config_name: labels", "  data_files: queries/names.jsonl", "---", ""]
+    (folder / "README.md").write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize("split", ["trn", "tst"])
+@pytest.mark.parametrize("num_columns", [4, 6])
+def test_a_matrix_has_one_column_per_label(split, num_columns, tmp_path):
+    layouts.write_reference(tmp_path)
+    path = tmp_path / f"Y.{split}.npz"
+    num_rows = sp.load_npz(path).shape[0]
+    sp.save_npz(path, sp.csr_matrix((num_rows, num_columns), dtype=np.float32))
+    with pytest.raises(ValueError, match=rf"raw/Y\.txt has 5 lines and .*Y\.{split}\.npz {num_columns} columns"):
+        load_xmc(tmp_path)
+
+
+def test_a_line_break_inside_a_label_text_is_named_as_the_probable_cause(tmp_path):
+    layouts.write_reference(tmp_path)
+    layouts.write_lines(tmp_path / "raw" / "Y.txt", ["boat", "car\n(motor)", "animal", "red", "blue"])
+    with pytest.raises(ValueError, match=r"has 6 lines and .* 5 columns.* Does a text of .*Y\.txt contain a line br"):
+        load_xmc(tmp_path)
+
+
+@pytest.mark.parametrize("change", [1, -1])
+@pytest.mark.parametrize("split", ["trn", "tst"])
+def test_a_matrix_has_one_row_per_text(change, split, tmp_path):
+    layouts.write_reference(tmp_path)
+    path = tmp_path / "raw" / f"{split}_X.txt"
+    lines = path.read_text().splitlines() if split == "tst" else path.read_text().split("\n")[:-1]
+    layouts.write_lines(path, [*lines, "more"] if change > 0 else lines[:-1])
+    with pytest.raises(ValueError, match=rf"{split}_X\.txt has {len(lines) + change} lines and .* {len(lines)} rows"):
+        load_xmc(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["raw", "reference"])
+def test_filter_pairs_of_a_split_that_is_missing(layout, tmp_path):
+    layouts.LAYOUTS[layout](tmp_path)
+    for name in ("tst.json.gz", "Y.tst.npz", "raw/tst_X.txt"):
+        (tmp_path / name).unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"filter_labels_test\.txt:1: row 0, label 0, but there are 0 rows"):
+        load_xmc(tmp_path)
+
+
+PAIRS = {
+    "row": (np.array([[3, 0]]), "names row 3, label 0; there are 3 rows and 5 labels"),
+    "label": (np.array([[0, 5]]), "names row 0, label 5; there are 3 rows and 5 labels"),
+    "negative": (np.array([[0, -1]]), "names row 0, label -1"),
+    "fractions": (np.array([[0.0, 1.0]]), r"must be whole numbers of shape \(M, 2\), .* got float64"),
+    "columns": (np.array([[0, 1, 2]]), r"must be whole numbers of shape \(M, 2\), .* of shape \(1, 3\)"),
+}
+
+
+@pytest.mark.parametrize("case", PAIRS)
+def test_filter_pairs_that_belong_to_no_split(case, tmp_path):
+    pairs, message = PAIRS[case]
+    layouts.write_raw(tmp_path)
+    data = load_xmc(tmp_path)
+    with pytest.raises(ValueError, match=f"filter_pairs of test {message}"):
+        replace(data, filter_pairs={"test": pairs})
+    with pytest.raises(ValueError, match="filter_pairs of validation names row 0, label 0; there are 0 rows"):
+        replace(data, filter_pairs={"validation": np.array([[0, 0]])})
+    assert replace(data, filter_pairs={"validation": np.empty((0, 2))}).validation is None
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """A prepared data set in which all splits have the same number of rows."""
+    rows = {name: {"text": [f"{name} {n}" for n in range(3)], "label_ids": [[n] for n in range(3)]} for name in SPLITS}
+    pairs = {name: np.array([[0, n]]) for n, name in enumerate(SPLITS)}
+    labels = Dataset.from_dict({"label_id": ["a", "b", "c"], "text": PORTS})
+    data = XMCData(**{n: Dataset.from_dict(r) for n, r in rows.items()}, labels=labels, filter_pairs=pairs)
+    data.save(tmp_path / "prepared")
+    return tmp_path / "prepared"
+
+
+SPLITS = ("train", "validation", "test")
+
+
+def swap(one, other):
+    one.rename(one.with_name("third"))
+    other.rename(one)
+    one.with_name("third").rename(other)
+
+
+@pytest.mark.parametrize("other", ["validation", "test"])
+def test_prepared_splits_that_were_swapped(other, prepared):
+    assert load_xmc(prepared).split(other)["text"][0] == f"{other} 0"
+    swap(prepared / "train", prepared / other)
+    with pytest.raises(ValueError, match="prepared/train is not the part that was saved with this data set"):
+        load_xmc(prepared)
+
+
+def test_prepared_filter_pairs_that_were_swapped(prepared):
+    swap(prepared / "filter_pairs_train.npy", prepared / "filter_pairs_test.npy")
+    with pytest.raises(ValueError, match="prepared/filter_pairs_train is not the part that was saved"):
+        load_xmc(prepared)
+
+
+def test_prepared_labels_of_another_data_set(prepared):
+    shutil.rmtree(prepared / "labels")
+    Dataset.from_dict({"label_id": ["a", "b", "c"], "text": ["boats", "cranes", "harbours"]}).save_to_disk(
+        prepared / "labels"
+    )
+    with pytest.raises(ValueError, match="prepared/labels is not the part that was saved"):
+        load_xmc(prepared)
+
+
+def test_a_prepared_data_set_of_an_older_version_has_its_sizes_checked(prepared):
+    about = json.loads((prepared / "xmc_data.json").read_text())
+    del about["digests"]
+    (prepared / "xmc_data.json").write_text(json.dumps(about))
+    assert load_xmc(prepared).filter_pairs["test"].tolist() == [[0, 2]]
+    np.save(prepared / "filter_pairs_test.npy", np.array([[0, 1], [1, 1]]))
+    with pytest.raises(ValueError, match=r"filter_pairs_test.npy has shape \(2, 2\), expected \(1, 2\)"):
+        load_xmc(prepared)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: shutil.rmtree(folder / "labels"), "prepared/labels is missing or damaged"),
+        (lambda folder: (folder / "filter_pairs_test.npy").unlink(), r"filter_pairs_test\.npy is missing or damaged"),
+        (lambda folder: (folder / "train" / "state.json").write_text("{"), "prepared/train is missing or damaged"),
+        (lambda folder: drop(folder, "rows", "validation"), "prepared/validation is there, but xmc_data.json does not"),
+        (lambda folder: drop(folder, "rows", "train"), "xmc_data.json is damaged: expected rows of labels, train"),
+        (lambda folder: drop(folder, "notes"), "xmc_data.json is damaged: expected rows of labels, train"),
+    ],
+)
+def test_prepared_parts_that_are_missing(change, message, prepared):
+    change(prepared)
+    with pytest.raises(ValueError, match=message):
+        load_xmc(prepared)
+
+
+def drop(folder, *keys):
+    about = json.loads((folder / "xmc_data.json").read_text())
+    inner = about
+    for key in keys[:-1]:
+        inner = inner[key]
+    del inner[keys[-1]]
+    (folder / "xmc_data.json").write_text(json.dumps(about))
+
+
+def test_columns_that_nobody_reads_may_stand_in_a_prepared_data_set(prepared):
+    train = load_from_disk(prepared / "train").add_column("source", [{"page": 1}, None, {"page": 3}])
+    train.save_to_disk(prepared.with_name("more"))
+    shutil.rmtree(prepared / "train")
+    prepared.with_name("more").rename(prepared / "train")
+    assert load_xmc(prepared).train.column_names == ["text", "label_ids"]
+
+
+def test_the_card_of_a_repository_counts_its_rows(tmp_path):
+    layouts.write_hub(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    said = "---\ndataset_info:\n- config_name: default\n  splits:\n  - {name: train, num_bytes: 1, num_examples: %d}\n"
+    (tmp_path / "README.md").write_text(card.replace("---\n", said % 7, 1))
+    assert len(load_xmc(tmp_path).train) == 7
+    (tmp_path / "README.md").write_text(card.replace("---\n", said % 8, 1))
+    with pytest.raises(ValueError, match="train: the files have 7 rows, and the card says 8"):
+        load_xmc(tmp_path)
+
+
+def test_a_repository_with_two_tables_of_labels(tmp_path):
+    layouts.write_hub(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    two = "\n  - {split: a, path: data/labels.parquet}\n  - {split: b, path: data/labels.parquet}\n"
+    (tmp_path / "README.md").write_text(card.replace(" data/labels.parquet\n", two))
+    with pytest.raises(ValueError, match="labels: expected one split, got a, b"):
+        load_xmc(tmp_path)
+
+
+# Every numbering of the labels in a file, the label_ids beside it, and what is said: nothing if there is no doubt.
+NUMBERS = {
+    "counted from 1": ([1, 2, 3], [1], "row 0: label_id is 1, .* counted from 1"),
+    "counted from 1, beyond the rows": ([1, 2, 3], [3], "row 0: label_id is 1, .* counted from 1"),
+    "in another order": ([2, 0, 1], [2], "row 0: label_id is 2, .* are not the row numbers 0 to 2"),
+    "the last two swapped": ([0, 2, 1], [0], "row 1: label_id is 2"),
+    "codes": ([10, 20, 30], [1], "row 0: label_id is 10"),
+    "fractions": ([1.0, 2.0, 3.0], [1], "row 0: label_id is 1.0"),
+    "digits counted from 1": (["1", "2", "3"], [1], "row 0: label_id is 1, .* counted from 1"),
+    "digits in another order": (["2", "0", "1"], [2], "row 0: label_id is 2"),
+    "row numbers": ([0, 1, 2], [1], None),
+    "digits that are row numbers": (["0", "1", "2"], [1], None),
+    "digits that are used by none": (["1", "2", "3"], [0], None),
+    "codes of digits": (["2356", "17", "4"], [1], None),
+    "names": (["L2", "L0", "L1"], [2], None),
+    "no label at all": ([2, 0, 1], [], None),
+}
+
+
+@pytest.mark.parametrize("hub", [False, True])
+@pytest.mark.parametrize("case", NUMBERS)
+def test_label_ids_beside_a_numeric_column(case, hub, tmp_path):
+    ids, used, message = NUMBERS[case]
+    labels = [{"label_id": label_id, "text": text} for label_id, text in zip(ids, PORTS, strict=True)]
+    write(tmp_path, labels, train=[{"text": "x", "label_ids": []}], validation=[{"text": "y", "label_ids": used}])
+    if hub:
+        as_hub(tmp_path)
+    if message is None:
+        assert load_xmc(tmp_path).validation["label_ids"][:] == [used]
+        return
+    with pytest.raises(ValueError, match=f"labels, {message}"):
+        load_xmc(tmp_path)
+
+
+def test_label_ids_beside_a_numeric_column_of_a_data_set_in_memory():
+    train = Dataset.from_dict({"text": ["x"], "label_ids": [[2]]})
+    with pytest.raises(ValueError, match=r"^labels, row 0: label_id is 1, .* counted from 1"):
+        XMCData(train, Dataset.from_dict({"label_id": [1, 2, 3], "text": PORTS}))
+    for names in ([0, 1, 2], ["2", "0", "1"]):  # text is a name: a part of the labels keeps the names of the whole
+        assert XMCData(train, Dataset.from_dict({"label_id": names, "text": PORTS})).label_counts().tolist() == [
+            0,
+            0,
+            1,
+        ]
