@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,25 +13,37 @@ import torch
 from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.data_collator import BaseDataCollator
+from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
 from hf_xmc.encoding import Features
 from hf_xmc.functional import positive_weights
+from hf_xmc.ragged import RaggedFeatures, equal, token_counts, token_ids
+from hf_xmc.roles import preprocess
 from hf_xmc.sharding import IGNORE_INDEX
 
+logger = logging.getLogger(__name__)
+
 TOKENIZE_BATCH = 8192
+PROBE = 8  # texts of a batch that are preprocessed again, to compare
 
 
 class LabelTable:
-    """Every label's tokens, made once: ragged in memory, features of any labels on demand.
+    """The tokens of all labels, made once, from which the features of any labels are put together.
+
+    Any encoder will do. If its features cannot be put together from tokens, as those of a bag of words, the texts are
+    preprocessed each time they are needed, which is slower. A log line says so.
 
     Args:
-        encoder: its ``preprocess`` tokenises; it may pad (a transformer) or return one flat stream (static embeddings).
-        texts: the label texts.
-        prompt, task: as in ``SentenceTransformer.encode``; labels are documents.
-        chunk_size, chunk_tokens: how many labels, and how many tokens with their padding, a chunk holds at most;
-            ``None`` for any number.
-        device: where the encoder is.
+        encoder: The encoder, whose ``preprocess`` makes features of labels as of documents: see
+            :func:`hf_xmc.roles.prompt_of`.
+        texts: The label texts.
+        chunk_size: Maximum number of labels in a chunk; ``None`` for any number.
+        chunk_tokens: Maximum number of tokens in a chunk, with padding; ``None`` for any number.
+        device: The device of the encoder.
+
+    Raises:
+        ValueError: if there are no labels.
     """
 
     def __init__(
@@ -38,78 +51,67 @@ class LabelTable:
         encoder: SentenceTransformer,
         texts: Sequence[str],
         *,
-        prompt: str | None = None,
-        task: str = "document",
         chunk_size: int | None = None,
         chunk_tokens: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         if not len(texts):
             raise ValueError("there are no labels: give the text of one at least.")
+        self.encoder, self.texts = encoder, texts
         self.chunk_size, self.chunk_tokens, self.device = chunk_size, chunk_tokens, device
-        tokens, lengths = [], []
-        self.constant: Features = {}  # what is the same for every text, such as the route to take
+        parts, lengths, tokens = [], [], []
         for start in range(0, len(texts), TOKENIZE_BATCH):
-            with _padded(encoder):
-                features = encoder.preprocess(list(texts[start : start + TOKENIZE_BATCH]), prompt=prompt, task=task)
-            ids = features["input_ids"]
-            self.flat = "offsets" in features
-            if self.flat:
-                lengths.append(np.diff(features["offsets"].numpy(), append=len(ids)))
-                tokens.append(ids.numpy().astype(np.int32))
-            else:
-                mask = features["attention_mask"].bool()
-                lengths.append(mask.sum(1).numpy())
-                tokens.append(ids[mask].numpy().astype(np.int32))
-            self.constant = {k: v for k, v in features.items() if not isinstance(v, Tensor)}
-            self.token_types = "token_type_ids" in features
-        self.constant["task"] = task
-        self.tokens = np.concatenate(tokens)
-        self.offsets = np.concatenate([[0], np.concatenate(lengths).cumsum()])
-        tokenizer = getattr(encoder, "tokenizer", None)
-        self.pad_token_id = getattr(tokenizer, "pad_token_id", None) or 0
+            rows = np.arange(start, min(len(texts), start + TOKENIZE_BATCH))
+            features = self._preprocessed(rows)
+            part = RaggedFeatures.of(features)
+            probe = np.arange(len(rows))[:: -(-len(rows) // PROBE)][::-1]
+            whole = part is not None and equal(part.features(np.arange(len(rows))), features)
+            whole = whole and part is not None and equal(part.features(probe), self._preprocessed(rows[probe]))
+            parts.append(part if whole else None)
+            lengths.append(token_counts(features, len(rows)))
+            tokens.append(token_ids(features))
+        self.ragged = RaggedFeatures.joined(parts)
+        self.lengths = np.concatenate(lengths)  # (L,), in tokens
+        self.tokens = np.concatenate(tokens)  # of all labels, one after another
+        if self.ragged is None:
+            logger.warning(
+                "The features that %s makes of labels are not a list of tokens for each: labels are preprocessed again "
+                "in each step.",
+                type(encoder[0]).__name__,
+            )
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens a label, ``(L,)``."""
-        return np.diff(self.offsets)
+        return len(self.lengths)
 
     def by_length(self, label_ids: np.ndarray) -> np.ndarray:
-        """The same labels, short ones first, so that a chunk holds little padding."""
-        return label_ids if self.flat else label_ids[np.argsort(self.lengths[label_ids], kind="stable")]
+        """Return the same labels, short ones first, so that a chunk holds little padding."""
+        return label_ids if self._flat else label_ids[np.argsort(self.lengths[label_ids], kind="stable")]
 
     def chunks(self, label_ids: np.ndarray) -> Iterator[tuple[slice, Features]]:
-        """The labels in pieces of at most ``chunk_size`` labels and ``chunk_tokens`` tokens, one label at least."""
+        """Yield chunks of at most ``chunk_size`` labels and ``chunk_tokens`` tokens, with at least one label."""
         lengths = self.lengths[label_ids]
         start = 0
         while start < len(label_ids):
             stop = len(label_ids) if self.chunk_size is None else min(len(label_ids), start + self.chunk_size)
             if self.chunk_tokens is not None:
                 ahead = lengths[start:stop]
-                tokens = ahead.cumsum() if self.flat else np.maximum.accumulate(ahead) * np.arange(1, len(ahead) + 1)
+                tokens = ahead.cumsum() if self._flat else np.maximum.accumulate(ahead) * np.arange(1, len(ahead) + 1)
                 stop = start + max(1, int(np.searchsorted(tokens, self.chunk_tokens, side="right")))
             yield slice(start, stop), self.features(label_ids[start:stop])
             start = stop
 
     def features(self, label_ids: np.ndarray) -> Features:
-        """What ``encoder.preprocess`` would give for these labels' texts."""
-        lengths = self.lengths[label_ids]
-        ends = lengths.cumsum()
-        starts = ends - lengths
-        flat = np.arange(lengths.sum()) - np.repeat(starts - self.offsets[label_ids], lengths)
-        tokens = torch.from_numpy(self.tokens[flat].astype(np.int64))
-        if self.flat:
-            offsets = torch.from_numpy(starts)
-            return {**self.constant, "input_ids": tokens.to(self.device), "offsets": offsets.to(self.device)}
-        mask = torch.arange(int(lengths.max(initial=0))) < torch.from_numpy(lengths)[:, None]
-        ids = torch.full(mask.shape, self.pad_token_id).masked_scatter_(mask, tokens)
-        padded: Features = {"input_ids": ids.to(self.device), "attention_mask": mask.long().to(self.device)}
-        if self.token_types:
-            padded["token_type_ids"] = torch.zeros_like(padded["input_ids"])
-        return {**self.constant, **padded}
+        """Return the features that the encoder makes of these labels' texts."""
+        features = self._preprocessed(label_ids) if self.ragged is None else self.ragged.features(label_ids)
+        return batch_to_device(features, torch.device(self.device))
+
+    def _preprocessed(self, label_ids: np.ndarray) -> Features:
+        with _padded(self.encoder):
+            return preprocess(self.encoder, [self.texts[label] for label in label_ids.tolist()], "document")
+
+    @property
+    def _flat(self) -> bool:
+        return self.ragged is not None and self.ragged.flat
 
 
 @contextmanager
@@ -162,7 +164,10 @@ class XMCCollator(BaseDataCollator):
     """
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = super().__call__([{"text": row["text"]} for row in features])
+        texts = [row["text"] for row in features]
+        prompts: Any = self.prompts or {}
+        read = self.preprocess_fn(texts, prompt=self._get_prompt_for_column(prompts, "text"), task="query")
+        batch = {f"text_{name}": value for name, value in read.items()}
         for row in features:
             if len(row.get("label_scores", row["label_ids"])) != len(row["label_ids"]):
                 raise ValueError(

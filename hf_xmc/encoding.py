@@ -12,13 +12,24 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_xmc.sampling import inclusion_probabilities, systematic_sample
 
-Features = dict[str, Any]  # the keyword tensors that an encoder's `preprocess` makes of texts
+Features = dict[str, Any]  # what an encoder's `preprocess` returns for texts, and their ROLE
+ROLE = "role"  # key of the features that is not for the encoder: "query" or "document"
 
 
 def embed(encoder: nn.Module, features: Features) -> Tensor:
-    """``(rows, D)`` embeddings of preprocessed texts, differentiable."""
-    embeddings: Tensor = encoder(dict(features))["sentence_embedding"]  # modules write into the dict they are given
-    return embeddings
+    """Return the ``(rows, D)`` embeddings of preprocessed texts, with a gradient.
+
+    They are those of ``encode_query`` or ``encode_document``: the task is passed on, and ``truncate_dim`` is applied.
+    """
+    inputs = dict(features)  # modules write into the dict that they are given
+    role = inputs.pop(ROLE, None)
+    output = encoder(inputs) if role is None else encoder(inputs, task=role)
+    embeddings: Tensor = output["sentence_embedding"]
+    return embeddings[:, : getattr(_unwrapped(encoder), "truncate_dim", None)]
+
+
+def _unwrapped(encoder: nn.Module) -> Any:
+    return getattr(encoder, "module", encoder)  # DistributedDataParallel
 
 
 def embed_in_chunks(encoder: nn.Module, chunks: Iterable[Features]) -> Tensor:

@@ -23,8 +23,8 @@ class LabelIndex:
     """Exact search by dot product; for cosines embeddings have length one.
 
     Args:
-        embeddings: ``(L, D)``, float32 or float16; a label's id is its row. Scores are computed, and labels ranked, in
-            float32 either way: half precision would tie too many of them.
+        embeddings: ``(L, D)``, float32 or float16, or bfloat16, which becomes float32; a label's id is its row. Scores
+            are computed, and labels ranked, in float32 either way: half precision would tie too many of them.
 
     Raises:
         ValueError: the embeddings are not a finite table.
@@ -160,6 +160,7 @@ def unit(embeddings: np.ndarray | Tensor) -> Tensor:
 
 def _checked(embeddings: np.ndarray | Tensor, like: Tensor | None = None) -> Tensor:
     embeddings = torch.as_tensor(embeddings).detach().cpu()
+    embeddings = embeddings.float() if embeddings.dtype == torch.bfloat16 else embeddings  # which numpy does not have
     if embeddings.ndim != 2 or embeddings.dtype not in (torch.float32, torch.float16):
         raise ValueError(
             f"label embeddings are a (L, D) table of float32 or float16, got shape {tuple(embeddings.shape)} of "

@@ -3,46 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Router
 from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
+from hf_xmc.encoding import embed
 from hf_xmc.index import unit
 from hf_xmc.phrases import embed_standalone, is_standalone
+from hf_xmc.roles import encode, normalises, preprocess, prompt_of
 
 
 def encode_queries(encoder: SentenceTransformer, texts: Sequence[str], batch_size: int) -> Tensor:
-    """``(N, D)``: what ``encode_query`` gives, of length one where the encoder compares by the cosine.
+    """Return the ``(N, D)`` embeddings of ``encode_query``, of unit norm if the encoder compares by the cosine.
 
-    Of phrases, and of one text alone, in half the time.
+    They are float16 if the encoder is, and float32 otherwise: an index has no bfloat16. Phrases, and a single text,
+    take half the time of ``encode_query``.
 
     Raises:
-        ValueError: the encoder compares by a distance.
+        ValueError: if the encoder compares by a distance, or if it cannot embed queries.
     """
     texts, by_cosine = list(texts), compares_by_cosine(encoder)
-    routed = any(isinstance(module, Router) for module in encoder.modules())
-    usual = type(encoder) is SentenceTransformer and not routed and encoder.truncate_dim is None
-    usual = usual and not encoder.prompts.get("query", encoder.default_prompt_name)
-    if usual and is_standalone(encoder):
-        queries = embed_standalone(encoder, texts, batch_size)
+    usual = type(encoder) is SentenceTransformer
+    if usual and is_standalone(encoder) and encoder.truncate_dim is None:
+        queries = embed_standalone(encoder, texts, batch_size, prompt_of(encoder, "query"))
     elif usual and len(texts) == 1:
         queries = _encode_one(encoder, texts[0])
     else:
-        settings: dict[str, Any] = {"batch_size": batch_size, "convert_to_tensor": True, "show_progress_bar": False}
-        queries = encoder.encode_query(texts, **settings)
-    return unit(queries) if by_cosine and texts else queries
+        queries = encode(encoder, texts, "query", batch_size)
+    return comparable(queries, by_cosine)
 
 
 def encode_labels(encoder: SentenceTransformer, texts: Sequence[str], batch_size: int) -> Tensor:
-    """``(L, D)``: what ``encode_document`` gives; otherwise as :func:`encode_queries`."""
+    """Return the ``(L, D)`` embeddings of ``encode_document``; otherwise as :func:`encode_queries`."""
     by_cosine = compares_by_cosine(encoder)
-    settings: dict[str, Any] = {"batch_size": batch_size, "convert_to_tensor": True, "show_progress_bar": False}
-    labels = encoder.encode_document(list(texts), **settings)
-    return unit(labels) if by_cosine else labels
+    return comparable(encode(encoder, texts, "document", batch_size), by_cosine)
+
+
+def comparable(embeddings: Tensor, by_cosine: bool) -> Tensor:
+    """Return embeddings ``(N, D)`` as an index takes them: bfloat16 as float32, and of unit norm for the cosine."""
+    embeddings = embeddings.float() if embeddings.dtype == torch.bfloat16 else embeddings
+    return unit(embeddings) if by_cosine and len(embeddings) else embeddings
 
 
 def compares_by_cosine(encoder: SentenceTransformer) -> bool:
@@ -56,7 +58,7 @@ def compares_by_cosine(encoder: SentenceTransformer) -> bool:
             f"the encoder compares by {encoder.similarity_fn_name} distance, but labels are found by a product: set "
             "its similarity_fn_name to 'cosine' or 'dot'."
         )
-    done = isinstance(encoder[-1], Normalize) and encoder.truncate_dim is None
+    done = normalises(encoder) and encoder.dtype != torch.bfloat16  # whose unit norms are off by 0.4 %
     return encoder.similarity_fn_name == "cosine" and not done
 
 
@@ -64,6 +66,4 @@ def compares_by_cosine(encoder: SentenceTransformer) -> bool:
 def _encode_one(encoder: SentenceTransformer, text: str) -> Tensor:
     if encoder.training:
         encoder.eval()
-    features = batch_to_device(encoder.preprocess([text]), encoder.device)
-    embedding: Tensor = encoder(features)["sentence_embedding"]
-    return embedding
+    return embed(encoder, batch_to_device(preprocess(encoder, [text], "query"), encoder.device))

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize
+from sentence_transformers.sentence_transformer.modules import Router
+from tokenizers import Tokenizer
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from hf_xmc import phrases
 from hf_xmc.grouped_index import distinct
 from hf_xmc.index import TopK
 from hf_xmc.inference import compares_by_cosine
+from hf_xmc.roles import normalises, preprocess
 
 LONG_TEXT = ("truncate", "mean", "max")
 WORD = re.compile(r"[!-/:-@\[-^`{-~]|[^\s!-/:-@\[-`{-~]+")  # of an encoder with phrases
@@ -48,15 +52,22 @@ class Chunks(NamedTuple):
 
 
 def max_tokens(encoder: SentenceTransformer) -> int | None:
-    """Tokens of a query that are read, beside its prompt and special tokens; ``None`` where there is no limit."""
-    if _writes_phrases(encoder):
+    """Return the number of tokens of a query that are read, without its prompt and special tokens.
+
+    ``None`` if there is no limit, or if it cannot be known because the encoder has no tokenizer.
+    """
+    reader = _reader(encoder)
+    tokenizer = getattr(reader, "tokenizer", None)
+    if phrases.writes_phrases(tokenizer):
         return phrases.MAX_WORDS
-    limit = encoder.max_seq_length
-    if limit is None or not np.isfinite(limit):
+    given = getattr(reader, "processing_kwargs", None) or {}
+    limits = given.get("text", {}).get("max_length"), getattr(reader, "query_length", None)
+    limit = next((limit for limit in limits if limit is not None), getattr(reader, "max_seq_length", None))
+    if tokenizer is None or limit is None or not np.isfinite(limit):
         return None
-    tokenizer, prompt = encoder.tokenizer, encoder.prompts.get("query") or ""
-    taken = tokenizer.num_special_tokens_to_add() + len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-    return max(1, int(limit) - taken)
+    taken = preprocess(encoder, [""], "query")
+    read = taken["attention_mask"].sum() if "attention_mask" in taken else taken["input_ids"].numel()
+    return max(1, int(limit) - int(read))
 
 
 def truncation(encoder: SentenceTransformer, texts: Sequence[str]) -> Truncation:
@@ -98,7 +109,7 @@ def mean_of_chunks(encoder: SentenceTransformer, embeddings: Tensor, chunks: Chu
     pooled = embeddings.new_zeros(num_texts, embeddings.shape[1])
     pooled.index_add_(0, torch.from_numpy(chunks.text_of), weighted)
     alone = torch.from_numpy(share == 1)
-    if isinstance(encoder[-1], Normalize) or compares_by_cosine(encoder):
+    if normalises(encoder) or compares_by_cosine(encoder):
         pooled = torch.nn.functional.normalize(pooled)
     pooled[torch.from_numpy(chunks.text_of)[alone]] = embeddings[alone]
     return pooled
@@ -132,31 +143,55 @@ class _Token(NamedTuple):
     word: int | None
 
 
-def _writes_phrases(encoder: SentenceTransformer) -> bool:
-    return getattr(encoder.tokenizer, "chat_template", None) == phrases.TEMPLATE
+def _reader(encoder: SentenceTransformer) -> Any:
+    """Return the module that reads queries: the first one, or the first one on the route of queries."""
+    first: Any = encoder[0]
+    while isinstance(first, Router):
+        towers: Any = first.sub_modules
+        first = towers[first._resolve_route(task="query", modality="text")][0]
+    return first
 
 
 def _sizes(encoder: SentenceTransformer, texts: Sequence[str]) -> list[int]:
-    """How many tokens each text has."""
-    if not texts:
-        return []
-    if _writes_phrases(encoder):
+    """Return how many tokens each text has."""
+    tokenizer = _reader(encoder).tokenizer
+    if phrases.writes_phrases(tokenizer):
         return [len(WORD.findall(text)) for text in texts]
-    read = encoder.tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)
-    return list(map(len, read["input_ids"]))
+    if texts and isinstance(tokenizer, PreTrainedTokenizerBase):
+        read = tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)
+        return list(map(len, read["input_ids"]))
+    return [_size(tokenizer, text) for text in texts]
+
+
+def _size(tokenizer: Any, text: str) -> int:
+    if isinstance(tokenizer, Tokenizer):
+        return len(tokenizer.encode(text, add_special_tokens=False))
+    return len(tokenizer.tokenize(text))
 
 
 def _tokens(encoder: SentenceTransformer, texts: Sequence[str]) -> list[list[_Token]]:
+    """Return where the tokens of each text stand, and to which word each belongs."""
     if not texts:
         return []
-    if _writes_phrases(encoder):
+    tokenizer = _reader(encoder).tokenizer
+    if phrases.writes_phrases(tokenizer):
         return [[_Token(word.start(), word.end(), n) for n, word in enumerate(WORD.finditer(text))] for text in texts]
-    if not encoder.tokenizer.is_fast:
-        raise ValueError("the encoder's tokenizer does not say where its tokens stand: long texts need a fast one.")
-    read = encoder.tokenizer(
+    if not getattr(tokenizer, "is_fast", False):
+        return [_spread(tokenizer, text) for text in texts]
+    read = tokenizer(
         list(texts), add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
     )
     return [
         [_Token(start, stop, word) for (start, stop), word in zip(spans, read.word_ids(number), strict=True)]
         for number, spans in enumerate(read["offset_mapping"])
     ]
+
+
+def _spread(tokenizer: Any, text: str) -> list[_Token]:
+    """Return the tokens of each word, spread evenly over it, for a tokenizer that does not say where they stand."""
+    tokens = []
+    for number, word in enumerate(re.finditer(r"\S+", text)):
+        size, length = _size(tokenizer, word.group()), len(word.group())
+        edges = [word.start() + length * place // size for place in range(size + 1)] if size else []
+        tokens += [_Token(start, stop, number) for start, stop in pairwise(edges)]
+    return tokens

@@ -32,16 +32,19 @@ from transformers import OpenAIGPTConfig, OpenAIGPTModel, PreTrainedTokenizerFas
 
 from hf_xmc.data import XMCData
 from hf_xmc.prepared import SPLITS
+from hf_xmc.roles import named_prompts
 from hf_xmc.static import UNKNOWN, encoder_of
 
 MAX_WORDS = 512  # of a text: the rest is not read
 MAX_TOKENS = 4 * MAX_WORDS  # words and pairs, and room for words that fall into pieces
 SPACED = {ord(mark): f" {mark} " for mark in "!\"#$%&'()*+,-./:;<=>?@[\\]^`{|}~"} | {ord("_"): " "}  # _ joins pairs
-TEMPLATE = (
+WORDS = (
     f"{{%- set words = messages[-1].content.translate({SPACED}).split()[:{MAX_WORDS}] -%}}"
     f"{{{{- words | join(' ') or '{UNKNOWN}' -}}}}"  # a text without a word is one unknown token, never none
     "{%- for i in range(1, words | length) %} {{ words[i - 1] }}_{{ words[i] }}{%- endfor -%}"
 )
+TEMPLATE = "{%- if messages | length > 1 -%}{{- messages[0].content -}}{%- endif -%}" + WORDS  # a prompt comes first
+TEMPLATES = (TEMPLATE, WORDS)  # the second, of models saved by earlier versions, leaves the prompt out
 
 
 def write_phrases(texts: Sequence[str]) -> list[str]:
@@ -125,8 +128,9 @@ def phrase_encoder(
 def standalone(encoder: SentenceTransformer) -> SentenceTransformer:
     """What :func:`phrase_encoder` made, once it is trained, as an encoder of plain texts.
 
-    Embeddings are those of the rewritten texts. The table becomes the input embedding of a transformer without layers,
-    the only stock module whose tokenizer runs a chat template; positions are given a zero.
+    Embeddings are those of the rewritten texts, with the same prompts, precision and ``truncate_dim``. The table
+    becomes the input embedding of a transformer without layers, the only stock module whose tokenizer runs a chat
+    template; positions are given a zero.
 
     Raises:
         ValueError: the encoder is of another make.
@@ -143,15 +147,22 @@ def standalone(encoder: SentenceTransformer) -> SentenceTransformer:
         chat_template=TEMPLATE,
     )
     size: dict[str, Any] = {"vocab_size": len(table), "n_embd": table.shape[1], "n_positions": MAX_TOKENS}
-    lookup = OpenAIGPTModel(OpenAIGPTConfig(**size, n_layer=0, n_head=1, embd_pdrop=0.0))
+    lookup: Any = OpenAIGPTModel(OpenAIGPTConfig(**size, n_layer=0, n_head=1, embd_pdrop=0.0))
+    lookup.to(table.dtype)
     lookup.tokens_embed.weight.data.copy_(table)
     lookup.positions_embed.weight.data.zero_()
     with TemporaryDirectory() as folder:
         lookup.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         parts = [Transformer(folder), Pooling(table.shape[1], "mean")]
-    device = str(encoder.device)
-    return SentenceTransformer(modules=parts, similarity_fn_name=encoder.similarity_fn_name, device=device)
+    return SentenceTransformer(
+        modules=parts,
+        prompts=named_prompts(encoder),
+        default_prompt_name=encoder.default_prompt_name,
+        similarity_fn_name=encoder.similarity_fn_name,
+        truncate_dim=encoder.truncate_dim,
+        device=str(encoder.device),
+    )
 
 
 def is_standalone(encoder: SentenceTransformer) -> bool:
@@ -159,21 +170,29 @@ def is_standalone(encoder: SentenceTransformer) -> bool:
     modules: list[Any] = list(encoder)
     if len(modules) != 2 or not isinstance(modules[0], Transformer) or not isinstance(modules[1], Pooling):
         return False
-    model, written = modules[0].auto_model, getattr(modules[0].tokenizer, "chat_template", None) == TEMPLATE
+    model, written = modules[0].auto_model, writes_phrases(modules[0].tokenizer)
     bare = isinstance(model, OpenAIGPTModel) and model.config.n_layer == 0 and model.dtype == torch.float32
     return bare and written and modules[1].pooling_mode == "mean"
 
 
+def writes_phrases(tokenizer: Any) -> bool:
+    """Return whether a tokenizer is one that rewrites texts, as :func:`standalone` makes it."""
+    return getattr(tokenizer, "chat_template", None) in TEMPLATES
+
+
 @torch.inference_mode()
-def embed_standalone(encoder: SentenceTransformer, texts: Sequence[str], batch_size: int = 1024) -> Tensor:
-    """``(N, D)``: what `encode` of a :func:`standalone` encoder gives up to rounding, in a third of the time."""
+def embed_standalone(
+    encoder: SentenceTransformer, texts: Sequence[str], batch_size: int = 1024, prompt: str | None = None
+) -> Tensor:
+    """Return the ``(N, D)`` embeddings of a :func:`standalone` encoder, up to rounding, in a third of the time."""
     first: Any = encoder[0]
+    before = prompt if prompt and first.tokenizer.chat_template == TEMPLATE else ""
     model, tokenizer = first.auto_model, first.tokenizer.backend_tokenizer
     if tokenizer.padding is not None:  # asked first: threads that read may not set anything at the same time
         tokenizer.no_padding()
     embeddings = torch.empty(len(texts), model.config.n_embd, device=model.device)
     for start in range(0, len(texts), batch_size):
-        batch = write_phrases(texts[start : start + batch_size])
+        batch = [before + text for text in write_phrases(texts[start : start + batch_size])]
         tokens = [read.ids[: encoder.max_seq_length] for read in tokenizer.encode_batch_fast(batch, False, False)]
         sizes = np.array([len(ids) for ids in tokens])
         begin = sizes.cumsum() - sizes

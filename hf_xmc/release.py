@@ -29,6 +29,7 @@ from hf_xmc.finite import first_non_finite, refuse_non_finite
 from hf_xmc.index import LabelIndex
 from hf_xmc.manifest import CALIBRATION, CONFIG, LABEL_INDEX, PARTS, REBUILT, TRAINING_MEMORY
 from hf_xmc.memory import MemorySettings, TrainingMemory
+from hf_xmc.roles import named_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def save(folder: str | Path, encoder: SentenceTransformer, parts: Mapping[str, W
         raise ValueError(f"{folder} exists and holds no saved XMCModel: choose another folder, it is left as it is.")
     refuse_non_finite(encoder.named_parameters(), "the weights of the encoder")
     with whole_folder(folder) as new:
-        encoder.save_pretrained(str(new))
+        save_encoder(encoder, new)
         (new / CARD).write_text(card, encoding="utf-8")
         said = {name: write(new / name) for name, write in parts.items()}
         manifest.write(
@@ -79,6 +80,16 @@ def save(folder: str | Path, encoder: SentenceTransformer, parts: Mapping[str, W
             embedding_dim=encoder.get_embedding_dimension(),
             similarity=encoder.similarity_fn_name,
         )
+
+
+def save_encoder(encoder: SentenceTransformer, folder: Path) -> None:
+    """Save an encoder so that it has the same prompts when it is loaded: see :func:`hf_xmc.roles.named_prompts`."""
+    prompts = encoder.prompts
+    encoder.prompts = dict(named_prompts(encoder))
+    try:
+        encoder.save_pretrained(str(folder))
+    finally:
+        encoder.prompts = prompts
 
 
 def load(folder: Path, device: str | None = None, parts: Collection[str] = PARTS) -> Release:

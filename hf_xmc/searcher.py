@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hf_xmc import long_text
 from hf_xmc.grouped_index import GroupedIndex
-from hf_xmc.index import LabelIndex, TopK, unit
-from hf_xmc.inference import compares_by_cosine, encode_labels, encode_queries
+from hf_xmc.index import LabelIndex, TopK
+from hf_xmc.inference import comparable, compares_by_cosine, encode_labels, encode_queries
 from hf_xmc.label_texts import LabelTexts
 from hf_xmc.memory import TrainingMemory
 
@@ -47,8 +47,7 @@ class Searcher:
         if embeddings is None:
             given = self._embed_labels(self.table)
         else:
-            given = torch.as_tensor(embeddings).detach().cpu()
-            given = unit(given) if compares_by_cosine(encoder) else given
+            given = comparable(torch.as_tensor(embeddings).detach().cpu(), compares_by_cosine(encoder))
         expected = len(order), encoder.get_embedding_dimension() or 0
         if tuple(given.shape) != expected:
             raise ValueError(

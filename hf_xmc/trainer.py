@@ -13,13 +13,13 @@ import torch
 from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Router, StaticEmbedding
+from sentence_transformers.sentence_transformer.modules import Router, StaticEmbedding
 from torch import Tensor
 
-from hf_xmc import learning_rates, sharding
+from hf_xmc import learning_rates, roles, sharding
 from hf_xmc.bank import LabelBank
 from hf_xmc.batching import LabelTable, XMCCollator, columns_read, draw_positives, with_rows
-from hf_xmc.encoding import embed, name_parameters, parameters_reached
+from hf_xmc.encoding import ROLE, embed, name_parameters, parameters_reached
 from hf_xmc.evaluation_loss import EvaluationLoss, random_state_kept
 from hf_xmc.finite import UpdateWatch
 from hf_xmc.functional import check_positives
@@ -50,9 +50,8 @@ class XMCTrainer(RunTrainer):
     Raises:
         ValueError: a column is missing, or a way of running that would train something else, as ``DataParallel``.
 
-    Queries take the model's ``query`` prompt, labels its ``document`` prompt, as ``encode_query`` and
-    ``encode_document`` do afterwards. Which labels a step scores is a value, ``trainer.negatives``: see
-    :mod:`hf_xmc.negatives` and the ``label_mode`` of the arguments.
+    Queries and labels are embedded as by ``encode_query`` and ``encode_document``. ``trainer.negatives`` decides which
+    labels a step scores: see :mod:`hf_xmc.negatives` and the ``label_mode`` of the arguments.
 
     An evaluation reports the loss against all labels, with all positives of a query, in every ``label_mode``: the mean
     over the queries that have a positive. It does not change what the training does afterwards.
@@ -92,21 +91,22 @@ class XMCTrainer(RunTrainer):
         self.loss.model = self.model  # the optimizer is given the parameters of the loss, and no others
         self.data_collator = self.get_data_collator(self.model, self.args)  # type: ignore[assignment]
         texts = self.labels["text"] if isinstance(self.labels, Dataset) else self.labels
-        static = isinstance(self.model[0], StaticEmbedding)
-        table = LabelTable(
-            self.model,
-            texts,
-            prompt=self.model.prompts.get("document"),
-            chunk_size=self.args.label_chunk_size,
-            chunk_tokens=self.args.label_chunk_tokens or (None if static else LABEL_CHUNK_TOKENS),
-            device=self.args.device,
+        probe: list[Any] = [{"text": text, "label_ids": []} for text in texts[:8]]
+        roles.check_embeddings(
+            self.model, self.loss, list(texts[:8]), lambda: self.collect_features(self.data_collator(probe))[0][0]
         )
+        static = isinstance(self.model[0], StaticEmbedding)
+        tokens = self.args.label_chunk_tokens or (None if static else LABEL_CHUNK_TOKENS)
+        size = self.args.label_chunk_size
+        table = LabelTable(self.model, texts, chunk_size=size, chunk_tokens=tokens, device=self.args.device)
         self.negatives = self._negatives(table, self.args.label_mode or ("exact" if static else "fresh"))
         self.watch = UpdateWatch(self.args.on_nonfinite, self.loss, self._embed_queries)
         if sharding.world_size() > 1 and any(isinstance(module, Router) for module in self.model.modules()):
             reached = parameters_reached(self.model, table.features(np.array([0])))
             self.model.register_forward_hook(partial(name_parameters, reached))
-        self.model.similarity_fn_name = "dot"  # what the losses score by; after a Normalize module it is the cosine
+        roles.score_by_product(self.model)
+        self.model.prompts = dict(roles.named_prompts(self.model))
+        self.settings = roles.settings(self.model)
 
     def preprocess_dataset(self, dataset: Any = None, dataset_name: str | None = None) -> Any:
         dataset = super().preprocess_dataset(dataset, dataset_name)
@@ -117,7 +117,7 @@ class XMCTrainer(RunTrainer):
         return columns_read(dataset, f"{dataset_name}_dataset")
 
     def _negatives(self, table: LabelTable, mode: str) -> AllLabels | LabelBank | MinedNegatives:
-        args, normalised = self.args, isinstance(self.model[-1], Normalize)
+        args, normalised = self.args, roles.normalises(self.model)
         if mode == "mined":
             return MinedNegatives(table, len(self.train_dataset), args.num_hard_negatives, args.num_random_negatives)
         if mode == "bank":
@@ -137,11 +137,11 @@ class XMCTrainer(RunTrainer):
         return super().get_optimizer_cls_and_kwargs(args, model)
 
     def get_data_collator(self, model: SentenceTransformer, args: XMCTrainingArguments, **kwargs: Any) -> XMCCollator:
-        return self.data_collator_class(
-            preprocess_fn=model.preprocess,
-            router_mapping={"text": "query"},
-            prompts={"text": model.prompts.get("query") or ""},
-        )
+        return self.data_collator_class(model.preprocess, prompts={"text": roles.prompt_of(model, "query") or ""})
+
+    def collect_features(self, inputs: dict[str, Any]) -> tuple[list[dict[str, Any]], Tensor | None]:
+        features = {name.removeprefix("text_"): value for name, value in inputs.items() if name.startswith("text_")}
+        return [{**features, ROLE: "query"}], inputs.get("label")
 
     def _build_dataloader(self, dataset: Any, batch_size: int, dataset_kind: str) -> Any:
         # Without this a process may have a batch less than another in an epoch, and they wait for each other for ever.
@@ -176,6 +176,7 @@ class XMCTrainer(RunTrainer):
 
     def _gather(self, model: torch.nn.Module, inputs: dict[str, Any], num_positives: int | None) -> tuple[Step, Tensor]:
         """The queries of a step of all processes, and their embeddings with a gradient."""
+        roles.refuse_other_settings(self.accelerator.unwrap_model(model), self.settings)
         (features,), positives = self.collect_features(inputs)
         weights = inputs.get("label_weights")
         assert positives is not None  # the collator makes them
@@ -254,7 +255,7 @@ class XMCTrainer(RunTrainer):
             f"{(embeddings + scores) / 2**20:.0f} MiB of label embeddings, gradients and scores."
         )
         temperature = float(getattr(self.loss, "temperature", 0))
-        if isinstance(self.model[-1], Normalize) and temperature >= 0.5:
+        if roles.normalises(self.model) and temperature >= 0.5:
             sentence += (
                 f" The encoder normalises, so scores lie within +-{1 / temperature:.1f} and nothing can be "
                 "told apart: use a temperature of about 0.05."

@@ -29,7 +29,8 @@ def test_the_table_gives_what_the_encoder_would_make_of_the_texts(any_encoder):
 
 def test_a_prompt_is_part_of_every_label(bert_folder):
     encoder = make_bert_encoder(bert_folder)
-    table = LabelTable(encoder, LABELS, prompt="text about ")
+    encoder.prompts["document"] = "text about "
+    table = LabelTable(encoder, LABELS)
     expected = encoder.preprocess(["text about boat"])["input_ids"]
     assert torch.equal(table.features(np.array([0]))["input_ids"], expected)
 

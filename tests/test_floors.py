@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "hf_xmc"
 FLOORS = [
     ["sharding", "metrics", "frequency", "sampling", "atomic", "finite", "commits"],
     ["threshold", "functional", "blocks", "kernels", "criteria", "gradients", "soft_top_k", "streaming"],
-    ["losses", "encoding", "static"],
+    ["losses", "encoding", "roles", "ragged", "static"],
     [
         "matrices",
         "formats",

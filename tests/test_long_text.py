@@ -119,7 +119,7 @@ def test_a_text_of_more_tokens_than_characters_is_cut(bert, kind, sizes):
         tokenizer.normalizer = normalizers.NFD()
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    bert[0].processor = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    bert[0].processor = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="z")
     bert.max_seq_length = 5
     for text, size in zip((hangul, letters[:2], letters), sizes, strict=True):
         assert truncation(bert, [text])[1:] == (int(size > 5), max(0, size - 5), 5)
