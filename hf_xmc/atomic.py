@@ -74,6 +74,15 @@ def give_default_modes(folder: Path, paths: Iterable[Path]) -> None:
             path.chmod(wanted)
 
 
+def write_whole(file: Path, text: str) -> None:
+    """Write a file that has the old text or the new one, whenever the process or the machine stops."""
+    new = file.with_name(f"{file.name}.new-{os.getpid()}")
+    new.write_text(text, encoding="utf-8")
+    _sync(new)
+    new.replace(file)
+    _sync(file.parent)
+
+
 def _sync(path: Path) -> None:
     if os.name == "nt" and path.is_dir():
         return  # Windows opens no folders

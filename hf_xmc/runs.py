@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,21 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.base.losses import CachedLossMixin
 from torch import Tensor, nn
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import HubStrategy, rotate_checkpoints
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import HubStrategy, SaveStrategy
 
+from hf_xmc import sharding
 from hf_xmc.atomic import give_default_modes
-from hf_xmc.checkpoints import check_whole, newest, saved_whole
+from hf_xmc.checkpoints import (
+    Session,
+    check_resumable,
+    check_whole,
+    delete_old,
+    saved_whole,
+    session_of,
+    to_resume,
+    why_torn,
+)
 from hf_xmc.finite import refuse_non_finite
 from hf_xmc.losses import EmbeddingLoss
 from hf_xmc.model import XMCModel
@@ -38,6 +50,8 @@ class RunTrainer(SentenceTransformerTrainer):
     loss: nn.Module  # type: ignore[assignment]
     labels: Sequence[str] | Dataset
     loss_given: tuple[Any, dict[str, Tensor]] | None = None  # the loss or what makes it, and its state at that time
+    session: Session | None = None  # the training that runs, or ran last
+    _trial: Any = None
     _staging: str | None = None  # where the stock code writes while a checkpoint is being saved
 
     def prepare_for_model(self) -> None:
@@ -80,7 +94,8 @@ class RunTrainer(SentenceTransformerTrainer):
         refuse_non_finite(self.loss.named_parameters(), f"the weights of step {self.state.global_step}")
         run_dir = Path(self._get_output_dir(trial))
         folder = run_dir / f"checkpoint-{self.state.global_step}"
-        with saved_whole(folder, self.args.should_save) as staged:
+        session = self.session = self.session or self._next_session(None)
+        with saved_whole(folder, self.args.should_save, session) as staged:
             self._staging = str(staged.parent)
             try:
                 super()._save_checkpoint(model, trial)
@@ -88,14 +103,12 @@ class RunTrainer(SentenceTransformerTrainer):
                 self._staging = None
             self.save_state(staged)
             best = run_dir / f"checkpoint-{self.state.best_global_step}"
-            if self.state.best_global_step and (best == folder or best.exists()):
+            if self.state.best_global_step and (best == folder or session_of(best).run == session.run):
                 self.state.best_model_checkpoint = str(best)
             if self.args.should_save:
                 self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
         if self.args.should_save:
-            rotate_checkpoints(
-                str(run_dir), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
-            )
+            delete_old(run_dir, session, self.args.save_total_limit, [self.state.best_model_checkpoint, folder])
         if self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END:
             try:
                 self.push_to_hub(f"Training in progress, step {self.state.global_step}")
@@ -112,28 +125,84 @@ class RunTrainer(SentenceTransformerTrainer):
         # The stock method logs an error and leaves the last weights in place of the best.
         best = str(self.state.best_model_checkpoint)
         check_whole(best)
+        if self.session is not None and session_of(best).run != self.session.run:
+            raise ValueError(
+                f"{best} was the best checkpoint, but another run has replaced it: give every run an output_dir of "
+                "its own. The weights are those of the last step."
+            )
         self._load_from_checkpoint(best)
 
-    def train(
-        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
+    def _next_session(self, resumed_from: str | None) -> Session:
+        run_dir = Path(self._get_output_dir(self._trial))
+        return sharding.from_first(lambda: Session.next_in(run_dir, resumed_from))
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        """Called when all that a checkpoint holds is loaded: from here on this is the last run in its folder."""
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        self.session = self._next_session(resume_from_checkpoint)
+        if self.args.should_save and self.args.save_strategy != SaveStrategy.NO:
+            run_dir = Path(self._get_output_dir(self._trial))
+            run_dir.mkdir(parents=True, exist_ok=True)
+            self.session.write_as_latest(run_dir)
+        return prepared
+
+    def _init_training_state(
+        self, max_steps: int, updates: int, epochs: int, resume_from_checkpoint: str | None, trial: Any
     ) -> Any:
-        """As in the stock trainer; ``True`` resumes from the newest checkpoint that is whole.
+        """Find the best checkpoint of a run that is resumed, which may have moved; one of another run will not do."""
+        begun = super()._init_training_state(max_steps, updates, epochs, resume_from_checkpoint, trial)
+        if resume_from_checkpoint is None:
+            return begun
+        resumed = Path(resume_from_checkpoint)
+        named = TrainerState.load_from_json(str(resumed / TRAINER_STATE_NAME)).best_model_checkpoint
+        if named is not None:
+            places = [resumed.absolute().parent / Path(named).name, Path(named)]
+            run = session_of(resumed).run
+            best = next((path for path in places if why_torn(path) is None and session_of(path).run == run), None)
+            self.state.best_model_checkpoint = None if best is None else str(best)
+            if best is None:
+                logger.warning("%s, the best checkpoint of the run, is gone: the best is sought again.", named)
+                self.state.best_metric = self.state.best_global_step = None
+        return begun
+
+    def _finalize_training(self, trial: Any, *args: Any) -> Any:
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is None:
+            logger.warning("No checkpoint of the best step was saved: the weights are those of the last step.")
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # the stock code would delete all others
+        try:
+            output = super()._finalize_training(trial, *args)
+        finally:
+            self.args.save_total_limit = limit
+        best = self.state.best_model_checkpoint
+        if self.args.should_save and limit == 1 and best is not None and self.session is not None:
+            delete_old(Path(self._get_output_dir(trial)), self.session, limit, [best])
+        return output
+
+    def train(
+        self,
+        resume_from_checkpoint: str | os.PathLike[str] | bool | None = None,
+        trial: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """As in the stock trainer; ``True`` resumes the last run in ``output_dir`` from its newest whole checkpoint.
 
         Raises:
-            ValueError: if there is none, or the one that is named is torn.
+            ValueError: if there is none, or the one that is named is torn or holds no state of the optimizer.
         """
+        checkpoint: str | None = None
         if resume_from_checkpoint is True:
-            found = newest(str(self.args.output_dir))
-            if found is None:
-                raise ValueError(f"{self.args.output_dir} holds no whole checkpoint to resume from.")
-            resume_from_checkpoint = str(found)
-        if resume_from_checkpoint:
-            check_whole(resume_from_checkpoint)
+            checkpoint = sharding.from_first(lambda: str(to_resume(self._get_output_dir(trial))))
+        elif resume_from_checkpoint:
+            checkpoint = os.fspath(resume_from_checkpoint)
+        if checkpoint is not None:
+            check_whole(checkpoint)
+            check_resumable(checkpoint)
         given = dict(vars(self.args))
         try:
             if trial is not None:
                 super()._hp_search_setup(trial)  # before the model is made, with the seed of the trial
-            return super().train(resume_from_checkpoint or None, trial, *args, **kwargs)
+            return super().train(checkpoint, trial, *args, **kwargs)
         finally:
             if trial is not None:  # the next one starts from the arguments that were given, and so does `train`
                 vars(self.args).update(given)

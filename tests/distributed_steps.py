@@ -149,12 +149,13 @@ def second_run(bert_folder, folder):
     settings = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "max_steps": 2}
     args = XMCTrainingArguments(str(folder), router_mapping=TOWERS["router_mapping"], label_mode="exact", **settings)
     trainer = XMCTrainer(None, args, queries(), labels=LABELS, model_init=lambda: make_router(bert_folder))
-    ends = []
+    ends, runs = [], []
     for _ in range(2):
         trainer.train()
+        runs.append(trainer.session.run)
         ends.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
     start = torch.cat([p.detach().flatten() for p in make_router(bert_folder).parameters()])
-    return {"moved": float((ends[0] - start).norm()), "apart": float((ends[1] - ends[0]).norm())}
+    return {"moved": float((ends[0] - start).norm()), "apart": float((ends[1] - ends[0]).norm()), "runs": runs}
 
 
 def collectives():

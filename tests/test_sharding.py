@@ -175,6 +175,9 @@ def test_a_second_run_with_model_init_equals_the_first_on_several_processes(toge
     for result in together:
         assert result["second run"]["moved"] > 0.001
         assert result["second run"]["apart"] == 0
+        first, second = result["second run"]["runs"]
+        assert [first, second] == together[0]["second run"]["runs"], "the processes do not agree on the run"
+        assert first != second
 
 
 def test_the_steps_moved_the_weights(alone, still_bert):
