@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from sentence_transformers.base.data_collator import BaseDataCollator
 from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
+from hf_xmc.columns import rows_of
 from hf_xmc.encoding import Features
 from hf_xmc.functional import positive_weights
 from hf_xmc.ragged import RaggedFeatures, equal, token_counts, token_ids
@@ -127,23 +129,6 @@ def _padded(encoder: SentenceTransformer) -> Iterator[None]:
             module.can_flatten_inputs = True
 
 
-def columns_read(queries: Dataset, name: str) -> Dataset:
-    """The columns of queries that a step reads, and no others.
-
-    Raises:
-        ValueError: one is missing, or label ids are no integers.
-    """
-    if missing := {"text", "label_ids"} - set(queries.column_names):
-        raise ValueError(
-            f"{name} has no column {', '.join(sorted(missing))}; it has {', '.join(queries.column_names)}. "
-            "`load_xmc(...).train` has what is needed."
-        )
-    ids: Any = getattr(queries.features["label_ids"], "feature", None)
-    if getattr(ids, "dtype", "").startswith("float"):
-        raise ValueError(f"{name}: label_ids are {ids.dtype}; expected integers.")
-    return queries.select_columns([name for name in ("text", "label_ids", "label_scores") if name in queries.features])
-
-
 def with_rows(queries: Any) -> Any:
     """A data set, or a dictionary of them, with the place of each query as a column ``row``."""
     if isinstance(queries, dict):
@@ -161,22 +146,20 @@ class XMCCollator(BaseDataCollator):
 
     The batch key is ``label``, never ``labels``: with that name the Trainer takes the loss for one that is already
     divided by the accumulation steps.
+
+    Raises:
+        ValueError: if a row has a wrong form, such as labels that are not a list of integers.
     """
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        texts = [row["text"] for row in features]
+        texts, (offsets, label_ids, scores) = rows_of(features)
         prompts: Any = self.prompts or {}
         read = self.preprocess_fn(texts, prompt=self._get_prompt_for_column(prompts, "text"), task="query")
         batch = {f"text_{name}": value for name, value in read.items()}
-        for row in features:
-            if len(row.get("label_scores", row["label_ids"])) != len(row["label_ids"]):
-                raise ValueError(
-                    f"the query {row['text'][:60]!r} has {len(row['label_ids'])} label_ids and "
-                    f"{len(row['label_scores'])} label_scores: each label has a score, in the same order."
-                )
-        batch["label"] = pad([row["label_ids"] for row in features])
-        if "label_scores" in features[0]:
-            batch["label_weights"] = pad([row["label_scores"] for row in features], fill=0.0)
+        bounds = list(pairwise(offsets.tolist()))
+        batch["label"] = pad([label_ids[start:stop].tolist() for start, stop in bounds])
+        if scores is not None:
+            batch["label_weights"] = pad([scores[start:stop].tolist() for start, stop in bounds], fill=0.0)
         if "row" in features[0]:
             batch["row"] = torch.tensor([row["row"] for row in features])
         return batch

@@ -9,15 +9,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import scipy.sparse as sp
 from datasets import Dataset
 
 from hf_xmc import prepared
+from hf_xmc.columns import as_dataset, ragged, texts_of
 from hf_xmc.commits import upon
 from hf_xmc.frequency import inverse_propensity
 from hf_xmc.numbering import check_filter_pairs, is_number, refuse_other_numbers, refuse_repeated
+from hf_xmc.positives import check_queries, positives_of, with_positives
 from hf_xmc.prepared import SPLITS
 
 
@@ -34,8 +34,9 @@ class XMCData:
         notes: what was found and mended while loading, counted.
 
     Raises:
-        ValueError: if a ``label_id`` is in two rows, filter pairs do not belong to their split or to the labels, or
-            ``label_id`` holds other numbers than 0 to L - 1.
+        ValueError: if a split or the labels are not a ``Dataset``, a column is missing or has a wrong form, a label id
+            is out of range (the message names split, row and column), a ``label_id`` is in two rows or holds other
+            numbers than 0 to L - 1, or filter pairs do not belong to their split or to the labels.
     """
 
     train: Dataset
@@ -46,12 +47,20 @@ class XMCData:
     notes: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        refuse_repeated(self.labels, lambda row: f"labels, row {row}")
-        splits = {name: split for name in SPLITS if (split := getattr(self, name)) is not None}
-        if "label_id" in self.labels.column_names:
-            column = self.labels.with_format("arrow").select_columns("label_id")[:]["label_id"]
+        labels = as_dataset(self.labels, "labels", "a column text")
+        texts_of(labels, "labels, row ")
+        given = {name: split for name in SPLITS if (split := getattr(self, name)) is not None or name == "train"}
+        splits = {name: as_dataset(split, name) for name, split in given.items()}
+        for name, table in {**splits, "labels": labels}.items():
+            object.__setattr__(self, name, table)
+        refuse_repeated(labels, lambda row: f"labels, row {row}")
+        if "label_id" in labels.column_names:
+            column = labels.with_format("arrow").select_columns("label_id")[:]["label_id"]
             if is_number(column.type):  # text is a name here; only in a file digits may be meant as a number
-                refuse_other_numbers(column, np.concatenate([ragged(split)[1] for split in splits.values()]), "labels")
+                used = [ragged(split, f"{name}, row ").label_ids for name, split in splits.items()]
+                refuse_other_numbers(column, np.concatenate(used), "labels")
+        for name, split in splits.items():
+            check_queries(split, len(labels), name)
         for name, pairs in self.filter_pairs.items():
             num_rows = len(splits[name]) if name in splits else 0
             check_filter_pairs(np.asarray(pairs), num_rows, self.num_labels, f"filter_pairs of {name}")
@@ -74,7 +83,7 @@ class XMCData:
 
     def label_counts(self) -> np.ndarray:
         """How many training queries each label has, ``(L,)``."""
-        return np.bincount(ragged(self.train)[1], minlength=self.num_labels)
+        return np.bincount(positives_of(self.train, self.num_labels).label_ids, minlength=self.num_labels)
 
     def carve_validation(self, size: int | float = 0.05) -> XMCData:
         """Move ``size`` queries (or that share of them) from train to validation. Test is not looked at.
@@ -117,12 +126,10 @@ class XMCData:
         """
         if not np.isfinite(exponent):
             raise ValueError(f"exponent must be a finite number, from 0 (all alike) to 1 (as PSP@k), got {exponent}.")
-        offsets, label_ids, scores = ragged(self.train)
+        positives = positives_of(self.train, self.num_labels)
         weights = inverse_propensity(self.label_counts(), len(self.train), a, b) ** exponent
-        scores = weights[label_ids] * (1 if scores is None else scores)
-        column = pa.ListArray.from_arrays(offsets.astype(np.int32), pa.array(scores, pa.float32()))
-        others = self.train.select_columns([name for name in self.train.column_names if name != "label_scores"])
-        return replace(self, train=others.add_column("label_scores", column))
+        scores = weights[positives.label_ids] * (1 if positives.scores is None else positives.scores)
+        return replace(self, train=with_positives(self.train, positives._replace(scores=scores)))
 
     def save(self, folder: str | Path) -> None:
         """Write the prepared form, which :func:`hf_xmc.load_xmc` opens memory-mapped.
@@ -166,50 +173,6 @@ class XMCData:
 
 def relevance_of(queries: Dataset, num_labels: int) -> sp.csr_array:
     """``(N, L)`` float32: the scores of the queries' positives, 1 where they are not graded."""
-    offsets, label_ids, scores = ragged(queries)
-    for wrong in label_ids[(label_ids < 0) | (label_ids >= num_labels)][:1]:
-        raise ValueError(f"label_ids contain {wrong}, but there are only {num_labels} labels.")
+    offsets, label_ids, scores = positives_of(queries, num_labels)
     values = np.ones(len(label_ids), dtype=np.float32) if scores is None else scores
     return sp.csr_array((values, label_ids, offsets), shape=(len(offsets) - 1, num_labels))
-
-
-def ragged(dataset: Dataset, where: str = "row ") -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Offsets, label ids and scores of a data set's rows.
-
-    Raises:
-        ValueError: a column that is missing, is no list of numbers, or has gaps; or lists of different lengths.
-    """
-    table = dataset.with_format("arrow")[:]
-    lengths, label_ids = _lists_of(table, "label_ids", where)
-    offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int64)
-    if label_ids.null_count:
-        at = label_ids.is_null().index(True).as_py()
-        raise ValueError(f"{where}{np.searchsorted(offsets, at, 'right') - 1}: a label id is missing.")
-    scores = None
-    if "label_scores" in table.column_names:
-        score_lengths, values = _lists_of(table, "label_scores", where)
-        for row in np.flatnonzero(score_lengths != lengths)[:1]:
-            raise ValueError(f"{where}{row}: label_ids and label_scores have different lengths.")
-        scores = values.to_numpy(zero_copy_only=False).astype(np.float32)
-    return offsets, label_ids.to_numpy(zero_copy_only=False), scores
-
-
-def _lists_of(table: pa.Table, name: str, where: str) -> tuple[np.ndarray, pa.Array]:
-    """The lengths of a column's lists, and the numbers in them."""
-    if name not in table.column_names:
-        raise ValueError(f"there is no column {name}; there are {', '.join(table.column_names)}.")
-    lists, types = table[name].combine_chunks(), pa.types
-    if lists.null_count:
-        raise ValueError(f"{where}{lists.is_null().index(True).as_py()}: no {name}.")
-    if types.is_null(lists.type):  # of no rows
-        lists = lists.cast(pa.list_(pa.int64()))
-    if not (types.is_list(lists.type) or types.is_large_list(lists.type) or types.is_fixed_size_list(lists.type)):
-        raise ValueError(f"{where}0: {name} is {lists.type}; expected a list of numbers.")
-    values = pc.list_flatten(lists)
-    graded = types.is_floating(values.type) or types.is_decimal(values.type)
-    fits = types.is_integer(values.type) or (graded and name == "label_scores")
-    if len(values) and not fits:
-        expected = "integers" if name == "label_ids" else "numbers"
-        raise ValueError(f"{where}0: {name} are {values.type}; expected {expected}.")
-    values = values if fits else pa.array([], pa.int64())
-    return pc.list_value_length(lists).to_numpy(zero_copy_only=False), values

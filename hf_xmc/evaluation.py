@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
+from hf_xmc.columns import label_texts_of, strings_of
 from hf_xmc.data import XMCData
 from hf_xmc.frequency import PROPENSITY_PRESETS, inverse_propensity
 from hf_xmc.index import LabelIndex, TopK
@@ -51,6 +52,7 @@ class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
         batch_size: int = 1024,
     ) -> None:
         super().__init__()
+        texts, labels = strings_of(texts, "a list of query texts", "query"), label_texts_of(labels)
         if relevance.shape != (len(texts), len(labels)):
             raise ValueError(
                 f"relevance has shape {relevance.shape}; expected ({len(texts)}, {len(labels)}): a row for each query, "

@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import scipy.sparse as sp
 import torch
 from datasets import Dataset
 from sentence_transformers.base.data_collator import BaseDataCollator
 
 from hf_xmc.batching import pad
+from hf_xmc.columns import as_dataset, label_texts_of, texts_of
+from hf_xmc.positives import positives_of
 from hf_xmc.sharding import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
@@ -43,10 +47,12 @@ def in_batch_dataset(
             is given ``relevance=relevance_matrix(queries, labels)``: the shortest batch where a query has many.
 
     Raises:
-        ValueError: arguments that do not fit each other, or a label id out of range.
+        ValueError: if queries or labels have a wrong form (the message names row and column), or arguments do not fit
+            each other.
     """
     if positives not in POSITIVES:
         raise ValueError(f"positives is one of {', '.join(POSITIVES)}, got {positives!r}.")
+    queries = as_dataset(queries, "queries")
     if hard_negatives is not None and len(hard_negatives) != len(queries):
         raise ValueError(f"hard_negatives has {len(hard_negatives)} rows, and there are {len(queries)} queries.")
     texts, canonical, ids_of = _known_positives(queries, labels)
@@ -54,7 +60,7 @@ def in_batch_dataset(
     if len(kept) < len(queries):
         logger.warning("%d of %d queries have no label and are left out.", len(queries) - len(kept), len(queries))
     columns: dict[str, Any] = {
-        "anchor": queries.select(kept)["text"][:],
+        "anchor": texts_of(queries, "queries, row ").take(pa.array(kept, pa.int64())),
         "row": kept,
         "positives": [ids_of[row] for row in kept],
     }
@@ -67,22 +73,33 @@ def in_batch_dataset(
             negatives[row, np.isin(negatives[row], ids)] = IGNORE_INDEX
         columns["negatives"] = negatives.tolist()
     width = max(map(len, columns["positives"]), default=0) if positives == "padded" else 0
+    return Dataset.from_dict(columns).with_transform(_Draw(texts, width, names_row=positives == "row"))
 
-    def draw(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+
+@dataclass(frozen=True)
+class _Draw:
+    """The transform of :func:`in_batch_dataset`: draw one positive for each row.
+
+    A class and not a function within one, so that data loaders can send it to worker processes that are spawned.
+    """
+
+    texts: list[str]
+    width: int  # of the padded positives
+    names_row: bool  # `label` begins with the row instead of ending with the positives
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         drawn = [ids[int(torch.randint(len(ids), ()))] for ids in batch["positives"]]
-        out: dict[str, list[Any]] = {"anchor": batch["anchor"], "positive": [texts[label] for label in drawn]}
+        out: dict[str, list[Any]] = {"anchor": batch["anchor"], "positive": [self.texts[label] for label in drawn]}
         others = batch.get("negatives") or [[] for _ in drawn]
         for number, column in enumerate(zip(*others, strict=True), start=1):
-            out[f"negative_{number}"] = [texts[label] if label >= 0 else "" for label in column]
+            out[f"negative_{number}"] = [self.texts[label] if label >= 0 else "" for label in column]
         candidates = [[label, *negatives] for label, negatives in zip(drawn, others, strict=True)]
-        if positives == "row":
+        if self.names_row:
             out["label"] = [[row, *ids] for row, ids in zip(batch["row"], candidates, strict=True)]
         else:
-            known = [[*ids, *[IGNORE_INDEX] * (width - len(ids))] for ids in batch["positives"]]
+            known = [[*ids, *[IGNORE_INDEX] * (self.width - len(ids))] for ids in batch["positives"]]
             out["label"] = [[*ids, *all_of_them] for ids, all_of_them in zip(candidates, known, strict=True)]
         return out
-
-    return Dataset.from_dict(columns).with_transform(draw)
 
 
 def relevance_matrix(queries: Dataset, labels: Sequence[str] | Dataset) -> sp.csr_array:
@@ -103,16 +120,13 @@ def _known_positives(
     queries: Dataset, labels: Sequence[str] | Dataset
 ) -> tuple[list[str], np.ndarray, list[list[int]]]:
     """Label texts, the first label of each text, and the positives of each query in those numbers."""
-    texts = list(labels["text"] if isinstance(labels, Dataset) else labels)
+    texts = label_texts_of(labels)
+    queries = as_dataset(queries, "queries")
     first_of = {text: label for label, text in reversed(list(enumerate(texts)))}
     canonical = np.array([first_of[text] for text in texts], dtype=np.int64)
-    positives = []
-    for row, ids in enumerate(queries["label_ids"]):
-        for label in ids:
-            if not 0 <= label < len(texts):
-                raise ValueError(_out_of_range(f"query {row}", label, len(texts)))
-        positives.append(sorted(set(canonical[ids].tolist())) if len(ids) else [])
-    return texts, canonical, positives
+    offsets, label_ids, _ = positives_of(queries, len(texts), "queries, row ")
+    known = canonical[label_ids].tolist()
+    return texts, canonical, [sorted(set(known[start:stop])) for start, stop in pairwise(offsets.tolist())]
 
 
 def _out_of_range(where: str, label: int, num_labels: int) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import count, islice
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
+
+from hf_xmc.columns import as_dataset, label_texts_of, refuse_one, texts_of
 
 COLUMNS = {"label_id": pa.string(), "text": pa.string(), "seen": pa.bool_()}
 
@@ -116,24 +118,13 @@ class LabelTexts:
         return LabelTexts(table.set_column(table.column_names.index("text"), "text", column)), row
 
 
-def refuse_one(expected: str, given: object) -> None:
-    """Raise a ``ValueError`` for one text, whose letters would be taken for many, or a table, whose names would."""
-    if isinstance(given, str):
-        raise ValueError(f"expected {expected}, got the one text {given!r}: put it in a list.")
-    if isinstance(given, Mapping) or hasattr(given, "columns"):
-        raise ValueError(f"expected {expected}, got a {type(given).__name__}.")
-
-
 def _rows(labels: Sequence[str] | Dataset, numbers: Iterable[str]) -> pa.Table:
     if isinstance(labels, Dataset):
+        labels = as_dataset(labels, "labels", "a column text")
+        texts_of(labels, "labels, row ")
         table = _table(labels)
     else:
-        refuse_one("a list of label texts, or a Dataset, as Dataset.from_pandas and Dataset.from_dict make it", labels)
-        texts = list(labels)
-        for number, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise ValueError(f"label {number} is a {type(text).__name__}; expected a string.")
-        table = pa.table({"text": pa.array(texts, pa.string())})
+        table = pa.table({"text": pa.array(label_texts_of(labels), pa.string())})
     if "label_id" not in table.column_names:
         table = table.append_column("label_id", pa.array(list(islice(numbers, len(table))), pa.string()))
     table = table.select([name for name in COLUMNS if name in table.column_names])

@@ -12,9 +12,11 @@ import pyarrow.compute as pc
 from datasets import Dataset, get_dataset_config_names
 
 from hf_xmc import formats, prepared
-from hf_xmc.data import XMCData, ragged
+from hf_xmc.columns import ragged, texts_of
+from hf_xmc.data import XMCData
 from hf_xmc.formats import Rows
 from hf_xmc.numbering import check_filter_pairs, refuse_other_numbers, refuse_repeated
+from hf_xmc.positives import check_positives, kept_positives
 from hf_xmc.prepared import PREPARED, SPLITS
 from hf_xmc.tables import LABELS, PAIRS, QUERIES, read_config, read_table
 
@@ -150,14 +152,14 @@ def _from_datasets(
             raise ValueError(f"{name}, labels, row {column.is_null().index(True).as_py()}: no label_id.")
         ids = column.to_pylist()
     where = f"{name}, labels, row "
-    named = _label_table(_texts_of(labels, where), ids, name, (where + "{}").format, notes)
+    named = _label_table(texts_of(labels, where), ids, name, (where + "{}").format, notes)
     rows: dict[str, Rows] = {}
     for split, dataset in splits.items():
         if split not in SPLITS:
             raise ValueError(f"{name} has a split {split!r}; expected {', '.join(SPLITS)}.")
         where = f"{name}, {split}, row "
         offsets, label_ids, scores = ragged(dataset, where)
-        rows[split] = Rows(_texts_of(dataset, where), offsets, label_ids, scores, (where + "{}").format)
+        rows[split] = Rows(texts_of(dataset, where), offsets, label_ids, scores, (where + "{}").format)
     if "train" not in rows:
         raise ValueError(f"{name} has no split train; it has {', '.join(rows)}.")
     if column is not None:
@@ -213,28 +215,11 @@ def _assemble(labels: Dataset, splits: dict[str, Rows], pairs: dict[str, np.ndar
 
 def _checked(rows: Rows, num_labels: int, name: str, notes: Counter[str]) -> Dataset:
     offsets, label_ids = rows.offsets.astype(np.int64), rows.label_ids.astype(np.int64)
+    check_positives(offsets, label_ids, rows.scores, num_labels, rows.where)
+    keep, zeros, repeated = kept_positives(offsets, label_ids, rows.scores, num_labels)
+    _count(notes, f"{name}: relevance 0, not a positive", zeros)
+    _count(notes, f"{name}: label named again for a query", repeated)
     row_of = np.repeat(np.arange(len(rows.texts)), np.diff(offsets))
-    for at in np.flatnonzero((label_ids < 0) | (label_ids >= num_labels))[:1]:
-        raise ValueError(
-            f"{rows.where(int(row_of[at]))}: label id {label_ids[at]}, but there are only {num_labels} labels "
-            f"(ids 0 to {num_labels - 1})."
-        )
-    scores = np.ones(len(label_ids), dtype=np.float32) if rows.scores is None else rows.scores
-    for at in np.flatnonzero(~(np.isfinite(scores) & (scores >= 0)))[:1]:
-        raise ValueError(
-            f"{rows.where(int(row_of[at]))}: relevance {scores[at]} of label {label_ids[at]}; expected a number of 0 "
-            "or more."
-        )
-    keep = scores > 0
-    _count(notes, f"{name}: relevance 0, not a positive", len(keep) - int(keep.sum()))
-    order = np.lexsort((-scores, label_ids, row_of))
-    again = np.zeros(len(order), dtype=bool)
-    sorted_rows, sorted_ids = row_of[order], label_ids[order]
-    again[1:] = (sorted_rows[1:] == sorted_rows[:-1]) & (sorted_ids[1:] == sorted_ids[:-1])
-    duplicates = np.zeros_like(again)
-    duplicates[order] = again
-    _count(notes, f"{name}: label named again for a query", int((duplicates & keep).sum()))
-    keep &= ~duplicates
     counts = np.bincount(row_of[keep], minlength=len(rows.texts))
     _count(notes, f"{name}: queries without labels", int((counts == 0).sum()))
     _count(notes, f"{name}: empty texts", _num_empty(rows.texts))
@@ -244,18 +229,9 @@ def _checked(rows: Rows, num_labels: int, name: str, notes: Counter[str]) -> Dat
         "text": rows.texts,
         "label_ids": pa.ListArray.from_arrays(new_offsets, pa.array(label_ids[keep].astype(np.int32))),
     }
-    if not (scores[keep] == 1).all():
-        columns["label_scores"] = pa.ListArray.from_arrays(new_offsets, pa.array(scores[keep]))
+    if rows.scores is not None and not (rows.scores[keep] == 1).all():
+        columns["label_scores"] = pa.ListArray.from_arrays(new_offsets, pa.array(rows.scores[keep]))
     return Dataset(pa.table(columns))
-
-
-def _texts_of(dataset: Dataset, where: str) -> pa.ChunkedArray:
-    texts = dataset.with_format("arrow").select_columns("text")[:]["text"]
-    if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
-        raise ValueError(f"{where}0: text is {texts.type}; expected a string.")
-    if texts.null_count:
-        raise ValueError(f"{where}{texts.is_null().index(True).as_py()}: no text.")
-    return texts.cast(pa.string())
 
 
 def _num_empty(texts: pa.ChunkedArray) -> int:

@@ -12,9 +12,11 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from hf_xmc import sharding
+from hf_xmc.columns import as_dataset, label_texts_of, texts_of
 from hf_xmc.index import LabelIndex
 from hf_xmc.inference import encode_labels, encode_queries
 from hf_xmc.negatives import MinedNegatives
+from hf_xmc.positives import positives_of
 
 BLOCK = 8192  # queries embedded and searched at a time
 
@@ -38,8 +40,14 @@ def mine_hard_negatives(
         labels: the label texts, in a list or a column ``text``.
         depth: how many for each query.
         batch_size: texts embedded at a time.
+
+    Raises:
+        ValueError: if queries or labels have a wrong form; the message names row and column.
     """
-    texts = labels["text"] if isinstance(labels, Dataset) else labels
+    texts = label_texts_of(labels)
+    queries = as_dataset(queries, "queries")
+    offsets, label_ids, _ = positives_of(queries, len(texts), "queries, row ")
+    asked = texts_of(queries, "queries, row ")
     mine = encode_labels(encoder, _share(texts), batch_size).float()
     index = LabelIndex(sharding.gather_rows(mine).cpu())
     depth = min(depth, index.num_labels)
@@ -48,9 +56,9 @@ def mine_hard_negatives(
     found = torch.full((len(own), depth), -1, dtype=torch.int32)
     for start in range(0, len(own), BLOCK):
         rows = own[start : start + BLOCK]
-        block = queries[rows.start : rows.stop]
-        known = np.array([(i, label) for i, ids in enumerate(block["label_ids"]) for label in ids]).reshape(-1, 2)
-        embedded = encode_queries(encoder, block["text"], batch_size).float().cpu()
+        ends = offsets[rows.start : rows.stop + 1]
+        known = np.stack([np.repeat(np.arange(len(rows)), np.diff(ends)), label_ids[ends[0] : ends[-1]]], axis=1)
+        embedded = encode_queries(encoder, asked[rows.start : rows.stop].to_pylist(), batch_size).float().cpu()
         best = index.search(embedded, depth, exclude=known)
         found[start : start + len(rows)] = torch.from_numpy(best.label_ids.astype(np.int32))
     return sharding.gather_rows(found.to(mine.device)).cpu()

@@ -14,11 +14,11 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from hf_xmc.calibration import Calibration, choose_threshold
+from hf_xmc.columns import as_dataset, refuse_one, texts_of
 from hf_xmc.data import relevance_of
 from hf_xmc.explanation import Explanation, explain
 from hf_xmc.hierarchy import Hierarchy
 from hf_xmc.index import TopK
-from hf_xmc.label_texts import refuse_one
 from hf_xmc.memory import TrainingMemory
 from hf_xmc.predictions import Prediction, predictions_of
 from hf_xmc.searcher import BATCH, Searcher
@@ -108,13 +108,13 @@ class Predictor(Searcher):
         return choose_threshold(found, relevance, precision=precision, labels_per_text=labels_per_text)
 
     def _known(self, queries: Dataset) -> tuple[list[str], sp.csr_array]:
-        """Texts of queries, and their labels."""
-        if not isinstance(queries, Dataset):
-            raise ValueError(
-                f"expected a Dataset with text and label_ids, got {type(queries).__name__}. Where there is no "
-                "validation split, XMCData.carve_validation takes one from train."
-            )
-        return list(queries["text"]), relevance_of(queries, len(self.labels))
+        """Return the texts of queries and their positives ``(N, L)``.
+
+        Raises:
+            ValueError: if a column is missing or has a wrong form; the message names row and column.
+        """
+        queries = as_dataset(queries, "queries")
+        return texts_of(queries).to_pylist(), relevance_of(queries, len(self.labels))
 
     def _calibrated(self) -> Calibration:
         if self.calibration is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Router, StaticEmbedding
@@ -18,13 +18,15 @@ from torch import Tensor
 
 from hf_xmc import learning_rates, roles, sharding
 from hf_xmc.bank import LabelBank
-from hf_xmc.batching import LabelTable, XMCCollator, columns_read, draw_positives, with_rows
+from hf_xmc.batching import LabelTable, XMCCollator, draw_positives, with_rows
+from hf_xmc.columns import as_dataset, checked_labels, label_texts_of
 from hf_xmc.encoding import ROLE, embed, name_parameters, parameters_reached
 from hf_xmc.evaluation_loss import EvaluationLoss, random_state_kept
 from hf_xmc.finite import UpdateWatch
 from hf_xmc.functional import check_positives
 from hf_xmc.losses import DecoupledSoftmaxLoss
 from hf_xmc.negatives import AllLabels, MinedNegatives, Step
+from hf_xmc.positives import checked_splits
 from hf_xmc.refusals import refuse_constructor_arguments, refuse_ways_of_running
 from hf_xmc.runs import RunTrainer
 from hf_xmc.sharding import IGNORE_INDEX, gather_queries, gather_rows, scale_gradient
@@ -48,7 +50,8 @@ class XMCTrainer(RunTrainer):
         kwargs: whatever ``SentenceTransformerTrainer`` takes, such as ``evaluator`` and ``callbacks``.
 
     Raises:
-        ValueError: a column is missing, or a way of running that would train something else, as ``DataParallel``.
+        ValueError: if a column or a value in it is wrong (the message names both), the labels are not texts, or the way
+            of running would train something else, such as ``DataParallel``.
 
     Queries and labels are embedded as by ``encode_query`` and ``encode_document``. ``trainer.negatives`` decides which
     labels a step scores: see :mod:`hf_xmc.negatives` and the ``label_mode`` of the arguments.
@@ -74,10 +77,9 @@ class XMCTrainer(RunTrainer):
         loss: torch.nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(train_dataset, Dataset):
-            raise ValueError(f"train_dataset is a Dataset with columns text and label_ids, got {type(train_dataset)}.")
+        train_dataset = as_dataset(train_dataset, "train_dataset")
         refuse_constructor_arguments(kwargs)
-        self.labels = labels
+        self.labels = checked_labels(labels)
         super().__init__(model=model, args=args, train_dataset=train_dataset, loss=loss, **kwargs)
         self.train_dataset, self.eval_dataset = with_rows(self.train_dataset), with_rows(self.eval_dataset)
         self.prepare_for_model()
@@ -90,10 +92,10 @@ class XMCTrainer(RunTrainer):
         refuse_ways_of_running(self.args, sharded_weights=self.is_fsdp_enabled or self.is_deepspeed_enabled)
         self.loss.model = self.model  # the optimizer is given the parameters of the loss, and no others
         self.data_collator = self.get_data_collator(self.model, self.args)  # type: ignore[assignment]
-        texts = self.labels["text"] if isinstance(self.labels, Dataset) else self.labels
+        texts = label_texts_of(self.labels)
         probe: list[Any] = [{"text": text, "label_ids": []} for text in texts[:8]]
         roles.check_embeddings(
-            self.model, self.loss, list(texts[:8]), lambda: self.collect_features(self.data_collator(probe))[0][0]
+            self.model, self.loss, texts[:8], lambda: self.collect_features(self.data_collator(probe))[0][0]
         )
         static = isinstance(self.model[0], StaticEmbedding)
         tokens = self.args.label_chunk_tokens or (None if static else LABEL_CHUNK_TOKENS)
@@ -109,12 +111,9 @@ class XMCTrainer(RunTrainer):
         self.settings = roles.settings(self.model)
 
     def preprocess_dataset(self, dataset: Any = None, dataset_name: str | None = None) -> Any:
-        dataset = super().preprocess_dataset(dataset, dataset_name)
-        if isinstance(dataset, dict):
-            return DatasetDict({name: self.preprocess_dataset(part, dataset_name) for name, part in dataset.items()})
-        if not isinstance(dataset, Dataset):
-            return dataset
-        return columns_read(dataset, f"{dataset_name}_dataset")
+        if dataset is not None:
+            dataset = checked_splits(dataset, len(self.labels), f"{dataset_name}_dataset")
+        return super().preprocess_dataset(dataset, dataset_name)
 
     def _negatives(self, table: LabelTable, mode: str) -> AllLabels | LabelBank | MinedNegatives:
         args, normalised = self.args, roles.normalises(self.model)

@@ -13,6 +13,8 @@ FLOORS = [
     [
         "matrices",
         "formats",
+        "columns",
+        "positives",
         "tables",
         "numbering",
         "prepared",
