@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers.trainer_utils import HubStrategy
 
+from hf_xmc.columns import as_dataset
 from hf_xmc.training_args import XMCTrainingArguments
 
 
@@ -16,6 +17,9 @@ def refuse_constructor_arguments(given: dict[str, Any]) -> None:
             "data_collator cannot be given: the trainer makes it for its model. Subclass XMCTrainer and set "
             "`data_collator_class`."
         )
+    evaluated = given.get("eval_dataset")
+    if evaluated is not None and not isinstance(evaluated, dict):
+        as_dataset(evaluated, "eval_dataset")
 
 
 def refuse_ways_of_running(args: XMCTrainingArguments, *, sharded_weights: bool) -> None:

@@ -94,5 +94,5 @@ def test_the_collator_pads_positives_and_weights(encoder):
     assert pad([[], []]).tolist() == [[-100], [-100]]
     assert pad([[], []]).dtype == torch.int64
     assert pad([[3, 1], [2, 2]], fill=0.0).dtype == torch.float32  # grades, as where a row has to be filled up
-    with pytest.raises(ValueError, match="the query 'a boat' has 2 label_ids and 1 label_scores"):
+    with pytest.raises(ValueError, match="batch, row 0: label_ids and label_scores have different lengths, 2 and 1"):
         collator([{**rows[0], "label_scores": [0.5]}, rows[1]])

@@ -201,5 +201,5 @@ def test_bad_input_says_what_was_got(encoder, queries):
         MemorySettings(temperature=0)
     with pytest.raises(ValueError, match="no memory to tune"):
         XMCModel(encoder, LABELS).tune_memory(queries)
-    with pytest.raises(ValueError, match="label_ids contain 11, but there are only 11 labels"):
+    with pytest.raises(ValueError, match="row 0: label id 11, but there are only 11 labels"):
         XMCModel(encoder, LABELS).remember(Dataset.from_dict({"text": ["a"], "label_ids": [[11]]}))

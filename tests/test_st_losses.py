@@ -331,7 +331,7 @@ def test_bad_input_says_what_was_got(queries, bert_folder):
         st_losses.DecoupledSoftmaxLoss(make_bert_encoder(bert_folder), mini_batch_num_tokens=0)
     with pytest.raises(ValueError, match="positives is one of padded, ragged, row, got 'sparse'"):
         in_batch_dataset(queries, LABELS, positives="sparse")
-    with pytest.raises(ValueError, match="query 0 has label id 1, but there are only 1 labels"):
+    with pytest.raises(ValueError, match="queries, row 0: label id 1, but there are only 1 labels"):
         in_batch_dataset(queries, LABELS[:1])
     with pytest.raises(ValueError, match="hard_negatives has 2 rows, and there are 13 queries"):
         in_batch_dataset(queries, LABELS, hard_negatives=np.zeros((2, 1), dtype=int))
