@@ -224,7 +224,7 @@ def test_labels_of_other_column_types_are_saved_and_added_to(seen, encoder, tmp_
         ({"boat": 1, "car": 2}, r"got a dict\."),
         (pd.DataFrame({"label_id": ["a"], "text": ["boat"]}), r"as Dataset.from_pandas .* make it, got a DataFrame\."),
         (["boat", 7], "label 1 is a int; expected a string"),
-        (Dataset.from_dict({"text": [["boat"]]}), r"text of the labels is list<item: string>; expected string"),
+        (Dataset.from_dict({"text": [["boat"]]}), r"text is list<item: string>; expected a string"),
         (Dataset.from_dict({"text": ["boat"], "seen": ["perhaps"]}), "seen of the labels is string; expected bool"),
     ],
 )

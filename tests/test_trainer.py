@@ -312,7 +312,7 @@ def test_bad_input_says_what_was_got(queries, tmp_path, monkeypatch):
     theirs = st_losses.DecoupledSoftmaxLoss(make_static_encoder())
     with pytest.raises(ValueError, match=r"st_losses.*is for the stock trainer"):
         XMCTrainer(make_static_encoder(), arguments(tmp_path), queries, labels=LABELS, loss=theirs)
-    with pytest.raises(ValueError, match="train_dataset, row 4: label id 5, but there are only 4 labels"):
+    with pytest.raises(ValueError, match="train_dataset, row 3: label id 4, but there are only 4 labels"):
         XMCTrainer(make_static_encoder(), arguments(tmp_path), queries, labels=LABELS[:4])
     monkeypatch.setattr(XMCTrainingArguments, "n_gpu", property(lambda self: 2))
     with pytest.raises(ValueError, match="2 GPUs are visible to one process, which would run DataParallel"):
