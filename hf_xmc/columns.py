@@ -159,7 +159,7 @@ def _texts(texts: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
         texts = texts.cast(pa.string())
     if texts.null_count:
         raise ValueError(f"{where}{texts.is_null().index(True).as_py()}: no text.")
-    if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
+    if _name_of(texts.type) != "string":
         raise ValueError(f"{where}0: text is {texts.type}; expected a string.")
     return texts.cast(pa.string())
 
@@ -191,7 +191,7 @@ def _lists_of(table: pa.Table, name: str, where: str) -> tuple[np.ndarray, pa.Ar
         lists = lists.cast(pa.list_(pa.int64()))
     if not (types.is_list(lists.type) or types.is_large_list(lists.type) or types.is_fixed_size_list(lists.type)):
         raise ValueError(
-            f"{where}0: {name} is {lists.type}; expected a list of numbers, got {shown(lists[0].as_py())}. A row with "
+            f"{where}0: {name} is {_name_of(lists.type)}; expected a list of numbers, got {shown(lists[0].as_py())}. A row with "
             "one label has a list of one: `[label]`."
         )
     lengths, values = pc.list_value_length(lists).to_numpy(zero_copy_only=False), pc.list_flatten(lists)
@@ -202,15 +202,19 @@ def _lists_of(table: pa.Table, name: str, where: str) -> tuple[np.ndarray, pa.Ar
         expected = "integers" if name == "label_ids" else "numbers"
         hint = _hint(values.type) if name == "label_ids" else ""
         raise ValueError(
-            f"{where}{row}: {name} are {values.type}; expected {expected}, got {shown(lists[row].as_py())}.{hint}"
+            f"{where}{row}: {name} are {_name_of(values.type)}; expected {expected}, got {shown(lists[row].as_py())}.{hint}"
         )
     return lengths, values if fits else pa.array([], pa.int64())
+
+
+def _name_of(kind: pa.DataType) -> str:
+    return "string" if pa.types.is_large_string(kind) else str(kind)
 
 
 def _hint(kind: pa.DataType) -> str:
     if pa.types.is_boolean(kind):
         return " One flag for each label? `np.flatnonzero(row)` gives the ids of the labels that are set."
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if _name_of(kind) == "string":
         return (
             " A label id is the label's place in the list of labels: replace names by "
             "`{name: place for place, name in enumerate(labels)}`, and digits by `int`."
