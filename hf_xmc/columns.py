@@ -191,8 +191,8 @@ def _lists_of(table: pa.Table, name: str, where: str) -> tuple[np.ndarray, pa.Ar
         lists = lists.cast(pa.list_(pa.int64()))
     if not (types.is_list(lists.type) or types.is_large_list(lists.type) or types.is_fixed_size_list(lists.type)):
         raise ValueError(
-            f"{where}0: {name} is {_name_of(lists.type)}; expected a list of numbers, got {shown(lists[0].as_py())}. A row "
-            "with one label has a list of one: `[label]`."
+            f"{where}0: {name} is {_name_of(lists.type)}; expected a list of numbers, got {shown(lists[0].as_py())}. A "
+            "row with one label has a list of one: `[label]`."
         )
     lengths, values = pc.list_value_length(lists).to_numpy(zero_copy_only=False), pc.list_flatten(lists)
     graded = types.is_floating(values.type) or types.is_decimal(values.type)

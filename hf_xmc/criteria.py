@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hf_xmc import sharding
 from hf_xmc.blocks import ScoreBlock
 from hf_xmc.sharding import LabelShard
+from hf_xmc.threshold import softplus
 
 LN2, LOG2_E = math.log(2), 1 / math.log(2)
 TINY = 1e-30
@@ -87,7 +87,7 @@ class Softmax(Criterion):
         total = sharding.sum_(total * (top - self.top).exp2_(), self.shard)
         margin = LN2 * (self.top + total.log2() - p.scores)  # (b, P)
         weights = p.normalized_weights()
-        losses = F.softplus(margin) if self.decoupled else margin
+        losses = softplus(margin) if self.decoupled else margin
         self.value = torch.where(weights > 0, weights * losses, 0.0).sum()
         self.slope = LN2 * weights * (margin.sigmoid() if self.decoupled else 1.0)
         self.factor = self.slope.sum(1, keepdim=True) / total.clamp(min=TINY)
@@ -116,7 +116,7 @@ class BCE(Criterion):
         self.slope = share * p.weights * (-p.scores).sigmoid()
         misses = torch.zeros_like(share)
         for number, scores in block.scores():
-            misses += F.softplus(scores).sum(1, keepdim=True)
+            misses += softplus(scores).sum(1, keepdim=True)
             yield number, scores.sigmoid_(), share
-        hits = (p.weights * F.softplus(-p.scores)).sum(1, keepdim=True)
+        hits = (p.weights * softplus(-p.scores)).sum(1, keepdim=True)
         self.value = (share * (hits + sharding.sum_(misses, self.shard))).sum()

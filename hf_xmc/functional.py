@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_xmc.sharding import IGNORE_INDEX
-from hf_xmc.threshold import at_least_float32, soft_top_k_threshold
+from hf_xmc.threshold import at_least_float32, soft_top_k_threshold, softplus
 
 
 def decoupled_softmax_loss(scores: Tensor, positives: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -42,7 +42,7 @@ def decoupled_softmax_loss(scores: Tensor, positives: Tensor, weights: Tensor | 
     """
     scores, known, weights = _prepare(scores, positives, weights)
     negatives = _log_sum_exp(scores, where=~_table(scores, positives, known))  # (B, 1)
-    return _mean(F.softplus(negatives - _at(scores, positives)), weights)
+    return _mean(softplus(negatives - _at(scores, positives)), weights)
 
 
 def softmax_loss(scores: Tensor, positives: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -88,8 +88,8 @@ def bce_loss(
     scores = scale * scores + bias
     negative = ~_table(scores, positives, known)
     mass = negative.sum(1, keepdim=True) + weights.sum(1, keepdim=True)  # (B, 1)
-    hits = (weights * F.softplus(-_at(scores, positives))).sum(1, keepdim=True)
-    misses = F.softplus(scores.masked_fill(~negative, -math.inf)).sum(1, keepdim=True)
+    hits = (weights * softplus(-_at(scores, positives))).sum(1, keepdim=True)
+    misses = softplus(scores.masked_fill(~negative, -math.inf)).sum(1, keepdim=True)
     has_positive = weights.sum(1, keepdim=True) > 0
     return _mean((hits + misses) / mass.clamp(min=1e-30), has_positive.to(scores.dtype))
 
@@ -113,7 +113,7 @@ def soft_top_k_loss(
     scores, known, weights = _prepare(scores, positives, weights)
     taking_part = scores.masked_fill(_table(scores, positives, known & (weights == 0)), -math.inf)
     threshold = soft_top_k_threshold(taking_part, k, alpha)  # (B,)
-    return _mean(F.softplus(-alpha * (_at(scores, positives) + threshold[:, None])), weights)
+    return _mean(softplus(-alpha * (_at(scores, positives) + threshold[:, None])), weights)
 
 
 def soft_top_k(scores: Tensor, k: float | Tensor, alpha: float = 1.0) -> Tensor:

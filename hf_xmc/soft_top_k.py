@@ -13,7 +13,7 @@ from hf_xmc import sharding
 from hf_xmc.blocks import PairsByChunk, ScoreBlock
 from hf_xmc.criteria import LN2, LOG2_E, TINY, BlockPositives, Criterion
 from hf_xmc.sharding import LabelShard
-from hf_xmc.threshold import balance, both_sides, solve_threshold, threshold_bracket
+from hf_xmc.threshold import balance, both_sides, softplus, solve_threshold, threshold_bracket
 
 TOP_LABELS = 32
 
@@ -47,7 +47,7 @@ class SoftTopK(Criterion):
         threshold = threshold.masked_fill(k >= count, math.inf)
         margin = LN2 * (p.scores + threshold[:, None])  # (b, P)
         weights = p.normalized_weights()
-        self.value = torch.where(weights > 0, weights * F.softplus(-margin), 0.0).sum()
+        self.value = torch.where(weights > 0, weights * softplus(-margin), 0.0).sum()
         self.slope = LN2 * weights * (-margin).sigmoid()
 
     def gradients(self, block: ScoreBlock, p: BlockPositives) -> Iterator[tuple[int, Tensor, Tensor]]:
