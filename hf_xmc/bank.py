@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hf_xmc import sharding
-from hf_xmc.batching import LabelTable
+from hf_xmc.batching import LabelTable, ranges
 from hf_xmc.encoding import embed, gradient_norms
 from hf_xmc.negatives import Candidates, Columns, Step, embed_candidates, own_labels
 from hf_xmc.sampling import inclusion_probabilities, systematic_sample
@@ -32,6 +31,7 @@ class LabelBank:
     .. math:: \nabla_q \ell_S(q, Y_S) + \nabla_q \ell(q, M) - \nabla_q \ell_S(q, M_S)
 
     What is embedded is remembered, and the rest is renewed in turn, so that no embedding is older than ``max_age``.
+    Labels are drawn, and all texts of a label that is drawn take part.
 
     Args:
         table: the tokenised labels.
@@ -45,8 +45,9 @@ class LabelBank:
         self.table, self.loss, self.share, self.normalised = table, loss, share, normalised
         self.label_ids = own_labels(table)
         self.columns = Columns(self.label_ids, table.device)
-        self.num_renewed = math.ceil(len(self.label_ids) / max_age)
-        self.embeddings: Tensor | None = None  # (L / W, D), made at the first step
+        self.rows, self.text_counts = table.rows_of(self.label_ids), table.counts_of(self.label_ids)
+        self.num_renewed = math.ceil(len(self.rows) / max_age)
+        self.embeddings: Tensor | None = None  # (T / W, D), made at the first step
         self.next = 0  # the row to renew
         self.state_of = sharding.rank()  # each process remembers labels of its own
 
@@ -55,8 +56,11 @@ class LabelBank:
         self._renew(encoder)
         assert self.embeddings is not None
         columns = self.columns(step.positives)
-        at_labels, at_queries = self._gradients(step, self.embeddings, columns, self.columns.shard)
-        importance = gradient_norms(at_labels, self.embeddings if self.normalised else None)
+        everyone = Candidates(self.label_ids, columns, self.columns.shard, text_counts=self.text_counts)
+        at_texts, at_queries = self._gradients(step, self.embeddings, everyone)
+        importance = gradient_norms(at_texts, self.embeddings if self.normalised else None)
+        if self.text_counts is not None:
+            importance = torch.segment_reduce(importance, "sum", lengths=self.text_counts)
         mine = self.columns.shard.localize(columns)
         mine = mine[mine >= 0]
         importance[mine] = 0
@@ -67,50 +71,65 @@ class LabelBank:
         drawn = systematic_sample(probabilities)
         label_ids = self.label_ids[drawn.cpu().numpy()]
         chosen = Columns(label_ids, self.table.device)
-        positives, label_weights = chosen(step.positives), 1 / probabilities[drawn]
-        _, of_sample = self._gradients(step, self.embeddings[drawn], positives, chosen.shard, label_weights)
-        return Candidates(label_ids, positives, chosen.shard, label_weights, at_queries - of_sample)
+        sample = Candidates(
+            label_ids,
+            chosen(step.positives),
+            chosen.shard,
+            1 / probabilities[drawn],
+            text_counts=self.table.counts_of(label_ids),
+        )
+        _, of_sample = self._gradients(step, self.embeddings[self._rows_of(drawn)], sample)
+        return sample._replace(query_gradient=at_queries - of_sample)
 
     def embed(self, encoder: nn.Module, candidates: Candidates) -> Tensor:
         embeddings = embed_candidates(encoder, self.table, candidates.label_ids)
         assert self.embeddings is not None  # `select` came first
-        rows = self.columns(torch.from_numpy(candidates.label_ids).to(embeddings.device)) - self.columns.shard.start
-        self.embeddings[rows] = embeddings.detach().to(self.embeddings.dtype)
+        labels = self.columns(torch.from_numpy(candidates.label_ids).to(embeddings.device)) - self.columns.shard.start
+        self.embeddings[self._rows_of(labels)] = embeddings.detach().to(self.embeddings.dtype)
         return embeddings
 
-    def _gradients(self, step: Step, labels: Tensor, positives: Tensor, *columns: Any) -> tuple[Tensor, Tensor]:
-        """Of the loss, at remembered labels and at the queries (this process's part of it)."""
+    def _rows_of(self, labels: Tensor) -> Tensor:
+        """Return the rows of the embeddings of labels, which are counted among those of this process."""
+        if self.text_counts is None:
+            return labels
+        counts = self.text_counts.cpu().numpy()
+        rows = ranges(counts.cumsum() - counts, counts, labels.cpu().numpy())
+        return torch.from_numpy(rows).to(labels.device)
+
+    def _gradients(self, step: Step, texts: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """Return those of the loss, at remembered texts and at the queries (this process's part of it)."""
         with torch.enable_grad():
-            queries, labels = step.queries.detach().requires_grad_(), labels.detach().requires_grad_()
-            loss = self.loss(queries, labels, positives, step.weights, *columns)
-        at_labels, at_queries = torch.autograd.grad(loss, [labels, queries])
-        return at_labels, at_queries
+            queries, texts = step.queries.detach().requires_grad_(), texts.detach().requires_grad_()
+            loss = candidates.loss(self.loss, queries, texts, step.weights)
+        at_texts, at_queries = torch.autograd.grad(loss, [texts, queries])
+        return at_texts, at_queries
 
     def _renew(self, encoder: nn.Module) -> None:
-        rows = torch.arange(self.next, self.next + self.num_renewed) % len(self.label_ids)
+        rows = torch.arange(self.next, self.next + self.num_renewed) % len(self.rows)
         if self.embeddings is None:
-            rows = torch.arange(len(self.label_ids))
-        for part, features in self.table.chunks(self.label_ids[rows.numpy()]):
+            rows = torch.arange(len(self.rows))
+        for part, features in self.table.chunks(self.rows[rows.numpy()]):
             embeddings = embed(encoder, features)
             if self.embeddings is None:
-                self.embeddings = embeddings.new_empty(len(self.label_ids), embeddings.shape[1], dtype=torch.bfloat16)
+                self.embeddings = embeddings.new_empty(len(self.rows), embeddings.shape[1], dtype=torch.bfloat16)
             self.embeddings[rows[part].to(embeddings.device)] = embeddings.to(torch.bfloat16)
-        self.next = (self.next + self.num_renewed) % len(self.label_ids)
+        self.next = (self.next + self.num_renewed) % len(self.rows)
 
     def describe(self, batch: int, positives: float) -> tuple[float, str]:
         """Labels scored a step, at most, and what a process does with them."""
-        number = self.share * len(self.table) + min(batch * positives, (1 - self.share) * len(self.table))
+        labels = self.table.num_labels
+        number = self.share * labels + min(batch * positives, (1 - self.share) * labels)
         mine = number / sharding.world_size()
-        return number, f"embeds up to {mine:.0f} labels a step, and {self.num_renewed} to remember"
+        return number, f"embeds up to {mine:.0f} labels a step, and {self.num_renewed} {self.table.unit} to remember"
 
     def state_dict(self) -> dict[str, Tensor]:
         assert self.embeddings is not None
         return {"embeddings": self.embeddings, "next": torch.tensor(self.next)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        if len(state["embeddings"]) != len(self.label_ids):
+        if len(state["embeddings"]) != len(self.rows):
             raise ValueError(
-                f"the checkpoint's label bank holds {len(state['embeddings'])} labels of this process, which has "
-                f"{len(self.label_ids)}: resume with the same labels on the same number of processes."
+                f"the checkpoint's label bank holds {len(state['embeddings'])} {self.table.unit} of this process, "
+                f"which has {len(self.rows)}: resume with the same labels on the same number of processes."
             )
         self.embeddings, self.next = state["embeddings"].to(self.table.device), int(state["next"])

@@ -36,11 +36,14 @@ class LabelTable:
     Any encoder will do. If its features cannot be put together from tokens, as those of a bag of words, the texts are
     preprocessed each time they are needed, which is slower. A log line says so.
 
+    A label is a number, and each of its texts is a row. If each label has one text, they are the same.
+
     Args:
         encoder: The encoder, whose ``preprocess`` makes features of labels as of documents: see
             :func:`hf_xmc.roles.prompt_of`.
-        texts: The label texts.
-        chunk_size: Maximum number of labels in a chunk; ``None`` for any number.
+        texts: The label texts; those of one label stand together.
+        text_counts: ``(L,)``, the number of texts of each label; ``None`` if each has one.
+        chunk_size: Maximum number of texts in a chunk; ``None`` for any number.
         chunk_tokens: Maximum number of tokens in a chunk, with padding; ``None`` for any number.
         device: The device of the encoder.
 
@@ -53,13 +56,14 @@ class LabelTable:
         encoder: SentenceTransformer,
         texts: Sequence[str],
         *,
+        text_counts: np.ndarray | None = None,
         chunk_size: int | None = None,
         chunk_tokens: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         if not len(texts):
             raise ValueError("there are no labels: give the text of one at least.")
-        self.encoder, self.texts = encoder, texts
+        self.encoder, self.texts, self.text_counts = encoder, texts, text_counts
         self.chunk_size, self.chunk_tokens, self.device = chunk_size, chunk_tokens, device
         parts, lengths, tokens = [], [], []
         for start in range(0, len(texts), TOKENIZE_BATCH):
@@ -73,8 +77,8 @@ class LabelTable:
             lengths.append(token_counts(features, len(rows)))
             tokens.append(token_ids(features))
         self.ragged = RaggedFeatures.joined(parts)
-        self.lengths = np.concatenate(lengths)  # (L,), in tokens
-        self.tokens = np.concatenate(tokens)  # of all labels, one after another
+        self.lengths = np.concatenate(lengths)  # (T,), in tokens
+        self.tokens = np.concatenate(tokens)  # of all texts, one after another
         if self.ragged is None:
             logger.warning(
                 "The features that %s makes of labels are not a list of tokens for each: labels are preprocessed again "
@@ -83,37 +87,85 @@ class LabelTable:
             )
 
     def __len__(self) -> int:
+        """Return the number of texts."""
         return len(self.lengths)
 
-    def by_length(self, label_ids: np.ndarray) -> np.ndarray:
-        """Return the same labels, short ones first, so that a chunk holds little padding."""
-        return label_ids if self._flat else label_ids[np.argsort(self.lengths[label_ids], kind="stable")]
+    @property
+    def num_labels(self) -> int:
+        return len(self) if self.text_counts is None else len(self.text_counts)
 
-    def chunks(self, label_ids: np.ndarray) -> Iterator[tuple[slice, Features]]:
-        """Yield chunks of at most ``chunk_size`` labels and ``chunk_tokens`` tokens, with at least one label."""
-        lengths = self.lengths[label_ids]
+    @property
+    def unit(self) -> str:
+        """The name of a row, for messages."""
+        return "labels" if self.text_counts is None else "label texts"
+
+    def by_length(self, label_ids: np.ndarray) -> np.ndarray:
+        """Return the same labels, those with few tokens first, so that a chunk holds little padding."""
+        if self._flat:
+            return label_ids
+        lengths = self.lengths
+        if self.text_counts is not None:
+            lengths = np.add.reduceat(lengths, self.text_counts.cumsum() - self.text_counts)
+        return label_ids[np.argsort(lengths[label_ids], kind="stable")]
+
+    def rows_of(self, label_ids: np.ndarray) -> np.ndarray:
+        """Return the rows of these labels' texts, label after label."""
+        if self.text_counts is None:
+            return label_ids
+        return ranges(self.text_counts.cumsum() - self.text_counts, self.text_counts, label_ids)
+
+    def counts_of(self, label_ids: np.ndarray) -> Tensor | None:
+        """Return how many texts each of these labels has; ``None`` if every label has one."""
+        return None if self.text_counts is None else torch.from_numpy(self.text_counts[label_ids]).to(self.device)
+
+    def short_first(self, label_ids: np.ndarray) -> tuple[np.ndarray, Tensor | None]:
+        """Return the rows of these labels' texts in the order in which to embed them, and where each text then is.
+
+        Labels with one text each stay in their order, which :meth:`by_length` gave them.
+        """
+        rows = self.rows_of(label_ids)
+        if self.text_counts is None:
+            return rows, None
+        order = np.argsort(self.lengths[rows], kind="stable")
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        return rows[order], torch.from_numpy(place).to(self.device)
+
+    def chunks(self, rows: np.ndarray) -> Iterator[tuple[slice, Features]]:
+        """Yield chunks of at most ``chunk_size`` texts and ``chunk_tokens`` tokens, with at least one text."""
+        lengths = self.lengths[rows]
         start = 0
-        while start < len(label_ids):
-            stop = len(label_ids) if self.chunk_size is None else min(len(label_ids), start + self.chunk_size)
+        while start < len(rows):
+            stop = len(rows) if self.chunk_size is None else min(len(rows), start + self.chunk_size)
             if self.chunk_tokens is not None:
                 ahead = lengths[start:stop]
                 tokens = ahead.cumsum() if self._flat else np.maximum.accumulate(ahead) * np.arange(1, len(ahead) + 1)
                 stop = start + max(1, int(np.searchsorted(tokens, self.chunk_tokens, side="right")))
-            yield slice(start, stop), self.features(label_ids[start:stop])
+            yield slice(start, stop), self.features(rows[start:stop])
             start = stop
 
-    def features(self, label_ids: np.ndarray) -> Features:
-        """Return the features that the encoder makes of these labels' texts."""
-        features = self._preprocessed(label_ids) if self.ragged is None else self.ragged.features(label_ids)
+    def features(self, rows: np.ndarray) -> Features:
+        """Return the features that the encoder makes of these texts."""
+        features = self._preprocessed(rows) if self.ragged is None else self.ragged.features(rows)
         return batch_to_device(features, torch.device(self.device))
 
-    def _preprocessed(self, label_ids: np.ndarray) -> Features:
+    def _preprocessed(self, rows: np.ndarray) -> Features:
         with _padded(self.encoder):
-            return preprocess(self.encoder, [self.texts[label] for label in label_ids.tolist()], "document")
+            return preprocess(self.encoder, [self.texts[row] for row in rows.tolist()], "document")
 
     @property
     def _flat(self) -> bool:
         return self.ragged is not None and self.ragged.flat
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Return the numbers of the chosen ranges, one range after another.
+
+    >>> ranges(np.array([0, 10, 20]), np.array([1, 2, 3]), np.array([2, 1]))
+    array([20, 21, 22, 10, 11])
+    """
+    starts, lengths = starts[chosen], lengths[chosen]
+    return np.arange(lengths.sum()) + np.repeat(starts - (lengths.cumsum() - lengths), lengths)
 
 
 @contextmanager

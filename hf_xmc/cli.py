@@ -81,8 +81,9 @@ def _index(arguments: argparse.Namespace) -> None:
     from hf_xmc.model import XMCModel
 
     labels = _labels(arguments.labels)
-    XMCModel.from_pretrained(arguments.encoder, labels=labels).save_pretrained(arguments.output_dir)
-    _write({"num_labels": len(labels), "model": str(arguments.output_dir)})
+    model = XMCModel.from_pretrained(arguments.encoder, labels=labels)
+    model.save_pretrained(arguments.output_dir)
+    _write({"num_labels": len(model.labels), "model": str(arguments.output_dir)})
 
 
 def _labels(name: str) -> Any:
@@ -158,11 +159,13 @@ def _text_of(answer: bytes) -> str | None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from hf_xmc.evaluation import ExtremeMultilabelClassificationEvaluator
+    from hf_xmc.label_texts import LabelTexts
     from hf_xmc.loading import load_xmc
     from hf_xmc.model import XMCModel
 
     model, data = XMCModel.from_pretrained(arguments.model), load_xmc(arguments.data)
-    if model.labels["label_id"] != data.labels["label_id"]:
+    labels, _ = LabelTexts.of(data.labels)
+    if model.labels["label_id"] != labels.labels["label_id"]:
         raise ValueError(
             f"{arguments.model} has {len(model.labels)} labels and {arguments.data} has {data.num_labels}, and they "
             "are not the same: index the labels of the data set first."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,7 +17,8 @@ from hf_xmc import prepared
 from hf_xmc.columns import as_dataset, ragged, texts_of
 from hf_xmc.commits import upon
 from hf_xmc.frequency import inverse_propensity
-from hf_xmc.numbering import check_filter_pairs, is_number, refuse_other_numbers, refuse_repeated
+from hf_xmc.label_texts import label_numbers
+from hf_xmc.numbering import check_filter_pairs, is_number, refuse_other_numbers
 from hf_xmc.positives import check_queries, positives_of, with_positives
 from hf_xmc.prepared import SPLITS
 
@@ -26,17 +28,18 @@ class XMCData:
     """Queries, labels, and which label belongs to which query.
 
     Attributes:
-        train, validation, test: data sets with columns ``text``, ``label_ids`` (positions in ``labels``), and, where
+        train, validation, test: data sets with columns ``text``, ``label_ids`` (numbers of labels), and, where
             relevance is graded, ``label_scores``; ``None`` where there is no such split.
-        labels: columns ``label_id`` (the label's own name outside) and ``text``, a row a label; the row number is the
-            label id.
+        labels: columns ``label_id`` (the label's own name outside) and ``text``. Several rows with one ``label_id``
+            are texts of one label, the first preferred. Label ids in all other tables are numbers of labels, not of
+            rows: they count in the order in which each ``label_id`` first occurs.
         filter_pairs: by split, ``(M, 2)`` pairs (row, label id) that a benchmark leaves out of predictions.
         notes: what was found and mended while loading, counted.
 
     Raises:
         ValueError: if a split or the labels are not a ``Dataset``, a column is missing or has a wrong form, a label id
-            is out of range (the message names split, row and column), a ``label_id`` is in two rows or holds other
-            numbers than 0 to L - 1, or filter pairs do not belong to their split or to the labels.
+            is out of range (the message names split, row and column), a ``label_id`` is missing, ``label_id`` holds
+            other numbers than 0 to L - 1, or filter pairs do not belong to their split or to the labels.
     """
 
     train: Dataset
@@ -53,21 +56,25 @@ class XMCData:
         splits = {name: as_dataset(split, name) for name, split in given.items()}
         for name, table in {**splits, "labels": labels}.items():
             object.__setattr__(self, name, table)
-        refuse_repeated(labels, lambda row: f"labels, row {row}")
         if "label_id" in labels.column_names:
             column = labels.with_format("arrow").select_columns("label_id")[:]["label_id"]
             if is_number(column.type):  # text is a name here; only in a file digits may be meant as a number
                 used = [ragged(split, f"{name}, row ").label_ids for name, split in splits.items()]
                 refuse_other_numbers(column, np.concatenate(used), "labels")
         for name, split in splits.items():
-            check_queries(split, len(labels), name)
+            check_queries(split, self.num_labels, name)
         for name, pairs in self.filter_pairs.items():
             num_rows = len(splits[name]) if name in splits else 0
             check_filter_pairs(np.asarray(pairs), num_rows, self.num_labels, f"filter_pairs of {name}")
 
+    @cached_property
+    def label_of(self) -> np.ndarray:
+        """``(T,)``, the number of the label of each row of ``labels``: 0, 1, ... if each label has one text."""
+        return label_numbers(self.labels)
+
     @property
     def num_labels(self) -> int:
-        return len(self.labels)
+        return int(self.label_of.max(initial=-1)) + 1
 
     def split(self, name: str) -> Dataset:
         """The split of this name, or an error that names those there are."""

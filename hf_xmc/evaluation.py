@@ -7,15 +7,18 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from datasets import Dataset
 from numpy.typing import ArrayLike
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
-from hf_xmc.columns import label_texts_of, strings_of
+from hf_xmc.columns import strings_of
 from hf_xmc.data import XMCData
 from hf_xmc.frequency import PROPENSITY_PRESETS, inverse_propensity
+from hf_xmc.grouped_index import label_index
 from hf_xmc.index import LabelIndex, TopK
 from hf_xmc.inference import encode_labels, encode_queries
+from hf_xmc.label_texts import LabelTexts
 from hf_xmc.metrics import evaluate_ranking
 
 
@@ -28,7 +31,8 @@ class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
     Args:
         texts: ``N`` queries.
         relevance: sparse ``(N, L)``.
-        labels: ``L`` label texts.
+        labels: ``L`` label texts, or a data set with a column ``text`` and optionally ``label_id``. An id in several
+            rows is one label, which scores as the best of its texts.
         filter_pairs: ``(M, 2)`` pairs (row, label) left out of the predictions.
         inverse_propensity: ``(L,)``, for PSP@k.
         name: a prefix of the metrics' names.
@@ -40,7 +44,7 @@ class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
         self,
         texts: Sequence[str],
         relevance: sp.csr_array,
-        labels: Sequence[str],
+        labels: Sequence[str] | Dataset,
         *,
         filter_pairs: np.ndarray | None = None,
         inverse_propensity: ArrayLike | None = None,
@@ -52,11 +56,12 @@ class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
         batch_size: int = 1024,
     ) -> None:
         super().__init__()
-        texts, labels = strings_of(texts, "a list of query texts", "query"), label_texts_of(labels)
-        if relevance.shape != (len(texts), len(labels)):
+        texts = strings_of(texts, "a list of query texts", "query")
+        self.table, _ = LabelTexts.of(labels)
+        if relevance.shape != (len(texts), len(self.table)):
             raise ValueError(
-                f"relevance has shape {relevance.shape}; expected ({len(texts)}, {len(labels)}): a row for each query, "
-                "a column for each label."
+                f"relevance has shape {relevance.shape}; expected ({len(texts)}, {len(self.table)}): a row for each "
+                "query, a column for each label."
             )
         self.texts, self.relevance, self.labels = texts, relevance, labels
         self.filter_pairs, self.inverse_propensity = filter_pairs, inverse_propensity
@@ -81,7 +86,7 @@ class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
         return cls(
             list(data.split(split)["text"]),
             data.relevance(split),
-            list(data.labels["text"]),
+            data.labels,
             filter_pairs=data.filter_pairs.get(split),
             inverse_propensity=inverse_propensity(data.label_counts(), len(data.train), a, b),
             **kwargs,
@@ -97,9 +102,10 @@ class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
 
     def predict(self, model: SentenceTransformer) -> TopK:
         """The best labels of every query, filter pairs left out."""
-        labels = encode_labels(model, self.labels, self.batch_size).float().cpu()
+        labels = encode_labels(model, self.table.texts["text"], self.batch_size).float().cpu()
         queries = encode_queries(model, self.texts, self.batch_size).float().cpu()
-        return LabelIndex(labels).search(queries, self.max_k, exclude=self.filter_pairs)
+        index = label_index(LabelIndex(labels), self.table)
+        return index.search(queries, self.max_k, exclude=self.filter_pairs)
 
     def score(self, predictions: TopK) -> dict[str, float]:
         return evaluate_ranking(
@@ -112,4 +118,4 @@ class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
         )
 
     def get_config_dict(self) -> dict[str, Any]:
-        return {"num_queries": len(self.texts), "num_labels": len(self.labels)}
+        return {"num_queries": len(self.texts), "num_labels": len(self.table)}

@@ -47,9 +47,7 @@ class EvaluationLoss:
         if step.rows is not None:
             step = step._replace(positives=self._without_repeated(step.positives, step.rows))
         candidates = self.labels.select(encoder, step)
-        loss: Tensor = self.loss(
-            step.queries, self.embeddings, candidates.positives, step.weights, candidates.shard, None
-        )
+        loss = candidates.loss(self.loss, step.queries, self.embeddings, step.weights)
         _, weights = positive_weights(step.positives, step.weights, torch.float32)
         count = int((weights > 0).any(1).sum())
         self.total += loss.item() * count

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_xmc.index import LabelIndex, TopK
+from hf_xmc.label_texts import LabelTexts
 
 
 class GroupedIndex(LabelIndex):
@@ -71,6 +72,11 @@ class GroupedIndex(LabelIndex):
         sizes = self._size[pairs[:, 1]]
         within = np.arange(sizes.sum()) - np.repeat(sizes.cumsum() - sizes, sizes)
         return np.stack([np.repeat(pairs[:, 0], sizes), np.repeat(self._start[pairs[:, 1]], sizes) + within], axis=1)
+
+
+def label_index(index: LabelIndex, table: LabelTexts) -> LabelIndex:
+    """Return an index of the texts of ``table`` as one of its labels; the same index if each label has one text."""
+    return GroupedIndex(index, table.label_of) if table.several else index
 
 
 def distinct(found: TopK, k: int) -> TopK:

@@ -16,7 +16,8 @@ from datasets import Dataset
 from sentence_transformers.base.data_collator import BaseDataCollator
 
 from hf_xmc.batching import pad
-from hf_xmc.columns import as_dataset, label_texts_of, texts_of
+from hf_xmc.columns import as_dataset, texts_of
+from hf_xmc.label_texts import LabelTexts
 from hf_xmc.positives import positives_of
 from hf_xmc.sharding import IGNORE_INDEX
 
@@ -35,12 +36,14 @@ def in_batch_dataset(
     """Columns ``anchor``, ``positive``, ``negative_1`` ..., ``label`` for the losses of :mod:`hf_xmc.st_losses`.
 
     Every time a row is read, one of its positives is drawn, by torch's generator: another one each epoch, the same ones
-    for the same seed. Labels with equal texts count as one label. Queries without labels cannot be drawn for and are
-    left out, with a line in the log that counts them.
+    for the same seed. Labels with equal texts count as one label. Of a label with several texts, one is drawn each
+    time; if a batch holds two of them, the label scores as the first. Queries without labels cannot be drawn for and
+    are left out, with a line in the log that counts them.
 
     Args:
         queries: columns ``text`` and ``label_ids``, as in :class:`hf_xmc.XMCData`.
-        labels: label texts, or a data set with a column ``text``.
+        labels: label texts, or a data set with a column ``text`` and optionally ``label_id``. An id in several rows is
+            one label with several texts.
         hard_negatives: ``(N, H)`` label ids a query, -100 for none. One that is a positive of its query is not used.
         positives: how ``label`` tells all positives of a query. ``"padded"`` to the longest, for the stock collator;
             ``"ragged"``, for :class:`InBatchCollator`; or ``"row"``, the query's place in ``queries``, for a loss that
@@ -83,16 +86,19 @@ class _Draw:
     A class and not a function within one, so that data loaders can send it to worker processes that are spawned.
     """
 
-    texts: list[str]
+    texts: list[list[str]]  # of each label
     width: int  # of the padded positives
     names_row: bool  # `label` begins with the row instead of ending with the positives
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         drawn = [ids[int(torch.randint(len(ids), ()))] for ids in batch["positives"]]
-        out: dict[str, list[Any]] = {"anchor": batch["anchor"], "positive": [self.texts[label] for label in drawn]}
+        out: dict[str, list[Any]] = {
+            "anchor": batch["anchor"],
+            "positive": [_one_of(self.texts[label]) for label in drawn],
+        }
         others = batch.get("negatives") or [[] for _ in drawn]
         for number, column in enumerate(zip(*others, strict=True), start=1):
-            out[f"negative_{number}"] = [self.texts[label] if label >= 0 else "" for label in column]
+            out[f"negative_{number}"] = [_one_of(self.texts[label]) if label >= 0 else "" for label in column]
         candidates = [[label, *negatives] for label, negatives in zip(drawn, others, strict=True)]
         if self.names_row:
             out["label"] = [[row, *ids] for row, ids in zip(batch["row"], candidates, strict=True)]
@@ -116,14 +122,23 @@ def relevance_matrix(queries: Dataset, labels: Sequence[str] | Dataset) -> sp.cs
     return sp.csr_array((np.ones(len(columns), np.float32), columns, offsets), shape=(len(queries), len(texts)))
 
 
+def _one_of(texts: list[str]) -> str:
+    return texts[int(torch.randint(len(texts), ())) if len(texts) > 1 else 0]
+
+
 def _known_positives(
     queries: Dataset, labels: Sequence[str] | Dataset
-) -> tuple[list[str], np.ndarray, list[list[int]]]:
-    """Label texts, the first label of each text, and the positives of each query in those numbers."""
-    texts = label_texts_of(labels)
+) -> tuple[list[list[str]], np.ndarray, list[list[int]]]:
+    """Return the texts of each label, the first label with the same texts, and the positives of each query in those
+    numbers."""
+    table, _ = LabelTexts.of(labels)
+    texts: list[list[str]] = [[] for _ in range(len(table))]
+    for label, text in zip(table.label_of.tolist(), table.texts["text"][:], strict=True):
+        texts[label].append(text)
     queries = as_dataset(queries, "queries")
-    first_of = {text: label for label, text in reversed(list(enumerate(texts)))}
-    canonical = np.array([first_of[text] for text in texts], dtype=np.int64)
+    sets = [frozenset(of_label) for of_label in texts]
+    first_of = {of_label: label for label, of_label in reversed(list(enumerate(sets)))}
+    canonical = np.array([first_of[of_label] for of_label in sets], dtype=np.int64)
     offsets, label_ids, _ = positives_of(queries, len(texts), "queries, row ")
     known = canonical[label_ids].tolist()
     return texts, canonical, [sorted(set(known[start:stop])) for start, stop in pairwise(offsets.tolist())]

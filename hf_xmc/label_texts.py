@@ -1,4 +1,8 @@
-"""The labels of a model: their names, their texts, and which text belongs to which label."""
+"""Labels: their names, their texts, and which text belongs to which label.
+
+Every part of the package numbers labels in the same way: 0, 1, ... in the order in which their ids first occur in the
+table of label texts. Rows without ids are labels of their own.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,25 @@ from hf_xmc.columns import as_dataset, label_texts_of, refuse_one, texts_of
 COLUMNS = {"label_id": pa.string(), "text": pa.string(), "seen": pa.bool_()}
 
 
+def label_numbers(labels: Sequence[str] | Dataset) -> np.ndarray:
+    """Return ``(T,)``, the number of each row's label.
+
+    Raises:
+        ValueError: if a ``label_id`` is missing, or the ids are not strings or numbers.
+
+    >>> label_numbers(Dataset.from_dict({"label_id": ["u7", "u2", "u7"], "text": ["boat", "car", "vessel"]}))
+    array([0, 1, 0])
+    """
+    if not isinstance(labels, Dataset) or "label_id" not in labels.column_names:
+        return np.arange(len(labels))
+    return _codes(_cast(_table(labels.select_columns("label_id"))))
+
+
+def count_labels(labels: Sequence[str] | Dataset) -> int:
+    """Return the number of labels, of which some may have several rows."""
+    return int(label_numbers(labels).max(initial=-1)) + 1
+
+
 class LabelTexts:
     """Labels and their texts. It does not change: what is added or removed makes another.
 
@@ -23,6 +46,7 @@ class LabelTexts:
             in the training. Texts of one label stand together.
         labels: the first row of each label; the row number is what an index and a relevance matrix call it.
         label_of: ``(T,)``, the label of each text, as a row of ``labels``.
+        text_counts: ``(L,)``, how many texts each label has; ``None`` if each has one.
     """
 
     def __init__(self, texts: pa.Table) -> None:
@@ -31,6 +55,7 @@ class LabelTexts:
         self.label_of = label_of
         self.texts = Dataset(texts)
         self.labels = self.texts if len(first) == len(texts) else Dataset(texts.take(first))
+        self.text_counts = np.bincount(label_of) if self.several else None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -127,7 +152,10 @@ def _rows(labels: Sequence[str] | Dataset, numbers: Iterable[str]) -> pa.Table:
         table = pa.table({"text": pa.array(label_texts_of(labels), pa.string())})
     if "label_id" not in table.column_names:
         table = table.append_column("label_id", pa.array(list(islice(numbers, len(table))), pa.string()))
-    table = table.select([name for name in COLUMNS if name in table.column_names])
+    return _cast(table.select([name for name in COLUMNS if name in table.column_names]))
+
+
+def _cast(table: pa.Table) -> pa.Table:
     for place, name in enumerate(table.column_names):
         try:
             table = table.set_column(place, name, table[name].cast(COLUMNS[name]))

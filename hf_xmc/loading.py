@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from hf_xmc import formats, prepared
 from hf_xmc.columns import ragged, texts_of
 from hf_xmc.data import XMCData
 from hf_xmc.formats import Rows
+from hf_xmc.label_texts import count_labels
 from hf_xmc.numbering import check_filter_pairs, refuse_other_numbers, refuse_repeated
 from hf_xmc.positives import check_positives, kept_positives
 from hf_xmc.prepared import PREPARED, SPLITS
@@ -32,14 +33,19 @@ def load_xmc(path: str | Path, *, revision: str | None = None, errors: str = "st
       ``filter_pairs`` with ``row`` and ``label``.
     * A folder of ``labels``, ``train`` and optionally ``validation``, ``test`` as ``.jsonl`` or ``.parquet`` with the
       same columns.
+
+      In both, several rows of ``labels`` with one ``label_id`` are texts of one label, the first preferred. Label ids
+      are then numbers of labels, not of rows: they count in the order in which each ``label_id`` first occurs.
     * What :meth:`XMCData.save` wrote.
 
-    ``label_ids`` are row numbers of the label table, counted from 0. Columns that are not named here are not read.
+    ``label_ids`` are numbers of labels, counted from 0: row numbers of the label table if each label has one row.
+    Columns that are not named here are not read.
 
-    What is kept as it is, and counted in ``notes``: queries without labels, empty texts, label texts that occur twice.
+    What is kept as it is, and counted in ``notes``: queries without labels, empty texts, label texts that occur twice,
+    texts beyond the first of their label.
     What is mended and counted: a label named twice for a query (the larger score stays), a relevance of 0 (not a
     positive), a byte order mark, a carriage return at the end of a line, a filter pair named twice. Everything else
-    that is wrong, such as a ``label_id`` that two labels have, is an error with file and line. So are files that do not
+    that is wrong, such as a ``uid`` that two labels have, is an error with file and line. So are files that do not
     belong together, such as a matrix with more columns than there are labels, and numbers whose meaning would be a
     guess, such as a numeric ``label_id`` that is not the row number (:mod:`hf_xmc.numbering`).
 
@@ -82,7 +88,8 @@ def _load_raw(folder: Path, errors: str) -> XMCData:
     if label_file is None or train_file is None:
         raise ValueError(f"{folder} has lbl.json(.gz) but no trn.json(.gz).")
     texts, ids = formats.read_json_labels(label_file, notes, errors)
-    labels = _label_table(texts, ids, str(folder), lambda row: f"{label_file}:{row + 1}", notes)
+    labels = _label_table(texts, ids, str(folder), notes)
+    refuse_repeated(labels, lambda row: f"{label_file}:{row + 1}")
     splits = {"train": formats.read_json_rows(train_file, notes, errors)}
     if test_file:
         splits["test"] = formats.read_json_rows(test_file, notes, errors)
@@ -93,7 +100,7 @@ def _load_reference(folder: Path, errors: str) -> XMCData:
     notes: Counter[str] = Counter()
     label_file = folder / "raw" / "Y.txt"
     texts = formats.read_texts(label_file, notes, errors)
-    labels = _label_table(texts, range(len(texts)), str(folder), lambda row: f"{label_file}:{row + 1}", notes)
+    labels = _label_table(texts, range(len(texts)), str(folder), notes)
     splits = {}
     for name, short in (("train", "trn"), ("test", "tst")):
         text_file, relevance = folder / "raw" / f"{short}_X.txt", folder / f"Y.{short}.npz"
@@ -152,7 +159,7 @@ def _from_datasets(
             raise ValueError(f"{name}, labels, row {column.is_null().index(True).as_py()}: no label_id.")
         ids = column.to_pylist()
     where = f"{name}, labels, row "
-    named = _label_table(texts_of(labels, where), ids, name, (where + "{}").format, notes)
+    named = _label_table(texts_of(labels, where), ids, name, notes)
     rows: dict[str, Rows] = {}
     for split, dataset in splits.items():
         if split not in SPLITS:
@@ -171,7 +178,7 @@ def _from_datasets(
         if not all(pa.types.is_integer(column.type) and not column.null_count for column in table.columns):
             raise ValueError(f"{where}: expected whole numbers, row and label, and no gaps.")
         given = np.stack([np.asarray(column, dtype=np.int64) for column in table.columns], axis=1)
-        check_filter_pairs(given, len(rows[split].texts) if split in rows else 0, len(labels), where)
+        check_filter_pairs(given, len(rows[split].texts) if split in rows else 0, count_labels(named), where)
         pairs[split] = np.unique(given, axis=0)
         _count(notes, f"filter_pairs of {split}: pairs named again", len(given) - len(pairs[split]))
     return _assemble(named, rows, pairs, notes)
@@ -194,14 +201,12 @@ def _text_filters(folder: Path, splits: dict[str, Rows], num_labels: int, notes:
     }
 
 
-def _label_table(
-    texts: pa.ChunkedArray, ids: Iterable[object], name: str, where: Callable[[int], str], notes: Counter[str]
-) -> Dataset:
+def _label_table(texts: pa.ChunkedArray, ids: Iterable[object], name: str, notes: Counter[str]) -> Dataset:
     """Check the labels that a reader read, and make a data set of them."""
     if not len(texts):
         raise ValueError(f"{name}: there is no label.")
     labels = Dataset(pa.table({"label_id": pa.array(map(str, ids), pa.string()), "text": texts}))
-    refuse_repeated(labels, where)
+    _count(notes, "labels: texts beyond the first of their label", len(texts) - count_labels(labels))
     _count(notes, "labels: texts that occur again", len(texts) - pc.count_distinct(texts).as_py())
     _count(notes, "labels: empty texts", _num_empty(texts))
     return labels
@@ -209,7 +214,7 @@ def _label_table(
 
 def _assemble(labels: Dataset, splits: dict[str, Rows], pairs: dict[str, np.ndarray], notes: Counter[str]) -> XMCData:
     """Check the queries that a reader read, and make data sets of them."""
-    datasets = {name: _checked(rows, len(labels), name, notes) for name, rows in splits.items()}
+    datasets = {name: _checked(rows, count_labels(labels), name, notes) for name, rows in splits.items()}
     return XMCData(labels=labels, filter_pairs=pairs, notes=dict(notes), **datasets)
 
 

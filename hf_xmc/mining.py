@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from hf_xmc import sharding
-from hf_xmc.columns import as_dataset, label_texts_of, texts_of
+from hf_xmc.columns import as_dataset, texts_of
+from hf_xmc.grouped_index import label_index
 from hf_xmc.index import LabelIndex
 from hf_xmc.inference import encode_labels, encode_queries
+from hf_xmc.label_texts import LabelTexts
 from hf_xmc.negatives import MinedNegatives
 from hf_xmc.positives import positives_of
 
@@ -24,7 +27,7 @@ BLOCK = 8192  # queries embedded and searched at a time
 def mine_hard_negatives(
     encoder: SentenceTransformer,
     queries: Dataset,
-    labels: Dataset | list[str],
+    labels: Dataset | Sequence[str],
     depth: int = 100,
     *,
     batch_size: int = 256,
@@ -32,24 +35,25 @@ def mine_hard_negatives(
     """The ``depth`` best labels of every query that are not among its own: ``(N, depth)`` int32, -1 where there are
     fewer.
 
-    Each process embeds its share of the labels and searches for its share of the queries; all end with all rows.
+    Each process embeds its share of the label texts and searches for its share of the queries; all end with all rows.
 
     Args:
         encoder: embeds queries and labels, with their prompts.
         queries: columns ``text`` and ``label_ids``.
-        labels: the label texts, in a list or a column ``text``.
+        labels: the label texts, in a list or a column ``text``. A ``label_id`` in several rows is one label, which
+            scores as the best of its texts.
         depth: how many for each query.
         batch_size: texts embedded at a time.
 
     Raises:
         ValueError: if queries or labels have a wrong form; the message names row and column.
     """
-    texts = label_texts_of(labels)
+    table, _ = LabelTexts.of(labels)
     queries = as_dataset(queries, "queries")
-    offsets, label_ids, _ = positives_of(queries, len(texts), "queries, row ")
+    offsets, label_ids, _ = positives_of(queries, len(table), "queries, row ")
     asked = texts_of(queries, "queries, row ")
-    mine = encode_labels(encoder, _share(texts), batch_size).float()
-    index = LabelIndex(sharding.gather_rows(mine).cpu())
+    mine = encode_labels(encoder, _share(table.texts["text"][:]), batch_size).float()
+    index = label_index(LabelIndex(sharding.gather_rows(mine).cpu()), table)
     depth = min(depth, index.num_labels)
 
     own = _share(range(len(queries)))

@@ -37,6 +37,18 @@ class Candidates(NamedTuple):
     shard: LabelShard  # which of those columns are this process's
     label_weights: Tensor | None = None  # (n,), how many labels each stands for
     query_gradient: Tensor | None = None  # (B, D), what the labels that take no part add to that of the queries
+    text_counts: Tensor | None = None  # (n,), how many texts each label has; None if each has one
+
+    def loss(self, loss: nn.Module, queries: Tensor, texts: Tensor, weights: Tensor | None) -> Tensor:
+        """Return the loss of the queries ``(B, D)`` and the texts of these labels ``(t, D)``, label after label.
+
+        Its gradient at the queries includes ``query_gradient``.
+        """
+        several = {} if self.text_counts is None else {"text_counts": self.text_counts}
+        value: Tensor = loss(queries, texts, self.positives, weights, self.shard, self.label_weights, **several)
+        if self.query_gradient is not None:
+            value = value + ((queries - queries.detach()) * self.query_gradient).sum()
+        return value
 
 
 class Columns:
@@ -60,16 +72,23 @@ class Columns:
 
 def own_labels(table: LabelTable) -> np.ndarray:
     """This process's share of all labels, short ones first."""
-    if len(table) < sharding.world_size():
-        raise ValueError(f"{len(table)} labels cannot be shared by {sharding.world_size()} processes: start fewer.")
-    shard = LabelShard.of(len(table), sharding.rank(), sharding.world_size())
+    if table.num_labels < sharding.world_size():
+        raise ValueError(
+            f"{table.num_labels} labels cannot be shared by {sharding.world_size()} processes: start fewer."
+        )
+    shard = LabelShard.of(table.num_labels, sharding.rank(), sharding.world_size())
     return table.by_length(np.arange(shard.start, shard.stop))
 
 
 def embed_candidates(encoder: nn.Module, table: LabelTable, label_ids: np.ndarray) -> Tensor:
-    """``(n, D)`` with a gradient. Where there are none, one is embedded and not returned: shapes and graph stay."""
-    some = label_ids if len(label_ids) else np.array([0])
-    return embed_in_chunks(encoder, [features for _, features in table.chunks(some)])[: len(label_ids)]
+    """Embed the texts of these labels, label after label: ``(t, D)`` with a gradient.
+
+    If there is no label, a text is embedded and not returned: shapes and graph stay.
+    """
+    rows, place = table.short_first(label_ids)
+    some = rows if len(rows) else np.array([0])
+    embeddings = embed_in_chunks(encoder, [features for _, features in table.chunks(some)])[: len(rows)]
+    return embeddings if place is None else embeddings.index_select(0, place)
 
 
 class AllLabels:
@@ -86,43 +105,54 @@ class AllLabels:
         self.table, self.share, self.normalised = table, share, normalised
         self.label_ids = own_labels(table)
         self.columns = Columns(self.label_ids, table.device)
+        self.text_counts = table.counts_of(self.label_ids)
+        self.rows, self.place = table.short_first(self.label_ids)
         self.trained: list[nn.Parameter] = []
         self.reached: list[Tensor] = []
 
     @cached_property
     def chunks(self) -> list[Features]:
-        """The features of this process's labels, made once for all steps."""
-        return [features for _, features in self.table.chunks(self.label_ids)]
+        """The features of this process's label texts, made once for all steps."""
+        return [features for _, features in self.table.chunks(self.rows)]
 
     def select(self, encoder: nn.Module, step: Step) -> Candidates:
-        return Candidates(self.label_ids, self.columns(step.positives), self.columns.shard)
+        positives = self.columns(step.positives)
+        return Candidates(self.label_ids, positives, self.columns.shard, text_counts=self.text_counts)
 
     @torch.no_grad()
     def embed_without_gradient(self, encoder: nn.Module) -> Tensor:
-        """``(L / W, D)``, one chunk after another; no features are kept."""
-        return torch.cat([embed(encoder, features) for _, features in self.table.chunks(self.label_ids)])
+        """``(T / W, D)``, one chunk after another; no features are kept."""
+        return self._in_order(torch.cat([embed(encoder, features) for _, features in self.table.chunks(self.rows)]))
 
     def embed(self, encoder: nn.Module, candidates: Candidates) -> Tensor:
+        return self._in_order(self._embed(encoder))
+
+    def _in_order(self, embeddings: Tensor) -> Tensor:
+        return embeddings if self.place is None else embeddings.index_select(0, self.place)
+
+    def _embed(self, encoder: nn.Module) -> Tensor:
         if self.share is None:
             return embed_in_chunks(encoder, self.chunks)
         trained = trainable(encoder)
         if list(map(id, trained)) != list(map(id, self.trained)):  # at first, and when some are frozen or set free
-            self.trained, self.reached = trained, parameters_reached(encoder, self.table.features(self.label_ids[:1]))
+            self.trained, self.reached = trained, parameters_reached(encoder, self.table.features(self.rows[:1]))
         return embed_sampled(
             encoder,
             self.reached,
             self.chunks,
-            lambda rows: self.table.chunks(self.label_ids[rows.cpu().numpy()]),
+            lambda rows: self.table.chunks(self.rows[rows.cpu().numpy()]),
             self.share,
             self.normalised,
         )
 
     def describe(self, batch: int, positives: float) -> tuple[float, str]:
-        number = len(self.label_ids)
+        number = len(self.rows)
         again = "twice" if len(self.chunks) > 1 else "once"
         if self.share is not None:
             again = f"{math.ceil(self.share * number)} of them twice"
-        return len(self.columns.order), f"embeds {number} labels a step in {len(self.chunks)} chunk(s), {again}"
+        return len(
+            self.columns.order
+        ), f"embeds {number} {self.table.unit} a step in {len(self.chunks)} chunk(s), {again}"
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint must hold of this process; empty if nothing."""
@@ -159,8 +189,8 @@ class MinedNegatives:
         pool = torch.cat([step.positives[taking_part], sharding.gather_rows(drawn[:, None])[:, 0]]).unique()
         ordered = self.table.by_length(pool.cpu().numpy())
         label_ids = ordered[sharding.rank() :: sharding.world_size()]  # long and short ones for every process
-        columns = Columns(label_ids, self.table.device)
-        return Candidates(label_ids, columns(step.positives), columns.shard)
+        columns, text_counts = Columns(label_ids, self.table.device), self.table.counts_of(label_ids)
+        return Candidates(label_ids, columns(step.positives), columns.shard, text_counts=text_counts)
 
     def embed(self, encoder: nn.Module, candidates: Candidates) -> Tensor:
         return embed_candidates(encoder, self.table, candidates.label_ids)
@@ -174,12 +204,12 @@ class MinedNegatives:
 
     def _random(self) -> Tensor:
         """Of this process's share of the labels, so that processes do not draw the same."""
-        shard = LabelShard.of(len(self.table), sharding.rank(), sharding.world_size())
+        shard = LabelShard.of(self.table.num_labels, sharding.rank(), sharding.world_size())
         return torch.randint(shard.start, shard.stop, (math.ceil(self.num_random / sharding.world_size()),))
 
     def describe(self, batch: int, positives: float) -> tuple[float, str]:
         """Labels scored a step, at most, and what a process does with them."""
-        number = min(len(self.table), batch * (positives + self.num_hard) + self.num_random)
+        number = min(self.table.num_labels, batch * (positives + self.num_hard) + self.num_random)
         return number, f"embeds up to {number / sharding.world_size():.0f} labels a step"
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ def refuse_repeated(labels: Dataset, where: Callable[[int], str]) -> None:
         if first.setdefault(label_id, row) != row:
             raise ValueError(
                 f"{where(row)}: label_id {label_id!r} again, after {where(first[label_id])}; expected one row per "
-                "label. Several texts of a label are given to XMCModel or add_labels, not to a data set."
+                "label. A table labels.jsonl or labels.parquet can hold several texts of a label."
             )
 
 
@@ -48,7 +48,8 @@ def refuse_other_numbers(label_id: pa.ChunkedArray, used: np.ndarray, where: str
     Raises:
         ValueError: if the numbers may be values of ``label_id``. The message says how to write either meaning.
     """
-    values = label_id.to_pylist()
+    given = label_id.to_pylist()
+    values = distinct = list(dict.fromkeys(given))  # several rows of one label are its texts
     if not is_number(label_id.type):
         if not all(
             isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19 for value in values
@@ -58,13 +59,14 @@ def refuse_other_numbers(label_id: pa.ChunkedArray, used: np.ndarray, where: str
         used = used if set(np.unique(used).tolist()) <= set(values) else used[:0]
     if not len(used) or values == list(range(len(values))):
         return
-    row = next(row for row, value in enumerate(values) if value != row)
+    number = next(number for number, value in enumerate(values) if value != number)
     start = ", counted from 1" if values == list(range(1, len(values) + 1)) else ""
     raise ValueError(
-        f"{where}, row {row}: label_id is {values[row]}, and the numbers of label_id are not the row numbers 0 to "
-        f"{len(values) - 1}{start}. The whole numbers in label_ids are read as row numbers, but they may be meant as "
-        "values of label_id. If they are, write the row number of each label instead, counted from 0. If they are row "
-        f'numbers already, leave label_id out, or write it as text with a letter, such as "L{values[row]}".'
+        f"{where}, row {given.index(distinct[number])}: label_id is {values[number]}, and the numbers of label_id are "
+        f"not the row numbers 0 to {len(values) - 1}{start}. The whole numbers in label_ids are read as row numbers, "
+        "but they may be meant as values of label_id. If they are, write the row number of each label instead, counted "
+        "from 0. If they are row numbers already, leave label_id out, or write it as text with a letter, such as "
+        f'"L{values[number]}".'
     )
 
 

@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 from datasets import Dataset, load_from_disk
 
 from hf_xmc.atomic import whole_folder
-from hf_xmc.numbering import refuse_repeated
 from hf_xmc.tables import LABELS, QUERIES, Columns
 
 PREPARED = "xmc_data.json"  # written last: without it, a folder is not a prepared data set
@@ -81,7 +80,6 @@ def read(folder: Path) -> Parts:
             raise ValueError(f"{path} is missing or damaged ({error}): prepare the data set again.") from None
         if pairs[name].shape != (rows, 2):
             raise ValueError(f"{path} has shape {pairs[name].shape}, expected ({rows}, 2): prepare it again.")
-    refuse_repeated(tables["labels"], lambda row: f"{folder / 'labels'}, row {row}")
     digests = {name: digest(table) for name, table in tables.items()}
     digests |= {f"filter_pairs_{name}": _digest_of_pairs(array) for name, array in pairs.items()}
     for name, expected in about.get("digests", digests).items():  # older folders have none

@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from hf_xmc import long_text
-from hf_xmc.grouped_index import GroupedIndex
+from hf_xmc.grouped_index import label_index
 from hf_xmc.index import LabelIndex, TopK
 from hf_xmc.inference import comparable, compares_by_cosine, encode_labels, encode_queries
 from hf_xmc.label_texts import LabelTexts
@@ -89,7 +89,7 @@ class Searcher:
     @property
     def label_index(self) -> LabelIndex:
         """:attr:`index`, which is of texts, as one of labels; the same where each label has one text."""
-        return GroupedIndex(self.index, self.table.label_of) if self.table.several else self.index
+        return label_index(self.index, self.table)
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """``(N, D)`` embeddings of queries; of long ones the mean of their chunks, unless they are cut."""

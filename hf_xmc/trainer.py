@@ -19,11 +19,12 @@ from torch import Tensor
 from hf_xmc import learning_rates, roles, sharding
 from hf_xmc.bank import LabelBank
 from hf_xmc.batching import LabelTable, XMCCollator, draw_positives, with_rows
-from hf_xmc.columns import as_dataset, checked_labels, label_texts_of
+from hf_xmc.columns import as_dataset, checked_labels
 from hf_xmc.encoding import ROLE, embed, name_parameters, parameters_reached
 from hf_xmc.evaluation_loss import EvaluationLoss, random_state_kept
 from hf_xmc.finite import UpdateWatch
 from hf_xmc.functional import check_positives
+from hf_xmc.label_texts import LabelTexts
 from hf_xmc.losses import DecoupledSoftmaxLoss
 from hf_xmc.negatives import AllLabels, MinedNegatives, Step
 from hf_xmc.positives import checked_splits
@@ -45,7 +46,8 @@ class XMCTrainer(RunTrainer):
         model: any ``SentenceTransformer``. What it becomes loads without this package.
         args: :class:`XMCTrainingArguments`.
         train_dataset: columns ``text``, ``label_ids``, and, where positives are graded, ``label_scores``.
-        labels: the label texts; a label's id is its place among them. A data set with a column ``text`` will do.
+        labels: the label texts, or a data set, as in :class:`hf_xmc.XMCModel`. A label with several texts scores as the
+            best of them. ``label_ids`` number the labels from 0, in the order in which each ``label_id`` first occurs.
         loss: a loss of :mod:`hf_xmc.losses`; by default :class:`DecoupledSoftmaxLoss`.
         kwargs: whatever ``SentenceTransformerTrainer`` takes, such as ``evaluator`` and ``callbacks``.
 
@@ -80,6 +82,7 @@ class XMCTrainer(RunTrainer):
         train_dataset = as_dataset(train_dataset, "train_dataset")
         refuse_constructor_arguments(kwargs)
         self.labels = checked_labels(labels)
+        self._table, _ = LabelTexts.of(self.labels)
         super().__init__(model=model, args=args, train_dataset=train_dataset, loss=loss, **kwargs)
         self.train_dataset, self.eval_dataset = with_rows(self.train_dataset), with_rows(self.eval_dataset)
         self.prepare_for_model()
@@ -92,7 +95,7 @@ class XMCTrainer(RunTrainer):
         refuse_ways_of_running(self.args, sharded_weights=self.is_fsdp_enabled or self.is_deepspeed_enabled)
         self.loss.model = self.model  # the optimizer is given the parameters of the loss, and no others
         self.data_collator = self.get_data_collator(self.model, self.args)  # type: ignore[assignment]
-        texts = label_texts_of(self.labels)
+        texts, counts = self._table.texts["text"][:], self._table.text_counts
         probe: list[Any] = [{"text": text, "label_ids": []} for text in texts[:8]]
         roles.check_embeddings(
             self.model, self.loss, texts[:8], lambda: self.collect_features(self.data_collator(probe))[0][0]
@@ -100,7 +103,8 @@ class XMCTrainer(RunTrainer):
         static = isinstance(self.model[0], StaticEmbedding)
         tokens = self.args.label_chunk_tokens or (None if static else LABEL_CHUNK_TOKENS)
         size = self.args.label_chunk_size
-        table = LabelTable(self.model, texts, chunk_size=size, chunk_tokens=tokens, device=self.args.device)
+        chunks: dict[str, Any] = {"chunk_size": size, "chunk_tokens": tokens}
+        table = LabelTable(self.model, texts, text_counts=counts, device=self.args.device, **chunks)
         self.negatives = self._negatives(table, self.args.label_mode or ("exact" if static else "fresh"))
         self.watch = UpdateWatch(self.args.on_nonfinite, self.loss, self._embed_queries)
         if sharding.world_size() > 1 and any(isinstance(module, Router) for module in self.model.modules()):
@@ -112,7 +116,7 @@ class XMCTrainer(RunTrainer):
 
     def preprocess_dataset(self, dataset: Any = None, dataset_name: str | None = None) -> Any:
         if dataset is not None:
-            dataset = checked_splits(dataset, len(self.labels), f"{dataset_name}_dataset")
+            dataset = checked_splits(dataset, len(self._table), f"{dataset_name}_dataset")
         return super().preprocess_dataset(dataset, dataset_name)
 
     def _negatives(self, table: LabelTable, mode: str) -> AllLabels | LabelBank | MinedNegatives:
@@ -163,13 +167,8 @@ class XMCTrainer(RunTrainer):
         encoder = self.accelerator.unwrap_model(model)
         step, queries = self._gather(model, inputs, self.args.num_positives)
         candidates = self.negatives.select(encoder, step)  # whose labels are mine
-        labels = self.negatives.embed(encoder, candidates)  # (L / W, D), beside DDP: embedded again in backward
-        loss = self.loss(
-            queries, labels, candidates.positives, step.weights, candidates.shard, candidates.label_weights
-        )
-        if candidates.query_gradient is not None:
-            loss = loss + ((queries - queries.detach()) * candidates.query_gradient).sum()
-
+        texts = self.negatives.embed(encoder, candidates)  # (T / W, D), beside DDP: embedded again in backward
+        loss = candidates.loss(self.loss, queries, texts, step.weights)
         loss = scale_gradient(loss, self.accelerator.num_processes)  # DDP will take the mean where the sum is meant
         return (loss, {}) if return_outputs else loss
 
@@ -179,7 +178,7 @@ class XMCTrainer(RunTrainer):
         (features,), positives = self.collect_features(inputs)
         weights = inputs.get("label_weights")
         assert positives is not None  # the collator makes them
-        check_positives(positives, len(self.labels))
+        check_positives(positives, len(self._table))
         if num_positives is not None:
             weights = draw_positives(positives, weights, num_positives)
         queries = gather_queries(embed(model, features))  # (B, D), through DDP: arms the synchronisation
@@ -244,9 +243,9 @@ class XMCTrainer(RunTrainer):
         dim = self.model.get_embedding_dimension() or 0
         sample = self.train_dataset[:1000]["label_ids"]
         positives = sum(len(ids) for ids in sample) / max(1, len(sample))
-        labels = len(self.labels)
+        labels, texts = len(self._table), len(self._table.texts)
         scored, embedded = self.negatives.describe(batch, positives)
-        embeddings = 2 * 4 * dim * scored / world_size
+        embeddings = 2 * 4 * dim * scored * texts / labels / world_size
         scores = min(getattr(self.loss, "memory_budget", 0), 4 * batch * scored / world_size)
         sentence = (
             f"Each of {batch} queries a step ({world_size} process(es)) is scored against {scored:.0f} of {labels} "

@@ -107,7 +107,7 @@ def main(argv: list[str]) -> None:
     PartialState().destroy_process_group()
     if trainer.is_world_process_zero():
         output_dir = Path(args.output_dir)
-        seen = (data.label_counts() > 0).tolist()
+        seen = (data.label_counts() > 0)[data.label_of].tolist()
         model = XMCModel(plain(trainer.model, recipe), data.labels.add_column("seen", seen))
         metrics = evaluate(model, full, recipe.propensity)
         tuned = add_memory(model, data, recipe) if recipe.memory else None

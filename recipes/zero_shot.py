@@ -52,6 +52,8 @@ def main() -> None:
     recipe, args = train.parse([str(RECIPE), *where, *options.train_flags])
 
     full = load_xmc(options.data)
+    if len(full.labels) > full.num_labels:
+        raise ValueError(f"{options.data} has several texts for a label; this comparison needs one text per label.")
     order = np.random.default_rng(options.hide_seed).permutation(full.num_labels)
     num_seen = full.num_labels - round(options.share * full.num_labels)
     full = with_labels(full, np.concatenate([np.sort(order[:num_seen]), np.sort(order[num_seen:])]))

@@ -28,7 +28,22 @@ tqdm.set_lock(threading.RLock())
 tqdm.monitor_interval = 0
 
 LABELS = ["boat", "sailing boat", "car", "animal", "dog", "cat", "colour", "red", "blue", "plant", "old oak tree"]
+ALTERNATIVES = ["blue boat", "old dog", "old red boat", "red car", "red", "colour red", "tree", "old tree", "boat boat"]
+OF_LABELS = [0, 4, 0, 2, 7, 7, 10, 10, 0]  # which labels these are other texts of
 POSITIVES = [[0, 1], [0], [2], [3, 4], [3, 5], [6, 7], [6, 8], [9, 10], [9], [2, 7], [], [0, 8, 3], [4]]
+
+
+def several_texts():
+    """The labels, some with several texts, which do not stand together; and the label of each text."""
+    label_of = [*range(len(LABELS)), *OF_LABELS]
+    table = {"label_id": [f"L{label}" for label in label_of], "text": [*LABELS, *ALTERNATIVES]}
+    return Dataset.from_dict(table), label_of
+
+
+def best_of_texts(scores, label_of):
+    """``(B, L)``, the score of each label's best text, of ``(B, T)`` scores of texts."""
+    columns = [scores[:, torch.tensor(label_of) == label] for label in range(max(label_of) + 1)]
+    return torch.stack([texts.max(1).values for texts in columns], dim=1)
 
 
 @pytest.fixture

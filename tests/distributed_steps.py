@@ -16,6 +16,7 @@ from conftest import (
     make_heads,
     make_router,
     make_router_with_frozen_labels,
+    several_texts,
 )
 from datasets import Dataset
 from transformers import TrainerCallback
@@ -29,6 +30,7 @@ GLOBAL_BATCH, STEPS = 6, 20  # of 13 queries, against 11 labels
 TWICE = {"gradient_accumulation_steps": 2}
 TOWERS = {"encoder": make_router, "router_mapping": {"text": "query"}}  # one for queries and one for labels
 FROZEN = {**TOWERS, "encoder": make_router_with_frozen_labels}
+TEXTS = {"labels": several_texts()[0]}
 CASES = {
     "decoupled": (losses.DecoupledSoftmaxLoss, {}),
     "decoupled in chunks": (losses.DecoupledSoftmaxLoss, {"label_chunk_size": 2}),
@@ -49,6 +51,13 @@ CASES = {
     "two towers, labels frozen": (losses.DecoupledSoftmaxLoss, {"label_mode": "exact", **FROZEN}),
     "two towers, labels frozen, fresh": (losses.DecoupledSoftmaxLoss, {"label_mode": "fresh", **FROZEN}),
     "two heads": (losses.DecoupledSoftmaxLoss, {"label_chunk_size": 2, **TOWERS, "encoder": make_heads}),
+    "texts": (losses.SoftTopKLoss, {"label_chunk_size": 3, **TEXTS, **TWICE}),
+    "texts, fresh": (
+        losses.BCELoss,
+        {"label_mode": "fresh", "label_sample_share": 1.0, "label_chunk_size": 2, **TEXTS},
+    ),
+    "texts, bank": (losses.SoftmaxLoss, {"label_mode": "bank", "label_sample_share": 1.0, **TEXTS}),
+    "texts, mined": (losses.DecoupledSoftmaxLoss, {"label_mode": "mined", "num_hard_negatives": 11, **TEXTS}),
     "two towers, bank": (losses.SoftmaxLoss, {"label_mode": "bank", "label_sample_share": 1.0, **TOWERS, **TWICE}),
 }
 RAGGED = {"label_chunk_size": 2, "dataloader_drop_last": False}
@@ -91,7 +100,8 @@ def make_encoder(bert_folder, settings):
 
 def train(bert_folder, folder, loss, settings, world_size, rows=None):
     encoder = make_encoder(bert_folder, settings)
-    settings = {name: value for name, value in settings.items() if name != "encoder"}
+    labels = settings.get("labels", LABELS)
+    settings = {name: value for name, value in settings.items() if name not in ("encoder", "labels")}
     args = XMCTrainingArguments(
         str(folder),
         **{
@@ -110,7 +120,7 @@ def train(bert_folder, folder, loss, settings, world_size, rows=None):
             **settings,
         },
     )
-    trainer = XMCTrainer(encoder, args, rows or queries(), labels=LABELS, loss=loss())
+    trainer = XMCTrainer(encoder, args, rows or queries(), labels=labels, loss=loss())
     if args.label_mode == "mined" and args.num_hard_negatives:
         trainer.add_callback(HardNegativeMiner(trainer, depth=11))
     recorder = Recorder(trainer)

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import layouts
@@ -427,18 +426,6 @@ def test_a_damaged_prepared_data_set(raw, tmp_path):
         (prepared / "xmc_data.json").write_text(damaged)
         with pytest.raises(ValueError, match=r"prepared/xmc_data.json is damaged .*: prepare the data set again"):
             load_xmc(prepared)
-
-
-def test_a_label_id_in_two_rows_is_refused_however_the_data_set_comes_about(raw, tmp_path):
-    data = load_xmc(raw)
-    again = Dataset.from_dict({"label_id": list("abcab"), "text": layouts.LABELS})
-    with pytest.raises(ValueError, match="labels, row 3: label_id 'a' again, after labels, row 0; expected"):
-        replace(data, labels=again)
-    data.save(tmp_path / "prepared")
-    shutil.rmtree(tmp_path / "prepared" / "labels")
-    again.save_to_disk(tmp_path / "prepared" / "labels")
-    with pytest.raises(ValueError, match=r"prepared/labels, row 3: label_id 'a' again, after .*prepared/labels, row 0"):
-        load_xmc(tmp_path / "prepared")
 
 
 @pytest.mark.parametrize("rows", [{"text": [], "label_ids": []}, {"text": ["x"], "label_ids": [[]]}])

@@ -9,7 +9,7 @@ from pathlib import Path
 import distributed_steps
 import pytest
 import torch
-from conftest import LABELS, make_bert, make_bert_encoder
+from conftest import LABELS, best_of_texts, make_bert, make_bert_encoder, several_texts
 
 from hf_xmc import functional
 from hf_xmc.batching import pad
@@ -68,8 +68,11 @@ def exact_gradients(still_bert, loss, settings, batches):
     for batch in batches:
         features = {name.removeprefix("text_"): x for name, x in batch.items() if name.startswith("text_")}
         queries = encoder(features)["sentence_embedding"]
-        labels = encoder({**encoder.preprocess(LABELS, task="document"), "task": "document"})["sentence_embedding"]
-        value = FORMULAS[loss.__name__](queries @ labels.T, batch["label"], batch["label_weights"].double())
+        table, label_of = several_texts()
+        texts = list(table["text"]) if "labels" in settings else LABELS
+        labels = encoder({**encoder.preprocess(texts, task="document"), "task": "document"})["sentence_embedding"]
+        scores = best_of_texts(queries @ labels.T, label_of[: len(texts)])
+        value = FORMULAS[loss.__name__](scores, batch["label"], batch["label_weights"].double())
         (value / len(batches)).backward()
     return {f"model.{name}": p.grad for name, p in encoder.named_parameters() if p.grad is not None}
 

@@ -38,7 +38,6 @@ def own_cache(monkeypatch, tmp_path):
         ("filter_pairs", {"row": 0, "label": None}, "filter_pairs of test: expected whole numbers"),
         ("filter_pairs", {"row": [0], "label": 0}, r"filter_pairs.jsonl:1: here, or in the 2 lines that follow"),
         ("labels", {"label_id": None, "text": "x"}, "labels, row 5: no label_id"),
-        ("labels", {"label_id": "L3", "text": "x"}, "labels, row 5: label_id 'L3' again, after .*, labels, row 3; exp"),
     ],
 )
 def test_bad_rows_of_tables(tmp_path, name, row, message):

@@ -27,4 +27,4 @@ def subset(data: XMCData, num_labels: int | None, seed: int = 0, max_share: floa
         return Dataset.from_dict({"text": list(texts), "label_ids": [kept[row] for row in rows]})
 
     splits = {name: part(data.split(name)) for name in ("train", "validation", "test") if getattr(data, name)}
-    return XMCData(labels=data.labels.select(chosen), **splits)
+    return XMCData(labels=data.labels.select(np.flatnonzero(np.isin(data.label_of, chosen))), **splits)
