@@ -18,7 +18,7 @@ from hf_xmc.columns import as_dataset, refuse_one, texts_of
 from hf_xmc.data import relevance_of
 from hf_xmc.explanation import Explanation, explain
 from hf_xmc.hierarchy import Hierarchy
-from hf_xmc.index import TopK
+from hf_xmc.index import TopK, unit
 from hf_xmc.memory import TrainingMemory
 from hf_xmc.predictions import Prediction, predictions_of
 from hf_xmc.searcher import BATCH, Searcher
@@ -48,7 +48,7 @@ class Predictor(Searcher):
             queries: columns ``text`` and ``label_ids``, rows of :attr:`labels`: those of the training, or newer ones.
         """
         texts, relevance = self._known(queries)
-        embeddings = self.embed(texts).half()
+        embeddings = unit(self.embed(texts)).half()  # norms may be beyond float16
         if self.memory is None:
             self.memory = TrainingMemory(embeddings, relevance, texts)
         else:

@@ -133,6 +133,12 @@ def check_embeddings(
         module.training = True
 
 
+def refuse_unusable(encoder: SentenceTransformer) -> None:
+    """Raise ``ValueError`` if the encoder cannot embed a text as a query or as a document."""
+    for role in PROMPT_NAMES:
+        encode(encoder, ["a text"], role, 1)
+
+
 def encode(encoder: SentenceTransformer, texts: Sequence[str], role: str, batch_size: int) -> Tensor:
     """Return the ``(N, D)`` embeddings that ``encode_query`` or ``encode_document`` returns.
 

@@ -83,6 +83,8 @@ class XMCTrainer(RunTrainer):
         refuse_constructor_arguments(kwargs)
         self.labels = checked_labels(labels)
         self._table, _ = LabelTexts.of(self.labels)
+        if model is not None:
+            roles.refuse_unusable(model)
         super().__init__(model=model, args=args, train_dataset=train_dataset, loss=loss, **kwargs)
         self.train_dataset, self.eval_dataset = with_rows(self.train_dataset), with_rows(self.eval_dataset)
         self.prepare_for_model()

@@ -1,0 +1,157 @@
+"""Encoders in bfloat16 and float16 train, and are indexed, saved and searched, like those in float32."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import LABELS, make_bert_encoder, make_static_encoder, relevance_of
+from sentence_transformers.sentence_transformer.modules import Normalize
+
+from hf_xmc import (
+    ExtremeMultilabelClassificationEvaluator,
+    FaissIndex,
+    XMCModel,
+    XMCTrainer,
+    XMCTrainingArguments,
+    mine_hard_negatives,
+    phrase_encoder,
+    standalone,
+    write_phrases,
+)
+from hf_xmc.index import LabelIndex
+from hf_xmc.inference import encode_labels, encode_queries
+
+TEXTS = ["text 1 about boat and sailing boat", "text 4 about animal"]
+STORED = {torch.bfloat16: torch.float32, torch.float16: torch.float16}
+
+
+@pytest.fixture(params=[torch.bfloat16, torch.float16])
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(params=["static", "bert", "cosine"])
+def encoder(request, bert_folder, dtype):
+    encoder = make_static_encoder() if request.param == "static" else make_bert_encoder(bert_folder)
+    encoder.similarity_fn_name = "cosine" if request.param == "cosine" else "dot"
+    return encoder.to(dtype)
+
+
+def test_products_are_the_similarity_of_the_encoder(encoder, dtype):
+    labels, queries = encode_labels(encoder, LABELS, 4), encode_queries(encoder, TEXTS, 4)
+    assert labels.dtype == queries.dtype == encode_queries(encoder, TEXTS[:1], 4).dtype == STORED[dtype]
+    documents, texts = (
+        part(x, convert_to_tensor=True).float()
+        for part, x in zip((encoder.encode_document, encoder.encode_query), (LABELS, TEXTS), strict=True)
+    )
+    torch.testing.assert_close(
+        queries.float() @ labels.float().T, encoder.similarity(texts, documents), rtol=2e-3, atol=2e-3
+    )
+
+
+def test_rounded_norms_are_mended(bert_folder):
+    encoder = make_bert_encoder(bert_folder)
+    encoder.append(Normalize())
+    encoder.bfloat16()
+    rounded = encoder.encode_document(LABELS, convert_to_tensor=True).float().norm(dim=1)
+    assert (rounded - 1).abs().max() > 1e-4
+    torch.testing.assert_close(encode_labels(encoder, LABELS, 4).norm(dim=1), torch.ones(11), rtol=0, atol=1e-3)
+
+
+def test_labels_are_indexed_changed_saved_and_found(encoder, dtype, tmp_path, queries):
+    model = XMCModel(encoder, LABELS)
+    assert model.index.embeddings.dtype == STORED[dtype]
+    model.add_labels(["red car"])
+    model.rename_label("3", "old dog")
+    expected = XMCModel(encoder, [*LABELS[:3], "old dog", *LABELS[4:], "red car"])
+    torch.testing.assert_close(model.index.embeddings, expected.index.embeddings)
+    model.remember(queries.map(lambda row: {"text": f"old {row['text']}"}))
+    model.calibrate(queries)
+    found = model.predict(TEXTS, top_k=3)
+    assert model.explain(TEXTS[0], found[0][0].label_id).score == pytest.approx(found[0][0].score, abs=1e-5)
+    model.save_pretrained(tmp_path)
+    again = XMCModel.from_pretrained(tmp_path, device="cpu")
+    assert again.encoder.dtype == dtype
+    assert torch.equal(again.index.embeddings, model.index.embeddings)
+    for ours, theirs in zip(found, again.predict(TEXTS, top_k=3), strict=True):
+        assert [one.label_id for one in ours] == [one.label_id for one in theirs]
+        assert [one.score for one in ours] == pytest.approx([one.score for one in theirs], abs=1e-3)
+    for long_text in ("mean", "max"):
+        again.long_text = long_text
+        assert len(again.predict(["text about boat " * 30])[0]) == 5
+
+
+def test_evaluation_and_mining(encoder, queries):
+    ranked = LabelIndex(encode_labels(encoder, LABELS, 4)).search(encode_queries(encoder, queries["text"], 32), 11)
+    evaluator = ExtremeMultilabelClassificationEvaluator(TEXTS, relevance_of([[0], [1]]), LABELS)
+    assert 0 <= evaluator(encoder)["P@1"] <= 1
+    best = [label for label in ranked.label_ids[2] if label != 2]
+    assert mine_hard_negatives(encoder, queries, LABELS, 3)[2].tolist() == best[:3]
+
+
+@pytest.mark.parametrize("encoder", ["static", "bert"], indirect=True)
+@pytest.mark.parametrize("mode", ["exact", "fresh", "bank", "mined"])
+def test_it_trains_in_every_label_mode(encoder, dtype, queries, tmp_path, mode):
+    args = XMCTrainingArguments(
+        str(tmp_path),
+        label_mode=mode,
+        label_sample_share=0.5,
+        num_random_negatives=4,
+        per_device_train_batch_size=5,
+        learning_rate=0.05,
+        max_steps=2,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    before = encoder.encode_document(LABELS, convert_to_tensor=True)
+    trainer = XMCTrainer(encoder, args, queries, labels=LABELS)
+    trainer.train()
+    assert {weight.dtype for weight in encoder.parameters()} == {dtype}
+    assert all(weight.isfinite().all() for weight in encoder.parameters())
+    assert (encoder.encode_document(LABELS, convert_to_tensor=True) - before).abs().max() > 0.01
+    assert np.isfinite(trainer.evaluate(queries)["eval_loss"])
+
+
+def test_embeddings_that_are_given(encoder, dtype):
+    embeddings = encoder.encode_document(LABELS, convert_to_tensor=True)
+    assert embeddings.dtype == dtype
+    given, computed = XMCModel(encoder, LABELS, embeddings), XMCModel(encoder, LABELS)
+    assert given.search(TEXTS, 11).label_ids.tolist() == computed.search(TEXTS, 11).label_ids.tolist()
+    index = LabelIndex(embeddings)
+    assert index.embeddings.dtype == STORED[dtype]
+    assert torch.equal(index.embeddings, embeddings.to(STORED[dtype]))
+    index.add(embeddings[:2].float())
+    index.replace([0], embeddings[1:2])
+    assert torch.equal(index.embeddings[0].float(), embeddings[1].float())
+    fast = FaissIndex(embeddings, "Flat")
+    assert (
+        fast.search(embeddings[3:4], 3).label_ids.tolist()
+        == LabelIndex(embeddings).search(embeddings[3:4].float(), 3).label_ids.tolist()
+    )
+
+
+def test_phrases(dtype, tmp_path):
+    trained = phrase_encoder(write_phrases([*LABELS, *TEXTS] * 2), embedding_dim=16, device="cpu").to(dtype)
+    plain = standalone(trained)
+    assert plain.dtype == dtype
+    torch.testing.assert_close(
+        plain.encode_query(TEXTS, convert_to_tensor=True).float(),
+        trained.encode_query(write_phrases(TEXTS), convert_to_tensor=True).float(),
+        rtol=0.02,
+        atol=0.02,
+    )
+    model = XMCModel(plain, LABELS)
+    model.save_pretrained(tmp_path)
+    again = XMCModel.from_pretrained(tmp_path, device="cpu")
+    assert again.encoder.dtype == dtype
+    assert again.predict(TEXTS) == model.predict(TEXTS)
+
+
+def test_norms_beyond_half_precision_are_remembered(queries):
+    encoder = make_static_encoder()
+    with torch.no_grad():
+        encoder[0].embedding.weight.mul_(1e6)
+    model = XMCModel(encoder.bfloat16(), LABELS)
+    model.remember(queries)
+    torch.testing.assert_close(model.memory.index.embeddings.float().norm(dim=1), torch.ones(13), rtol=0, atol=2e-3)
