@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -68,14 +67,17 @@ class EvaluationLoss:
         return positives.masked_fill(mask[:, None], sharding.IGNORE_INDEX)
 
 
-@contextmanager
-def random_state_kept(device: torch.device) -> Iterator[None]:
-    """Leave the random generators of Python, NumPy and torch as they were."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    accelerator = {} if device.type == "cpu" else {"device_type": device.type}
-    try:
-        with torch.random.fork_rng([device] if accelerator else [], **accelerator):
-            yield
-    finally:
+def random_state(device: torch.device) -> Callable[[], None]:
+    """Note the state of the random generators of Python, NumPy and torch; the function returned restores it."""
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    accelerator = None if device.type == "cpu" else getattr(torch, device.type)
+    there = None if accelerator is None else accelerator.get_rng_state(device)
+
+    def restore() -> None:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(cpu)
+        if accelerator is not None:
+            accelerator.set_rng_state(there, device)
+
+    return restore

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
-from sentence_transformers.base.losses import CachedLossMixin
 from torch import Tensor, nn
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
@@ -29,14 +29,30 @@ from hf_xmc.checkpoints import (
     to_resume,
     why_torn,
 )
+from hf_xmc.evaluation_loss import random_state
 from hf_xmc.finite import refuse_non_finite
 from hf_xmc.losses import EmbeddingLoss
 from hf_xmc.model import XMCModel
+from hf_xmc.refusals import refuse_loss
 from hf_xmc.training_args import XMCTrainingArguments
 
 logger = logging.getLogger(__name__)
 
 LOSS_WEIGHTS = "loss.safetensors"
+
+
+class FirstState(NamedTuple):
+    """What a training began with, for another attempt with a smaller batch."""
+
+    weights: dict[str, Tensor]
+    negatives: dict[str, Any]
+    parts: tuple[Any, Any]  # optimizer and schedule, if there were any
+    states: list[Any]  # of those parts
+    restore_random_state: Callable[[], None]
+
+
+def _copied(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in values.items()}
 
 
 class RunTrainer(SentenceTransformerTrainer):
@@ -51,7 +67,9 @@ class RunTrainer(SentenceTransformerTrainer):
     labels: Sequence[str] | Dataset
     loss_given: tuple[Any, dict[str, Tensor]] | None = None  # the loss or what makes it, and its state at that time
     session: Session | None = None  # the training that runs, or ran last
+    negatives: Any
     _trial: Any = None
+    _first_state: FirstState | None = None
     _staging: str | None = None  # where the stock code writes while a checkpoint is being saved
 
     def prepare_for_model(self) -> None:
@@ -64,8 +82,7 @@ class RunTrainer(SentenceTransformerTrainer):
         if isinstance(loss, type) and issubclass(loss, EmbeddingLoss):
             loss = loss()  # type: ignore[call-arg]  # these do not take the model, as classes of other losses do
         loss = super().prepare_loss(loss, model)
-        if isinstance(loss, CachedLossMixin):
-            raise ValueError(f"{type(loss)} is for the stock trainer: this one takes the losses of hf_xmc.losses.")
+        refuse_loss(loss)
         return loss
 
     def save_state(self, folder: Path) -> None:
@@ -204,9 +221,31 @@ class RunTrainer(SentenceTransformerTrainer):
                 super()._hp_search_setup(trial)  # before the model is made, with the seed of the trial
             return super().train(checkpoint, trial, *args, **kwargs)
         finally:
+            self._first_state = None
             if trial is not None:  # the next one starts from the arguments that were given, and so does `train`
                 vars(self.args).update(given)
                 self._train_batch_size = self.args.train_batch_size
+
+    def _start_from_the_first_state(self) -> None:
+        """Undo what an attempt that ran out of memory has changed, before the next one with a smaller batch."""
+        made = [part for part in (self.optimizer, self.lr_scheduler) if part is not None]
+        if self._first_state is None:
+            self._first_state = FirstState(
+                weights={name: value.cpu().clone() for name, value in self.loss.state_dict().items()},
+                negatives=_copied(vars(self.negatives)),
+                parts=(self.optimizer, self.lr_scheduler),
+                states=[copy.deepcopy(part.state_dict()) for part in made],
+                restore_random_state=random_state(self.args.device),
+            )
+            return
+        first = self._first_state
+        logger.warning("Out of memory: the run starts again with %d queries in a batch.", self._train_batch_size)
+        self.loss.load_state_dict(first.weights)
+        vars(self.negatives).update(_copied(first.negatives))
+        self.optimizer, self.lr_scheduler = first.parts
+        for part, state in zip([part for part in first.parts if part is not None], first.states, strict=True):
+            part.load_state_dict(copy.deepcopy(state))
+        first.restore_random_state()
 
     def _hp_search_setup(self, trial: Any) -> None:
         """Take the arguments of a trial, and begin anew with the model that `model_init` has just made."""

@@ -21,7 +21,7 @@ from hf_xmc.bank import LabelBank
 from hf_xmc.batching import LabelTable, XMCCollator, draw_positives, with_rows
 from hf_xmc.columns import as_dataset, checked_labels
 from hf_xmc.encoding import ROLE, embed, name_parameters, parameters_reached
-from hf_xmc.evaluation_loss import EvaluationLoss, random_state_kept
+from hf_xmc.evaluation_loss import EvaluationLoss, random_state
 from hf_xmc.finite import UpdateWatch
 from hf_xmc.functional import check_positives
 from hf_xmc.label_texts import LabelTexts
@@ -80,7 +80,7 @@ class XMCTrainer(RunTrainer):
         **kwargs: Any,
     ) -> None:
         train_dataset = as_dataset(train_dataset, "train_dataset")
-        refuse_constructor_arguments(kwargs)
+        refuse_constructor_arguments({**kwargs, "args": args, "loss": loss}, model)
         self.labels = checked_labels(labels)
         self._table, _ = LabelTexts.of(self.labels)
         if model is not None:
@@ -94,7 +94,9 @@ class XMCTrainer(RunTrainer):
 
         What can fail comes first, and the model is changed last.
         """
-        refuse_ways_of_running(self.args, sharded_weights=self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        sharded_weights = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        self.args.check()
+        refuse_ways_of_running(self.args, self.model, sharded_weights=sharded_weights)
         self.loss.model = self.model  # the optimizer is given the parameters of the loss, and no others
         self.data_collator = self.get_data_collator(self.model, self.args)  # type: ignore[assignment]
         texts, counts = self._table.texts["text"][:], self._table.text_counts
@@ -154,6 +156,7 @@ class XMCTrainer(RunTrainer):
         self.accelerator.even_batches = True
         drop_last = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = drop_last and dataset_kind == "train"  # an evaluation is of all queries
+        batch_size = self._batch_size if dataset_kind == "train" else batch_size
         try:
             return super()._build_dataloader(with_rows(dataset), batch_size, dataset_kind)
         finally:
@@ -205,13 +208,14 @@ class XMCTrainer(RunTrainer):
     ) -> Any:
         """As in the stock trainer; the loss is the mean over the queries, and the training does not notice."""
         self._evaluation = evaluation = EvaluationLoss(self.negatives.table, self.loss)
+        restore_random_state = random_state(self.args.device)
         try:
-            with random_state_kept(self.args.device):
-                output = super().evaluation_loop(
-                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-                )
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
         finally:
             self._evaluation = None
+            restore_random_state()
         if output.metrics and f"{metric_key_prefix}_loss" in output.metrics:
             output.metrics[f"{metric_key_prefix}_loss"] = evaluation.mean()
         return output
@@ -234,14 +238,23 @@ class XMCTrainer(RunTrainer):
         (features,), _ = self.collect_features(self._prepare_inputs(inputs))
         return embed(self.model, features)
 
-    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+    def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        self.watch = UpdateWatch(self.args.on_nonfinite, self.loss, self._embed_queries)
+        if self.args.auto_find_batch_size and batch_size is not None:
+            self._train_batch_size = batch_size
+            self._start_from_the_first_state()
         logger.warning(self.describe_step())
-        return super()._inner_training_loop(*args, **kwargs)
+        return super()._inner_training_loop(batch_size, *args, **kwargs)
+
+    @property
+    def _batch_size(self) -> int:
+        """Queries of a process in a batch; the stock code reads the argument, whatever size is being tried."""
+        return int(self._train_batch_size if self.args.auto_find_batch_size else self.args.train_batch_size)
 
     def describe_step(self) -> str:
         """One sentence on what a step does: negatives of a query, labels embedded, memory."""
         world_size = self.accelerator.num_processes
-        batch = self.args.train_batch_size * world_size
+        batch = self._batch_size * world_size
         dim = self.model.get_embedding_dimension() or 0
         sample = self.train_dataset[:1000]["label_ids"]
         positives = sum(len(ids) for ids in sample) / max(1, len(sample))

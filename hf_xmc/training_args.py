@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from sentence_transformers import SentenceTransformerTrainingArguments
 
+from hf_xmc.refusals import refuse_arguments
+
 LABEL_MODES = ("exact", "fresh", "bank", "mined")
 
 
@@ -67,6 +69,11 @@ class XMCTrainingArguments(SentenceTransformerTrainingArguments):
         drop_last = self.dataloader_drop_last
         super().__post_init__()
         self.dataloader_drop_last = drop_last  # several processes may have uneven batches here; the stock losses hang
+        self.check()
+
+    def check(self) -> None:
+        """Raise ``ValueError`` for a value that cannot be followed; a trial of a search is checked too."""
+        refuse_arguments(self)
         if self.label_mode is not None and self.label_mode not in LABEL_MODES:
             raise ValueError(f"label_mode is one of {', '.join(LABEL_MODES)}, got {self.label_mode!r}.")
         if not 0 < self.label_sample_share <= 1:
@@ -78,7 +85,5 @@ class XMCTrainingArguments(SentenceTransformerTrainingArguments):
         for name in ("num_hard_negatives", "num_random_negatives"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}.")
-        if self.prompts is not None:
-            raise ValueError("prompts are the encoder's own: set model.prompts['query'] and model.prompts['document'].")
         if self.on_nonfinite not in ("stop", "skip"):
             raise ValueError(f"on_nonfinite is 'stop' or 'skip', got {self.on_nonfinite!r}.")

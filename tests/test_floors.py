@@ -48,7 +48,7 @@ FLOORS = [
         "mining",
     ],
     ["manifest", "release", "hub", "card", "searcher", "predictor", "model", "pipelines"],
-    ["training_args", "refusals", "learning_rates", "checkpoints", "runs", "trainer", "cli"],
+    ["refusals", "training_args", "learning_rates", "checkpoints", "runs", "trainer", "cli"],
 ]
 ORDER = [module for floor in FLOORS for module in floor]
 ROOMS = {
