@@ -15,7 +15,10 @@ MODULES = Path(__file__).parent / "evaluate_modules"
 
 
 def metric_path(name: str) -> str:
-    """Where ``evaluate.load`` finds a module: ``xmc_precision``, ``xmc_psp``, ``xmc_ndcg`` or ``xmc_recall``.
+    """Return the path by which ``evaluate.load`` finds a metric.
+
+    The metrics are ``xmc_precision``, ``xmc_ndcg`` and ``xmc_recall``, and with inverse propensities ``xmc_psp``,
+    ``xmc_psndcg`` and ``xmc_psr``.
 
     >>> import evaluate
     >>> evaluate.load(metric_path("xmc_precision")).compute(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +24,11 @@ from hf_xmc.inference import encode_labels, encode_queries
 from hf_xmc.label_texts import LabelTexts
 from hf_xmc.metrics import evaluate_ranking
 
+logger = logging.getLogger(__name__)
+
 
 class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
-    """P@k, PSP@k, nDCG@k and R@k of an encoder on queries whose labels are known, by exact search.
+    """P@k, nDCG@k and R@k of an encoder on queries whose labels are known, by exact search.
 
     Works as ``evaluator=`` of any sentence-transformers trainer, where encoding is shared among the processes. The
     metrics land in the model's card under the task that this class is named after.
@@ -34,10 +39,11 @@ class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
         labels: ``L`` label texts, or a data set with a column ``text`` and optionally ``label_id``. An id in several
             rows is one label, which scores as the best of its texts.
         filter_pairs: ``(M, 2)`` pairs (row, label) left out of the predictions.
-        inverse_propensity: ``(L,)``, for PSP@k.
+        inverse_propensity: ``(L,)``, for PSP@k, PSnDCG@k and PSR@k in addition.
         name: a prefix of the metrics' names.
         primary_metric: what a trainer compares checkpoints by.
         p_at, ndcg_at, recall_at, batch_size: the k of each metric; texts encoded at a time.
+        write_csv: append the metrics of each call to ``csv_file`` in its ``output_path``, as stock evaluators do.
     """
 
     def __init__(
@@ -54,6 +60,7 @@ class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
         ndcg_at: Sequence[int] = (5,),
         recall_at: Sequence[int] = (10, 100),
         batch_size: int = 1024,
+        write_csv: bool = True,
     ) -> None:
         super().__init__()
         texts = strings_of(texts, "a list of query texts", "query")
@@ -68,6 +75,8 @@ class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
         self.name, self.primary_metric, self.batch_size = name, primary_metric, batch_size
         self.p_at, self.ndcg_at, self.recall_at = p_at, ndcg_at, recall_at
         self.max_k = max([*p_at, *ndcg_at, *recall_at])
+        self.write_csv = write_csv
+        self.csv_file = f"Extreme-Multilabel-Classification_evaluation{name and '_' + name}_results.csv"
 
     @classmethod
     def from_data(
@@ -96,9 +105,24 @@ class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
         self, model: SentenceTransformer, output_path: str | None = None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
         metrics = self.score(self.predict(model))
+        if output_path is not None and self.write_csv:
+            self._append_to_csv(Path(output_path), {"epoch": epoch, "steps": steps, **metrics})
         metrics = self.prefix_name_to_metrics(metrics, self.name)
         self.store_metrics_in_model_card_data(model, metrics, epoch, steps)  # type: ignore[arg-type]
         return metrics
+
+    def _append_to_csv(self, folder: Path, row: dict[str, float]) -> None:
+        """Append a row under a header of its columns: a file that has another header is left as it is."""
+        folder.mkdir(parents=True, exist_ok=True)
+        header = ",".join(row)
+        for number in count(1):
+            path = folder / (self.csv_file if number == 1 else f"{Path(self.csv_file).stem}-{number}.csv")
+            new = not path.exists()
+            if new or path.read_text(encoding="utf-8").partition("\n")[0] == header:
+                break
+            logger.warning("%s has other columns than %s: the metrics go to another file.", path, header)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{header}\n" * new + ",".join(map(str, row.values())) + "\n")
 
     def predict(self, model: SentenceTransformer) -> TopK:
         """The best labels of every query, filter pairs left out."""

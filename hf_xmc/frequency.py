@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from hf_xmc.metrics import FloatArray, IntArray, SparseMatrix, judge, positive_cells
+from hf_xmc.cells import FloatArray, IntArray, SparseMatrix, positive_cells
+from hf_xmc.metrics import judge
 
 #: ``(a, b)`` of :func:`inverse_propensity`, as the Extreme Classification Repository sets them: "amazon" for the Amazon
 #: data sets (Amazon-670K, Amazon-3M, LF-AmazonTitles-131K, LF-AmazonTitles-1.3M), "wikipedia" for WikiLSHTC-325K and

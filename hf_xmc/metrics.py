@@ -1,4 +1,4 @@
-r"""The ranking metrics of extreme classification, from sparse predictions: P@k, PSP@k, nDCG@k, R@k.
+r"""The ranking metrics of extreme classification, from sparse predictions: P@k, nDCG@k, R@k, PSP@k, PSnDCG@k, PSR@k.
 
 Every function reads the same two things and never builds a queries-by-labels array:
 
@@ -15,16 +15,21 @@ are added by :func:`math.fsum`, which rounds once, at the end, and so cannot see
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
-SparseMatrix: TypeAlias = "sp.csr_array | sp.csr_matrix"
+from hf_xmc.cells import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    SparseMatrix,
+    cells_among,
+    drop_filter_pairs,
+    integers,
+    positive_cells,
+)
 
 
 def precision_at_k(label_ids: ArrayLike, relevance: SparseMatrix, k: int) -> float:
@@ -74,6 +79,31 @@ def psp_at_k(label_ids: ArrayLike, relevance: SparseMatrix, inverse_propensity: 
     return judge(label_ids, relevance).psp(inverse_propensity, k)
 
 
+def psndcg_at_k(label_ids: ArrayLike, relevance: SparseMatrix, inverse_propensity: ArrayLike, k: int) -> float:
+    r"""Propensity-scored nDCG: the gain of a hit in place j is :math:`w_l / \log_2(1 + j)`.
+
+    .. math:: \text{PSnDCG@}k = \sum_q \frac{\text{DCG}_q}{n_q} \Big/ \sum_q \frac{\text{best DCG}_q}{n_q},
+              \qquad n_q = \sum_{j \le \min(k, |P_q|)} \frac{1}{\log_2(1 + j)}
+
+    The best DCG has the positives of the largest :math:`w_l` first. A ratio of means, as pyxclib and napkinXC have it.
+
+    >>> psndcg_at_k([[1, 0], [0, 1]], sp.csr_array([[1, 0], [1, 0]]), [3, 1], k=1)  # gains 0 + 3 of 3 + 3
+    0.5
+    """
+    return judge(label_ids, relevance).psndcg(inverse_propensity, k)
+
+
+def psr_at_k(label_ids: ArrayLike, relevance: SparseMatrix, inverse_propensity: ArrayLike, k: int) -> float:
+    r"""Propensity-scored recall: PSP with both sums of a query divided by its number of positives :math:`|P_q|`.
+
+    A ratio of means, as pyxclib and napkinXC have it. Only the best k positives count as possible.
+
+    >>> psr_at_k([[0], [0]], sp.csr_array([[1, 1], [1, 0]]), [1, 3], k=1)  # gains 1/2 + 1/1 of 3/2 + 1/1
+    0.6
+    """
+    return judge(label_ids, relevance).psr(inverse_propensity, k)
+
+
 def evaluate_ranking(
     label_ids: ArrayLike,
     relevance: SparseMatrix,
@@ -87,60 +117,25 @@ def evaluate_ranking(
     """All the metrics of one set of predictions, which are looked up in ``relevance`` once.
 
     Args:
-        inverse_propensity: ``(L,)``, from :func:`inverse_propensity` on the *training* labels; adds ``PSP@k``.
+        inverse_propensity: ``(L,)``, from :func:`inverse_propensity` on the *training* labels; adds ``PSP@k``,
+            ``PSnDCG@k`` and ``PSR@k`` at the k of ``P``, ``nDCG`` and ``R``.
         filter_pairs: ``(M, 2)`` cells that :func:`drop_filter_pairs` removes first. The places after them move up, so
             predict a few labels more than the largest k. The positives are left as they are.
-        p_at: the k of ``P@k`` and of ``PSP@k``.
+        p_at, ndcg_at, recall_at: the k of each metric.
 
-    Returns ``P@k``, ``PSP@k``, ``nDCG@k``, ``R@k``, then ``num_queries``, of which ``num_empty`` had no positive.
+    Returns each metric, then ``num_queries``, of which ``num_empty`` had no positive.
     Raises ``ValueError`` for a k beyond the columns of ``label_ids``, a label out of range or twice in a row.
 
     >>> evaluate_ranking([[2], [0]], sp.csr_array([[0, 0, 1], [0, 0, 0]]), p_at=[1], ndcg_at=[1], recall_at=[1])
     {'P@1': 1.0, 'nDCG@1': 1.0, 'R@1': 1.0, 'num_queries': 2, 'num_empty': 1}
     """
     judged = judge(label_ids, relevance, filter_pairs)
-    metrics: dict[str, float] = {f"P@{k}": judged.precision(k) for k in p_at}
-    if inverse_propensity is not None:
-        metrics |= {f"PSP@{k}": judged.psp(inverse_propensity, k) for k in p_at}
-    metrics |= {f"nDCG@{k}": judged.ndcg(k) for k in ndcg_at}
-    metrics |= {f"R@{k}": judged.recall(k) for k in recall_at}
+    metrics: dict[str, float] = {}
+    for name, places in (("P", p_at), ("nDCG", ndcg_at), ("R", recall_at)):
+        metrics |= {f"{name}@{k}": judged.measure(name, k) for k in places}
+        if inverse_propensity is not None:
+            metrics |= {f"PS{name}@{k}": judged.measure(f"PS{name}", k, inverse_propensity) for k in places}
     return metrics | {"num_queries": len(judged.hits) + judged.num_empty, "num_empty": judged.num_empty}
-
-
-def drop_filter_pairs(
-    label_ids: ArrayLike, filter_pairs: ArrayLike, scores: ArrayLike | None = None, *, num_labels: int | None = None
-) -> tuple[IntArray, Any]:
-    """Take the cells ``filter_pairs`` out of the predictions: what follows moves up, and the end is padded.
-
-    Benchmarks list the pairs that leak the answer: a query and the label that is the same item, or its reciprocal.
-
-    Args:
-        filter_pairs: ``(M, 2)`` of (row, label); repeated pairs and an empty array are fine.
-        scores: ``(N, k_max)``, moved along with the labels.
-        num_labels: if given, a label in ``filter_pairs`` beyond it is an error, as a row beyond N always is.
-
-    Returns ``label_ids`` padded with -1, and ``scores`` padded with minus infinity (None if there were none).
-
-    >>> drop_filter_pairs([[5, 7, 9]], [[0, 7]], scores=[[0.75, 0.5, 0.25]])
-    (array([[ 5,  9, -1]]), array([[0.75, 0.25, -inf]]))
-    """
-    label_ids = _integers(label_ids, "label_ids")
-    pairs = _integers(filter_pairs, "filter_pairs") if np.size(filter_pairs) else np.empty((0, 2), dtype=np.int64)
-    if pairs.shape[1] != 2:
-        raise ValueError(f"filter_pairs must have two columns, row and label, got shape {pairs.shape}.")
-    bounds = (len(label_ids), np.inf if num_labels is None else num_labels)
-    for row, label in pairs[((pairs < 0) | (pairs >= bounds)).any(axis=1)][:1]:
-        raise ValueError(
-            f"filter_pairs has (row {row}, label {label}), outside of {bounds}: is it the file of this split?"
-        )
-    if scores is not None and np.shape(scores) != label_ids.shape:
-        raise ValueError(f"scores has shape {np.shape(scores)}, but label_ids {label_ids.shape}: they go together.")
-    dropped = _cells_among(label_ids, rows=pairs[:, 0], labels=pairs[:, 1])
-    order = np.argsort(dropped, axis=1, kind="stable")  # what stays comes first, in its old order
-    label_ids = np.take_along_axis(np.where(dropped, -1, label_ids), order, axis=1)
-    return label_ids, scores if scores is None else np.take_along_axis(
-        np.where(dropped, -np.inf, scores), order, axis=1
-    )
 
 
 @dataclass(frozen=True)
@@ -169,21 +164,43 @@ class _Judged:
     def ndcg(self, k: int) -> float:
         # cumsum adds from left to right in every row and in the ideal: a perfect ranking is exactly 1, and the value of
         # a row does not depend on where the row stands, as it may in a matrix product.
-        discount = 1 / np.log2(np.arange(2, k + 2))
-        gain = np.cumsum(self.top(k) * discount, axis=1)[:, -1]
-        return _mean(gain / np.cumsum(discount)[np.minimum(self.num_positives, k) - 1])
+        gain = np.cumsum(self.top(k) * _discount(k), axis=1)[:, -1]
+        return _mean(gain / self.ideal(k))
+
+    def ideal(self, k: int) -> FloatArray:
+        """Return the best DCG of each query, ``(n,)``, if every positive has a gain of 1."""
+        ideal: FloatArray = np.cumsum(_discount(k))[np.minimum(self.num_positives, k) - 1]
+        return ideal
 
     def psp(self, inverse_propensity: ArrayLike, k: int) -> float:
-        weights = self.one_a_label(inverse_propensity, "inverse_propensity", least=1)
+        return self._share_of_best(inverse_propensity, np.ones(k), np.ones(len(self.hits)))
+
+    def psndcg(self, inverse_propensity: ArrayLike, k: int) -> float:
+        return self._share_of_best(inverse_propensity, _discount(k), self.ideal(k))
+
+    def psr(self, inverse_propensity: ArrayLike, k: int) -> float:
+        return self._share_of_best(inverse_propensity, np.ones(k), self.num_positives)
+
+    def measure(self, name: str, k: int, *weights: ArrayLike) -> float:
+        methods = {"P": "precision", "nDCG": "ndcg", "R": "recall", "PSP": "psp", "PSnDCG": "psndcg", "PSR": "psr"}
+        value: float = getattr(self, methods[name])(*weights, k)
+        return value
+
+    def _share_of_best(self, inverse_propensity: ArrayLike, discount: FloatArray, norm: ArrayLike) -> float:
+        """Return the gains over the best possible ones: discounted by place, divided by each query's norm, summed."""
+        weights, k = self.one_a_label(inverse_propensity, "inverse_propensity", least=1), len(discount)
         # With the labels renumbered from the heaviest down, sorting the indices of a row puts its best gains first.
         heaviest = np.argsort(-weights, kind="stable")
         indices, indptr = np.argsort(heaviest)[self.positives.indices], self.positives.indptr
         best = sp.csr_array((self.positives.data, indices, indptr), shape=self.positives.shape)
         best.sort_indices()
-        place = np.arange(best.nnz) - np.repeat(indptr[:-1], self.num_positives)
-        gain = weights[self.label_ids[:, :k][self.top(k)]]
-        best_gain = weights[heaviest[best.indices[place < k]]]
-        return math.fsum(gain.tolist()) / math.fsum(best_gain.tolist())
+        row, norm = np.repeat(np.arange(len(self.hits)), self.num_positives), np.asarray(norm)
+        place = np.arange(best.nnz) - indptr[row]
+        row, place, best_labels = row[place < k], place[place < k], heaviest[best.indices[place < k]]
+        best_gains = weights[best_labels] * discount[place] / norm[row]
+        row, place = np.nonzero(self.top(k))
+        gains = weights[self.label_ids[row, place]] * discount[place] / norm[row]
+        return math.fsum(gains.tolist()) / math.fsum(best_gains.tolist())
 
     def hits_per_label(self, k: int) -> IntArray:
         return np.bincount(self.label_ids[:, :k][self.top(k)], minlength=self.positives.shape[1])
@@ -198,7 +215,7 @@ class _Judged:
 
 
 def judge(label_ids: ArrayLike, relevance: SparseMatrix, filter_pairs: ArrayLike | None = None) -> _Judged:
-    label_ids, positives = _integers(label_ids, "label_ids"), positive_cells(relevance)
+    label_ids, positives = integers(label_ids, "label_ids"), positive_cells(relevance)
     num_queries, num_labels = positives.shape
     if len(label_ids) != num_queries:
         raise ValueError(
@@ -223,38 +240,13 @@ def judge(label_ids: ArrayLike, relevance: SparseMatrix, filter_pairs: ArrayLike
     judged: IntArray = label_ids[kept]
     positives, num_positives = positives[kept], num_positives[kept]
     rows = np.repeat(np.arange(len(judged)), num_positives)
-    hits = _cells_among(judged, rows, positives.indices)
+    hits = cells_among(judged, rows, positives.indices)
     return _Judged(judged, hits, positives, num_positives, num_empty=int(np.count_nonzero(~kept)))
 
 
-def _cells_among(label_ids: IntArray, rows: IntArray, labels: IntArray) -> BoolArray:
-    """Which of the cells (row, ``label_ids[row, place]``) are among the cells (``rows[i]``, ``labels[i]``)."""
-    # One integer a cell, so that looking one up is a binary search, and nothing is larger than its input.
-    width = 1 + max(label_ids.max(initial=0), labels.max(initial=0))
-    cells = np.sort(rows * width + labels)
-    asked = np.arange(len(label_ids))[:, None] * width + label_ids
-    found: BoolArray = np.append(cells, -1)[np.searchsorted(cells, asked)] == asked  # -1: asked beyond the last cell
-    return found & (label_ids >= 0)
-
-
-def positive_cells(relevance: SparseMatrix) -> sp.csr_array:
-    """The positives as a boolean matrix of its own, indices sorted and none twice."""
-    if not sp.issparse(relevance) or len(relevance.shape) != 2:
-        raise ValueError(f"relevance must be a sparse (queries, labels) matrix, got {type(relevance).__name__}.")
-    positives = sp.csr_array(relevance, copy=True)
-    positives.sum_duplicates()
-    positives.data = positives.data > 0
-    positives.eliminate_zeros()
-    return positives
-
-
-def _integers(values: ArrayLike, name: str) -> IntArray:
-    array = np.asarray(values)
-    if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(
-            f"{name} must be a two-dimensional array of integers, got {array.dtype} of shape {array.shape}."
-        )
-    return array.astype(np.int64, copy=False)
+def _discount(k: int) -> FloatArray:
+    discount: FloatArray = 1 / np.log2(np.arange(2, k + 2))
+    return discount
 
 
 def _mean(values: FloatArray) -> float:

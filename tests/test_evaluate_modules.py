@@ -22,7 +22,7 @@ predictions, references, worth, names = json.loads(sys.argv[1])
 found = {}
 for name in names:
     module = evaluate.load(name)
-    extra = {"inverse_propensity": worth} if "psp" in name else {}
+    extra = {"inverse_propensity": worth} if "_ps" in name else {}
     module.add_batch(predictions=predictions[:1], references=references[:1])
     module.add_batch(predictions=predictions[1:], references=references[1:])
     found |= module.compute(k=2, **extra)
@@ -67,12 +67,14 @@ def expected():
         "PSP@2": metrics.psp_at_k(label_ids, relevance, WORTH, 2),
         "nDCG@2": metrics.ndcg_at_k(label_ids, relevance, 2),
         "R@2": metrics.recall_at_k(label_ids, relevance, 2),
+        "PSnDCG@2": metrics.psndcg_at_k(label_ids, relevance, WORTH, 2),
+        "PSR@2": metrics.psr_at_k(label_ids, relevance, WORTH, 2),
     }
 
 
 @pytest.mark.parametrize("where", ["path", "space"])
 def test_modules_load_and_give_the_metrics(where, endpoint, tmp_path):
-    names = ["xmc_precision", "xmc_psp", "xmc_ndcg", "xmc_recall"]
+    names = ["xmc_precision", "xmc_psp", "xmc_ndcg", "xmc_recall", "xmc_psndcg", "xmc_psr"]
     names = [metric_path(name) for name in names] if where == "path" else [f"org/{name}" for name in names]
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
     environment |= {"HF_EVALUATE_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
@@ -92,5 +94,5 @@ def test_modules_load_and_give_the_metrics(where, endpoint, tmp_path):
 
 
 def test_a_metric_that_is_not_there():
-    with pytest.raises(ValueError, match="no metric 'xmc_f1'; there are xmc_ndcg, xmc_precision, xmc_psp, xmc_recall"):
+    with pytest.raises(ValueError, match="no metric 'xmc_f1'; there are xmc_ndcg, xmc_precision, xmc_psndcg, xmc_psp"):
         metric_path("xmc_f1")

@@ -1,5 +1,7 @@
 """The evaluator: the same numbers as encoder, index and metrics by hand, in a trainer too."""
 
+import csv
+
 import numpy as np
 import pytest
 from conftest import LABELS, POSITIVES, relevance_of
@@ -52,3 +54,25 @@ def test_shapes_and_presets_are_checked(data):
         ExtremeMultilabelClassificationEvaluator.from_data(data, "validation")
     with pytest.raises(ValueError, match="one of default, amazon, wikipedia, got 'amazn'"):
         ExtremeMultilabelClassificationEvaluator.from_data(data, "test", propensity="amazn")
+
+
+def test_each_call_with_a_folder_appends_a_row_to_a_csv_file(encoder, data, tmp_path, caplog):
+    make = ExtremeMultilabelClassificationEvaluator.from_data
+    found = make(data, "test", name="small")(encoder, str(tmp_path / "eval"), epoch=0.5, steps=7)
+    make(data, "test", name="small")(encoder, tmp_path / "eval", epoch=1, steps=14)  # a process that resumes
+    file = tmp_path / "eval" / "Extreme-Multilabel-Classification_evaluation_small_results.csv"
+    with file.open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert [(row["epoch"], row["steps"]) for row in rows] == [("0.5", "7"), ("1", "14")]
+    for row in rows:
+        assert {f"small_{name}": float(row[name]) for name in row if name not in ("epoch", "steps")} == found
+    assert {"P@1", "PSnDCG@5", "PSR@10", "num_empty"} <= rows[0].keys()
+
+    before = file.read_text()
+    make(data, "test", name="small", p_at=[2])(encoder, tmp_path / "eval")
+    assert file.read_text() == before, "rows stand under the columns of others"
+    assert len(file.with_name(f"{file.stem}-2.csv").read_text().splitlines()) == 2
+    assert "has other columns" in caplog.text
+    make(data, "test", write_csv=False)(encoder, tmp_path / "none")
+    make(data, "test")(encoder)
+    assert not (tmp_path / "none").exists()

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "hf_xmc"
 FLOORS = [
-    ["sharding", "metrics", "frequency", "sampling", "atomic", "finite", "commits"],
+    ["sharding", "cells", "metrics", "frequency", "sampling", "atomic", "finite", "commits"],
     ["threshold", "functional", "blocks", "kernels", "criteria", "gradients", "soft_top_k", "streaming"],
     ["losses", "encoding", "roles", "ragged", "static"],
     [

@@ -11,14 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
-from hf_xmc import frequency, metrics
+from hf_xmc import cells, frequency, metrics
 from hf_xmc.frequency import PROPENSITY_PRESETS, by_frequency_decile, inverse_propensity, label_counts
 from hf_xmc.metrics import (
     drop_filter_pairs,
     evaluate_ranking,
     ndcg_at_k,
     precision_at_k,
+    psndcg_at_k,
     psp_at_k,
+    psr_at_k,
     recall_at_k,
 )
 
@@ -46,11 +48,32 @@ def test_psp_is_a_ratio_of_means_and_not_a_mean_of_ratios():
     assert got != pytest.approx((4 / 12 + 2 / 2) / 2)
 
 
+def test_psndcg_and_psr_are_ratios_of_means_too():
+    worth = np.array([1.0, 2.0, 4.0, 1.0, 8.0])
+    second = 1 / math.log2(3)
+    # Query 0, of three positives, finds label 2 first; the best are 8, then 4. Query 2 finds its only one second.
+    found, best = [4, 2 * second], [8 + 4 * second, 2]
+    norms = [1 + second, 1]
+    expected = (found[0] / norms[0] + found[1] / norms[1]) / (best[0] / norms[0] + best[1] / norms[1])
+    assert psndcg_at_k(PREDICTED, TRUTH, worth, k=2) == pytest.approx(expected)
+    assert psr_at_k(PREDICTED, TRUTH, worth, k=2) == pytest.approx((4 / 3 + 2 / 1) / (12 / 3 + 2 / 1))
+    got = evaluate_ranking(PREDICTED, TRUTH, inverse_propensity=worth, p_at=[1], ndcg_at=[2], recall_at=[2])
+    assert got["PSnDCG@2"] == psndcg_at_k(PREDICTED, TRUTH, worth, k=2)
+    assert got["PSR@2"] == psr_at_k(PREDICTED, TRUTH, worth, k=2)
+    perfect = np.array([[4, 2, 0], [0, 1, 2], [1, 0, 2]])
+    for k in (1, 2, 3):
+        assert psndcg_at_k(perfect, TRUTH, worth, k) == psr_at_k(perfect, TRUTH, worth, k) == 1
+    alike = np.ones(5)  # where all labels are worth the same and k covers all positives, PSnDCG is nDCG, and PSR is R
+    assert psndcg_at_k(PREDICTED, TRUTH, alike, k=3) == pytest.approx(ndcg_at_k(PREDICTED, TRUTH, k=3))
+    assert psr_at_k(PREDICTED, TRUTH, alike, k=3) == pytest.approx(recall_at_k(PREDICTED, TRUTH, k=3))
+
+
 def loops(predicted, truth, worth, k):
-    """P, R, nDCG, PSP of a dense truth, one place at a time."""
-    p = r = n = gain = best = asked = 0.0
-    for places, row in zip(predicted, truth, strict=True):
-        positives = [j for j, v in enumerate(row) if v]
+    """P, R, nDCG, PSP, PSnDCG, PSR of a dense truth, one place at a time."""
+    p = r = n = asked = 0.0
+    gain, best = [0.0] * 3, [0.0] * 3
+    for places, labels in zip(predicted, truth, strict=True):
+        positives = [j for j, v in enumerate(labels) if v]
         if not positives:
             continue
         asked += 1
@@ -59,9 +82,13 @@ def loops(predicted, truth, worth, k):
         r += sum(hits) / len(positives)
         ideal = sum(1 / math.log2(i + 2) for i in range(min(k, len(positives))))
         n += sum(h / math.log2(i + 2) for i, h in enumerate(hits)) / ideal
-        gain += sum(worth[j] for j, h in zip(places[:k], hits, strict=True) if h)
-        best += sum(sorted((worth[j] for j in positives), reverse=True)[:k])
-    return p / asked, r / asked, n / asked, gain / best
+        worths = [worth[j] * h for j, h in zip(places[:k], hits, strict=True)]
+        bests = sorted((worth[j] for j in positives), reverse=True)[:k]
+        for total, row in ((gain, worths), (best, bests)):
+            total[0] += sum(row)
+            total[1] += sum(w / math.log2(i + 2) for i, w in enumerate(row)) / ideal
+            total[2] += sum(row) / len(positives)
+    return p / asked, r / asked, n / asked, *(g / b for g, b in zip(gain, best, strict=True))
 
 
 cases = st.tuples(st.integers(1, 17), st.integers(2, 23), st.integers(0, 2**32 - 1))
@@ -87,6 +114,8 @@ def test_an_independent_implementation_agrees(case):
         recall_at_k(predicted, relevance, k),
         ndcg_at_k(predicted, relevance, k),
         psp_at_k(predicted, relevance, worth, k),
+        psndcg_at_k(predicted, relevance, worth, k),
+        psr_at_k(predicted, relevance, worth, k),
     )
     assert got == pytest.approx(loops(predicted.tolist(), truth.tolist(), worth, k))
 
@@ -184,6 +213,6 @@ def test_more_positives_than_queries_is_an_error():
 
 
 def test_the_doctests_hold():
-    results = [doctest.testmod(module) for module in (metrics, frequency)]
+    results = [doctest.testmod(module) for module in (cells, metrics, frequency)]
     assert sum(result.failed for result in results) == 0
     assert sum(result.attempted for result in results) >= 8
