@@ -24,11 +24,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         ValueError: the process works in ``folder``, or below it.
     """
     folder = folder.resolve()
-    if folder in (Path.cwd(), *Path.cwd().parents):
-        raise ValueError(
-            f"{folder} holds the current directory, which would be gone once it is replaced: save to another folder, "
-            "or change to another directory first."
-        )
+    _refuse_current(folder)
     new = folder.with_name(f"{folder.name}.new-{os.getpid()}")
     new.mkdir(parents=True)
     try:
@@ -36,6 +32,32 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         put_in_place(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def check_replaceable(folder: Path, marker: str, expected: str) -> None:
+    """Raise if :func:`whole_folder` may not replace a folder, so that nothing is done before in vain.
+
+    Args:
+        folder: The folder. It may be replaced if it is missing, empty, or holds the file ``marker``.
+        marker: The name of a file that shows what a folder is.
+        expected: What such a folder holds, for the message.
+
+    Raises:
+        ValueError: if it holds something else, is a file, or the process works in it.
+    """
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: choose another folder.")
+    if folder.exists() and any(folder.iterdir()) and not (folder / marker).exists():
+        raise ValueError(f"{folder} exists and {expected}: choose another folder, it is left as it is.")
+    _refuse_current(folder.resolve())
+
+
+def _refuse_current(folder: Path) -> None:
+    if folder in (Path.cwd(), *Path.cwd().parents):
+        raise ValueError(
+            f"{folder} holds the current directory, which would be gone once it is replaced: save to another folder, "
+            "or change to another directory first."
+        )
 
 
 def put_in_place(new: Path, folder: Path) -> None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, load_from_disk
 
-from hf_xmc.atomic import whole_folder
+from hf_xmc.atomic import check_replaceable, whole_folder
 from hf_xmc.tables import LABELS, QUERIES, Columns
 
 PREPARED = "xmc_data.json"  # written last: without it, a folder is not a prepared data set
@@ -38,8 +38,7 @@ def write(
     Raises:
         ValueError: if the folder holds something else, which is left alone.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / PREPARED).exists():
-        raise ValueError(f"{folder} exists and is not a prepared data set: choose another folder.")
+    check_replaceable(folder, PREPARED, "is not a prepared data set")
     with whole_folder(folder) as new:
         for name, table in tables.items():
             table.save_to_disk(new / name)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import hf_xmc
 from hf_xmc import manifest
-from hf_xmc.atomic import whole_folder
+from hf_xmc.atomic import check_replaceable, whole_folder
 from hf_xmc.calibration import Calibration
 from hf_xmc.finite import first_non_finite, refuse_non_finite
 from hf_xmc.index import LabelIndex
@@ -52,6 +52,15 @@ class Release(NamedTuple):
     card: str | None
 
 
+def check_target(folder: Path) -> None:
+    """Raise if a model cannot be saved to a folder; :func:`save` asks this first, and so may a run that ends with it.
+
+    Raises:
+        ValueError: if the folder holds something else than a saved model, is a file, or the process works in it.
+    """
+    check_replaceable(folder, CONFIG, "holds no saved XMCModel")
+
+
 def save(folder: str | Path, encoder: SentenceTransformer, parts: Mapping[str, Writer], card: str) -> None:
     """Write encoder and parts; the folder appears whole or not at all.
 
@@ -66,8 +75,7 @@ def save(folder: str | Path, encoder: SentenceTransformer, parts: Mapping[str, W
         FloatingPointError: the encoder has weights that are NaN or infinite.
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
-        raise ValueError(f"{folder} exists and holds no saved XMCModel: choose another folder, it is left as it is.")
+    check_target(folder)
     refuse_non_finite(encoder.named_parameters(), "the weights of the encoder")
     with whole_folder(folder) as new:
         save_encoder(encoder, new)

@@ -5,7 +5,7 @@
 
 The first argument names the change, the others are those of `train.py`; `no_change` is there to compare with. The last
 line has the metrics on validation queries, by which things are chosen: P@1, P@5, PSP@5, R@10 and R@100 of the labels,
-and the first four with the memory.
+and the first four with the memory; a dash stands for one that was not measured, as without validation queries.
 """
 
 import json
@@ -94,11 +94,11 @@ def main(name: str, argv: list[str]) -> None:
     train.main(argv)
     output_dir = Path(train.parse(argv)[1].output_dir)
     history = json.loads((output_dir / "history.json").read_text())
-    settings = json.loads((output_dir / "metrics.json").read_text())["memory_settings"]
-    labels = [entry for entry in history if "eval_P@1" in entry][-1]
-    shown = [100 * labels[f"eval_{metric}"] for metric in METRICS]
-    shown += [100 * settings["validation"][metric] for metric in METRICS[:-1]]
-    print(f"| {name} | {' | '.join(f'{value:.1f}' for value in shown)} |")
+    settings = json.loads((output_dir / "metrics.json").read_text()).get("memory_settings", {})
+    labels = next((entry for entry in reversed(history) if "eval_P@1" in entry), {})
+    shown = [labels.get(f"eval_{metric}") for metric in METRICS]
+    shown += [settings.get("validation", {}).get(metric) for metric in METRICS[:-1]]
+    print(f"| {name} | {' | '.join('-' if value is None else f'{100 * value:.1f}' for value in shown)} |")
 
 
 if __name__ == "__main__":

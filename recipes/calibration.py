@@ -12,6 +12,7 @@ import argparse
 import numpy as np
 import scipy.sparse as sp
 from sklearn.isotonic import IsotonicRegression
+from train import has_labels, hold_out
 
 from hf_xmc import TopK, XMCModel, load_xmc
 from hf_xmc.calibration import Calibration, expected_calibration_error, scores_and_hits
@@ -48,7 +49,11 @@ def main() -> None:
     parser.add_argument("--validation_size", type=float, default=0.02)
     options = parser.parse_args()
     data = load_xmc(options.data)
-    data = data if data.validation else data.carve_validation(options.validation_size)
+    data = hold_out(data, options.validation_size)
+    for split in ("validation", "test"):
+        if not has_labels(data, split):
+            print(f"nothing is fitted or measured: there are no {split} queries with labels.")
+            return
     model = XMCModel.from_pretrained(options.model)
     votes = model.memory is not None
     if votes:  # the memory of a finished run holds the validation queries too

@@ -7,6 +7,8 @@ import argparse
 import json
 from pathlib import Path
 
+import train
+
 from hf_xmc import XMCCard, XMCModel, load_xmc
 from hf_xmc.card import describe_encoder
 
@@ -36,8 +38,9 @@ def write(run: Path, data_folder: str, **about: str) -> str:
     """
     report = json.loads((run / "metrics.json").read_text())
     recipe, split = report["recipe"], report["split"]
-    model, data = XMCModel.from_pretrained(run / "model"), load_xmc(data_folder)
-    example = data.split(split)["text"][0]
+    model = XMCModel.from_pretrained(run / "model")
+    data, shown_split = train.queries_to_show(load_xmc(data_folder), report)
+    example = data.split(shown_split)["text"][0]
     shown = {name: report["arguments"][name] for name in SHOWN if report["arguments"].get(name) not in (None, -1)}
     from_scratch = recipe["model"] in FROM_SCRATCH
     card = XMCCard(
@@ -58,7 +61,7 @@ def write(run: Path, data_folder: str, **about: str) -> str:
             "held out for validation": f"{100 * recipe['validation_size']:g} % of the training queries",
             **shown,
         },
-        results={split: report.get("memory", report["labels"])},
+        results={} if split is None else {split: report.get("memory", report["labels"])},
         variants={"without the training memory": report["labels"]} if "memory" in report else {},
         deciles=report["deciles"],
         training_time=f"{report['train_seconds']:.0f} seconds",

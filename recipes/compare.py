@@ -8,7 +8,7 @@ With so many labels, drawn at random, a run takes about ten seconds of a CPU cor
 
 The learning rate of a loss is the best of `--learning_rates` on validation queries taken from train, for the metric
 that the loss is made for; among the losses it then runs with every seed. Test queries are measured in every run and
-choose nothing.
+choose nothing; if the data have none, the validation queries are measured.
 """
 
 import argparse
@@ -18,9 +18,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from benchmarks.subset import subset
 from sentence_transformers.sentence_transformer.modules import Normalize
 from tokenizers import Tokenizer
+from train import has_labels, has_propensity, hold_out, split_to_measure
 from transformers import set_seed
 
 from hf_xmc import (
@@ -33,7 +35,7 @@ from hf_xmc import (
     losses,
 )
 from hf_xmc.card import hardware
-from hf_xmc.frequency import by_frequency_decile
+from hf_xmc.frequency import by_frequency_decile, label_counts
 from hf_xmc.static import encoder_of, train_tokenizer
 
 LOSSES = {
@@ -87,6 +89,8 @@ def best_rate(results: list[dict], study: str, loss: str, tried: int) -> float |
     mine = [result for result in results if result["run"]["study"] == study and result["run"]["loss"] == loss]
     if len({result["run"]["learning_rate"] for result in mine}) < tried:
         return None
+    if tried == 1:  # nothing to choose, so that no validation queries are needed
+        return mine[0]["run"]["learning_rate"]
     aim = AIM.get(loss, "nDCG@5")
     return max(mine, key=lambda result: result["validation"][aim])["run"]["learning_rate"]
 
@@ -118,14 +122,18 @@ def train(run: dict, data: XMCData, tokenizer: Tokenizer, options: argparse.Name
         trainer.add_callback(HardNegativeMiner(trainer, start=1, every=1))
     start = time.perf_counter()
     trainer.train()
-    found = {"run": run, "seconds": time.perf_counter() - start}
+    found: dict = {"run": run, "seconds": time.perf_counter() - start, "deciles": []}
     for split in ("validation", "test"):
+        if not has_labels(data, split):
+            continue
         evaluator = ExtremeMultilabelClassificationEvaluator.from_data(data, split)
         predictions = evaluator.predict(encoder)
         metrics = evaluator.score(predictions)
         found[split] = {metric: metrics[metric] for metric in METRICS}
-    deciles = by_frequency_decile(predictions.label_ids, evaluator.relevance, data.label_counts())
-    return found | {"deciles": [decile._asdict() for decile in deciles]}
+        if np.count_nonzero(label_counts(evaluator.relevance)) >= 10:
+            deciles = by_frequency_decile(predictions.label_ids, evaluator.relevance, data.label_counts())
+            found["deciles"] = [decile._asdict() for decile in deciles]
+    return found | {"test": found.get("test", found.get("validation"))}
 
 
 def main() -> None:
@@ -153,6 +161,7 @@ def main() -> None:
             break
         if data is None:
             data = load(options)
+            check(data, options)
             tokenizer = train_tokenizer([*data.train["text"], *data.labels["text"]])
         results.append(train(run, data, tokenizer, options) | {"hardware": hardware()})
         with store.open("a") as file:
@@ -166,8 +175,26 @@ def main() -> None:
 
 def load(options: argparse.Namespace) -> XMCData:
     data = load_xmc(options.data)
-    data = data if data.validation else data.carve_validation(options.validation_size)
+    data = hold_out(data, options.validation_size)
     return data if options.num_labels is None else subset(data, options.num_labels)
+
+
+def check(data: XMCData, options: argparse.Namespace) -> None:
+    """Stop before the first run if the data do not have what the runs need."""
+    if not has_labels(data, "validation") and len(options.learning_rates) > 1:
+        raise SystemExit(
+            "there are no validation queries with labels to choose a learning rate by: give one of --learning_rates, "
+            "or a --validation_size above 0."
+        )
+    if split_to_measure(data) is None:
+        raise SystemExit(1)
+    if not has_propensity(data):
+        raise SystemExit(f"PSP@5 needs at least 3 training queries, got {len(data.train)}.")
+
+
+def with_deciles(runs: list[dict]) -> list[dict]:
+    """Return the runs that were measured by label frequency, which needs ten labels."""
+    return [run for run in runs if run["deciles"]]
 
 
 def chosen(results: list[dict], options: argparse.Namespace, study: str, loss: str, **settings: object) -> list[dict]:
@@ -203,7 +230,7 @@ def tables(results: list[dict], options: argparse.Namespace) -> str:
         lines.append("")
     lines += ["**R@100 by label frequency, rarest tenth first**", ""]
     for loss in LOSSES:
-        if runs := chosen(results, options, "losses", loss):
+        if runs := with_deciles(chosen(results, options, "losses", loss)):
             cells = [spread([run["deciles"][tenth]["recall"] for run in runs]) for tenth in range(10)]
             lines.append(f"| {loss} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -220,7 +247,7 @@ def plot(results: list[dict], options: argparse.Namespace, path: Path) -> None:
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for loss in LOSSES:
-        if runs := chosen(results, options, "losses", loss):
+        if runs := with_deciles(chosen(results, options, "losses", loss)):
             means = [100 * statistics.mean(run["deciles"][tenth]["recall"] for run in runs) for tenth in range(10)]
             left.plot(range(1, 11), means, marker="o", markersize=3, label=loss)
     left.set(xlabel="labels by frequency in training, tenths", ylabel="R@100, %")

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import train
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -28,17 +29,17 @@ def write(run: Path, data_folder: str) -> Path:
     """Write ``report.html`` and its plots into the run's folder."""
     metrics = json.loads((run / "metrics.json").read_text())
     history = json.loads((run / "history.json").read_text())
-    data = load_xmc(data_folder)
+    data, split = train.queries_to_show(load_xmc(data_folder), metrics)
     plot_training(history, run / "training.png")
-    split, recipe = metrics["split"], metrics["recipe"]
+    recipe = metrics["recipe"]
+    queries = ", ".join(f"{len(data.split(name)):,} {name} queries" for name in dict.fromkeys(("train", split)))
     page = [
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(Path(data_folder).name)}</title>",
         f"<style>{STYLE}</style><h1>{html.escape(Path(data_folder).name)}</h1>",
-        f"<p>{len(data.train):,} training queries, {len(data.split(split)):,} {split} queries, {data.num_labels:,} "
-        f"labels. Model <b>{html.escape(recipe['model'])}</b>, loss <b>{html.escape(recipe['loss'])}</b>, all labels "
-        f"as negatives; trained in {metrics['train_seconds']:.0f} s.</p>",
-        f"<h2>On the {split} split</h2>",
-        table(metrics, Path(data_folder) / "peers.json"),
+        f"<p>{queries}, {data.num_labels:,} labels. Model <b>{html.escape(recipe['model'])}</b>, loss "
+        f"<b>{html.escape(recipe['loss'])}</b>, all labels as negatives; trained in "
+        f"{metrics['train_seconds']:.0f} s.</p>",
+        *measured(metrics, Path(data_folder) / "peers.json"),
         *probabilities(metrics.get("calibration")),
         *zero_shot(run.parent / "zero_shot" / "zero_shot.json"),
         "<h2>Training</h2><img src='training.png' alt='loss and validation metrics by epoch'>",
@@ -50,6 +51,13 @@ def write(run: Path, data_folder: str) -> Path:
     path = run / "report.html"
     path.write_text("\n".join(page), encoding="utf-8")
     return path
+
+
+def measured(metrics: dict, peers_file: Path) -> list[str]:
+    """Return the metrics, or that there are none."""
+    if metrics["split"] is None:
+        return ["<p>Nothing was measured: the data have no test or validation queries with labels.</p>"]
+    return [f"<h2>On the {metrics['split']} split</h2>", table(metrics, peers_file)]
 
 
 def table(metrics: dict, peers_file: Path) -> str:
@@ -99,7 +107,9 @@ def zero_shot(path: Path) -> list[str]:
         "</tr>",
     ]
     for system, metrics in report["systems"].items():
-        cells = "".join(f"<td>{100 * metrics[name]:.2f}</td>" for name in report["columns"])
+        cells = "".join(
+            f"<td>{100 * metrics[name]:.2f}</td>" if name in metrics else "<td></td>" for name in report["columns"]
+        )
         lines.append(f"<tr><td>{html.escape(system)}</td>{cells}</tr>")
     meanings = "; ".join(f"{name}: {meaning}" for name, meaning in report["columns"].items())
     return [*lines, f"</table><p><small>{html.escape(meanings)}.</small></p>"]

@@ -4,7 +4,9 @@
 
 Settings stand in YAML files, of which the later override the earlier; flags after them override both. `--help` lists
 them all: those of this script, and those of `XMCTrainingArguments`. Leaves `model/` (loads with
-`XMCModel.from_pretrained`), `metrics.json` and `history.json`.
+`XMCModel.from_pretrained`), `metrics.json` and `history.json`. The model is saved as soon as it is trained, and again
+once it has its memory and calibration. The data need no test and no validation split: a part that needs one is skipped,
+and the output says so.
 """
 
 import json
@@ -19,6 +21,7 @@ from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from transformers import HfArgumentParser, set_seed
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_xmc import (
     ExtremeMultilabelClassificationEvaluator,
@@ -38,6 +41,8 @@ from hf_xmc import (
 from hf_xmc.calibration import expected_calibration_error, scores_and_hits
 from hf_xmc.card import hardware
 from hf_xmc.frequency import PROPENSITY_PRESETS, by_frequency_decile, inverse_propensity, label_counts
+from hf_xmc.memory import METRICS
+from hf_xmc.release import check_target
 
 LOSSES = {
     "decoupled_softmax": losses.DecoupledSoftmaxLoss,
@@ -95,78 +100,173 @@ class RecipeArguments:
 
 def main(argv: list[str]) -> None:
     recipe, args = parse(argv)
+    output_dir = Path(args.output_dir)
+    check_target(output_dir / "model")
+    output_dir.mkdir(parents=True, exist_ok=True)
     set_seed(args.seed)
     full = load_xmc(recipe.data)
     for what, count in full.notes.items():
         print(f"{recipe.data}: {what}: {count}")
-    carve = recipe.validation_size > 0 and full.validation is None
-    data = full.carve_validation(recipe.validation_size) if carve else full
+    data = hold_out(full, recipe.validation_size)
     trainer, train_seconds = fit(recipe, args, data)
 
-    # Encoding is shared among the processes by hand of the trainer only; the rest is for one.
+    # Only the evaluator of the trainer encodes on all processes; what follows runs on the first one.
     PartialState().destroy_process_group()
     if trainer.is_world_process_zero():
-        output_dir = Path(args.output_dir)
         seen = (data.label_counts() > 0)[data.label_of].tolist()
         model = XMCModel(plain(trainer.model, recipe), data.labels.add_column("seen", seen))
-        metrics = evaluate(model, full, recipe.propensity)
-        tuned = add_memory(model, data, recipe) if recipe.memory else None
-        thresholds = calibrate(model, data) if data.validation is not None else {}
-        if recipe.memory:
-            if carve:
-                model.remember(data.validation)
-            with_memory = evaluate(model, full, recipe.propensity)
-            metrics = {**with_memory, "labels": metrics["labels"], "memory": with_memory["labels"]}
-            metrics["memory_settings"] = tuned
-        if model.calibration is not None:
-            metrics["calibration"] = measure_calibration(model, full, thresholds)
-        model.save_pretrained(output_dir / "model")
-        # Settings of the recipe and of the loop, and what they gave.
-        report = {**metrics, "num_train": len(data.train), "train_seconds": train_seconds, "hardware": hardware()}
-        report |= {"recipe": vars(recipe), "arguments": args.to_dict()}
-        write_json(output_dir / "metrics.json", report)
+        model.save_pretrained(output_dir / "model")  # before anything that may fail
+        report = {"split": None, "deciles": [], "num_train": len(data.train), "train_seconds": train_seconds}
+        report |= {"hardware": hardware(), "recipe": vars(recipe), "arguments": args.to_dict()}
         write_json(output_dir / "history.json", trainer.state.log_history)
-        print(
-            json.dumps(
-                {name: metrics[name] for name in ("labels", "memory", "calibration") if name in metrics}, indent=2
-            )
-        )
+        write_json(output_dir / "metrics.json", report)
+
+        report |= complete(model, full, data, recipe)
+        model.save_pretrained(output_dir / "model")
+        write_json(output_dir / "metrics.json", report)
+        shown = {name: report[name] for name in ("labels", "memory", "calibration") if name in report}
+        print(json.dumps(shown, indent=2, default=str))
+
+
+def complete(model: XMCModel, full: XMCData, data: XMCData, recipe: RecipeArguments) -> dict:
+    """Give a trained model its memory and calibration as far as the data allow, and measure it; returns the metrics.
+
+    Args:
+        model: The trained model.
+        full: The data as they were loaded.
+        data: The same with a validation split taken from train, or ``full`` itself.
+        recipe: The settings.
+    """
+    split = split_to_measure(data)
+    measured = data if split == "validation" else full
+    metrics = {} if split is None else evaluate(model, measured, split, recipe.propensity)
+    settings = add_memory(model, data, recipe) if recipe.memory else None
+    thresholds = calibrate(model, data)
+
+    def remember_validation() -> None:  # The map was fitted without these votes, and stays.
+        calibration = model.calibration
+        model.remember(data.validation)
+        model.calibration = calibration
+
+    carved = recipe.memory and data is not full
+    if carved and split != "validation":
+        remember_validation()
+    if recipe.memory:
+        if split is not None:
+            with_memory = evaluate(model, measured, split, recipe.propensity)
+            metrics = {**with_memory, "labels": metrics["labels"], "memory": with_memory["labels"]}
+        metrics["memory_settings"] = settings
+    if model.calibration is not None:
+        metrics["calibration"] = measure_calibration(model, measured, split, thresholds)
+    if carved and split == "validation":  # They would vote on themselves before.
+        remember_validation()
+    return metrics
 
 
 def parse(argv: list[str]) -> tuple[RecipeArguments, XMCTrainingArguments]:
-    """The settings of YAML files, if there are any, with the flags after them."""
+    """Return the settings of YAML files, if there are any, with the flags after them.
+
+    Raises:
+        ValueError: if a setting is wrong, also one that is not used before the end of a run.
+    """
     settings: dict[str, object] = {}
     while argv and argv[0].endswith((".yaml", ".yml")):
-        settings |= yaml.safe_load(Path(argv[0]).read_text())
+        settings |= yaml.safe_load(Path(argv[0]).read_text()) or {}
         argv = argv[1:]
     chosen = {name: value for name, value in settings.items() if value is not None}  # null takes a setting back
     argv = [part for name, value in chosen.items() for part in (f"--{name}", str(value))] + argv
     recipe, args = HfArgumentParser((RecipeArguments, XMCTrainingArguments)).parse_args_into_dataclasses(argv)
-    if recipe.loss not in LOSSES:
-        raise ValueError(f"loss is one of {', '.join(LOSSES)}, got {recipe.loss!r}.")
+    for name, known in (("loss", LOSSES), ("propensity", PROPENSITY_PRESETS), ("memory_metric", METRICS)):
+        if getattr(recipe, name) not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(recipe, name)!r}.")
+    if not 0 <= recipe.validation_size < 1:
+        raise ValueError(f"validation_size must be a share from 0 up to below 1, got {recipe.validation_size}.")
+    if not 0 <= recipe.memory_tolerance < np.inf:
+        raise ValueError(f"memory_tolerance must be a number from 0, got {recipe.memory_tolerance}.")
+    resume = args.resume_from_checkpoint  # a flag and a YAML file give text
+    args.resume_from_checkpoint = {"true": True, "false": None}.get(str(resume).lower(), resume)
     return recipe, args
 
 
+def hold_out(data: XMCData, size: float) -> XMCData:
+    """Take a validation split from train, of one query at least; ``data`` itself if it has one or cannot spare any."""
+    if data.validation is not None or not size:
+        return data
+    try:
+        carved = data.carve_validation(max(1, round(size * len(data.train))))
+    except ValueError as error:
+        print(f"no validation split is taken from train: {error}")
+        return data
+    if not (has_labels(carved, "train") and has_labels(carved, "validation")):
+        print("no validation split is taken from train: too few of its queries have labels.")
+        return data
+    return carved
+
+
+def queries_to_show(data: XMCData, report: dict) -> tuple[XMCData, str]:
+    """Return the data of a finished run, split as its training split them, and the split that its queries are shown of.
+
+    Args:
+        data: The data as they were loaded.
+        report: What ``metrics.json`` holds. If nothing was measured, training queries are shown.
+    """
+    return hold_out(data, report["recipe"]["validation_size"]), report["split"] or "train"
+
+
+def has_labels(data: XMCData, split: str) -> bool:
+    """Return whether there is such a split and any of its queries has a label."""
+    return getattr(data, split) is not None and data.relevance(split).nnz > 0
+
+
 def fit(recipe: RecipeArguments, args: XMCTrainingArguments, data: XMCData) -> tuple[XMCTrainer, float]:
-    """Train; returns the trainer and the seconds that it took."""
+    """Train; returns the trainer and the seconds that it took.
+
+    Raises:
+        ValueError: if a setting is wrong, before the first step.
+    """
     read = with_phrases(data) if recipe.model == "phrases" else data  # texts as the encoder in training reads them
     if recipe.rarity:
         read = read.weigh_positives(recipe.rarity, *PROPENSITY_PRESETS[recipe.propensity])
+    evaluator = None
+    if has_labels(read, "validation"):
+        evaluator = evaluator_of(read, "validation", recipe.propensity)
+        check_metric(args, evaluator)
+    else:
+        turn_evaluation_off(args)
     trainer = XMCTrainer(
         build_encoder(recipe, read, args.seed),
         args,
         read.train,
         labels=read.labels,
         loss=build_loss(recipe),
-        evaluator=None
-        if read.validation is None
-        else ExtremeMultilabelClassificationEvaluator.from_data(read, "validation", propensity=recipe.propensity),
+        evaluator=evaluator,
     )
     if args.label_mode == "mined" and args.num_hard_negatives:
         trainer.add_callback(HardNegativeMiner(trainer, start=recipe.mining_start, every=recipe.mining_every))
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     return trainer, time.perf_counter() - start
+
+
+def check_metric(args: XMCTrainingArguments, evaluator: ExtremeMultilabelClassificationEvaluator) -> None:
+    """Raise if checkpoints are compared by a metric that the evaluator does not give."""
+    kinds = {"P": evaluator.p_at, "nDCG": evaluator.ndcg_at, "R": evaluator.recall_at}
+    if evaluator.inverse_propensity is not None:
+        kinds["PSP"] = evaluator.p_at
+    names = [f"{kind}@{k}" for kind, depths in kinds.items() for k in depths]
+    metric = args.metric_for_best_model
+    if metric is not None and metric.removeprefix("eval_") not in names:
+        raise ValueError(f"metric_for_best_model must be one of {', '.join(names)}, got {metric!r}.")
+
+
+def turn_evaluation_off(args: XMCTrainingArguments) -> None:
+    """Train without evaluation and keep the last weights, where there are no validation queries with labels."""
+    if args.eval_strategy != IntervalStrategy.NO or args.load_best_model_at_end:
+        print("there are no validation queries with labels: nothing is evaluated in training, the last weights stay.")
+    args.eval_strategy, args.do_eval, args.eval_on_start = IntervalStrategy.NO, False, False
+    args.load_best_model_at_end, args.metric_for_best_model = False, None
+    if args.save_strategy == SaveStrategy.BEST:
+        args.save_strategy = SaveStrategy.EPOCH
 
 
 def plain(encoder: SentenceTransformer, recipe: RecipeArguments) -> SentenceTransformer:
@@ -206,24 +306,35 @@ def build_loss(recipe: RecipeArguments) -> losses.DecoupledSoftmaxLoss:
 
 
 def add_memory(model: XMCModel, data: XMCData, recipe: RecipeArguments) -> dict:
-    """Remember the training queries, with settings chosen on validation, if there is one."""
+    """Remember the training queries, with settings chosen on validation, if that is possible."""
     model.remember(data.train)
-    if data.validation is None:
+    try:
+        if not has_labels(data, "validation"):
+            raise ValueError("there are no validation queries with labels.")
+        a, b = PROPENSITY_PRESETS[recipe.propensity]
+        rarity = inverse_propensity(data.label_counts(), len(data.train), a, b) if has_propensity(data) else None
+        return model.tune_memory(
+            data.validation,
+            metric=recipe.memory_metric,
+            inverse_propensity=rarity,
+            tolerance=0.0 if rarity is None else recipe.memory_tolerance,
+            exclude=data.filter_pairs.get("validation"),
+        )
+    except ValueError as error:
+        print(f"the memory is not tuned and keeps its settings: {error}")
         return asdict(model.memory.settings)
-    a, b = PROPENSITY_PRESETS[recipe.propensity]
-    return model.tune_memory(
-        data.validation,
-        metric=recipe.memory_metric,
-        inverse_propensity=inverse_propensity(data.label_counts(), len(data.train), a, b),
-        tolerance=recipe.memory_tolerance,
-        exclude=data.filter_pairs.get("validation"),
-    )
 
 
 def calibrate(model: XMCModel, data: XMCData) -> dict[float, float]:
-    """Calibrate on validation; returns the thresholds that reach the wanted precisions there, if any does."""
+    """Calibrate on validation, if that is possible; returns the thresholds that reach the wanted precisions there."""
     where = {"top_k": CALIBRATED, "exclude": data.filter_pairs.get("validation")}
-    model.calibrate(data.validation, **where)
+    try:
+        if not has_labels(data, "validation"):
+            raise ValueError("there are no validation queries with labels.")
+        model.calibrate(data.validation, **where)
+    except ValueError as error:
+        print(f"the scores are not calibrated, and no thresholds are chosen: {error}")
+        return {}
     thresholds = {}
     for wanted in PRECISIONS:
         try:
@@ -233,12 +344,11 @@ def calibrate(model: XMCModel, data: XMCData) -> dict[float, float]:
     return thresholds
 
 
-def measure_calibration(model: XMCModel, data: XMCData, thresholds: dict[float, float]) -> dict:
-    """ECE@5 before and after, and what the thresholds reach, on the split that the metrics are of.
+def measure_calibration(model: XMCModel, data: XMCData, split: str, thresholds: dict[float, float]) -> dict:
+    """Return ECE@5 before and after, and what the thresholds reach, on the split that the metrics are of.
 
     Before calibration, a mixed score is the logarithm of a share, and a label score is taken as a logit.
     """
-    split = split_to_measure(data)
     found = model.search(list(data.split(split)["text"]), CALIBRATED, exclude=data.filter_pairs.get(split))
     relevance = data.relevance(split)
     first, hits = scores_and_hits(TopK(found.label_ids[:, :5], found.scores[:, :5]), relevance)
@@ -249,7 +359,7 @@ def measure_calibration(model: XMCModel, data: XMCData, thresholds: dict[float, 
         kept = model.calibration(scores) >= threshold
         precision = right[kept].mean() if kept.any() else None
         about = {"wanted": wanted, "threshold": threshold, "precision": precision}
-        reached.append({**about, "labels_per_text": kept.sum() / len(relevance.indptr[1:])})
+        reached.append({**about, "labels_per_text": kept.sum() / relevance.shape[0]})
     return {
         "split": split,
         "labels_of_a_text": CALIBRATED,
@@ -259,17 +369,30 @@ def measure_calibration(model: XMCModel, data: XMCData, thresholds: dict[float, 
     }
 
 
-def split_to_measure(data: XMCData) -> str:
-    split = next((name for name in ("test", "validation") if getattr(data, name) is not None), None)
+def split_to_measure(data: XMCData) -> str | None:
+    """Return the test split, or validation if that has no labels; ``None``, and a line of output, if both have none."""
+    split = next((name for name in ("test", "validation") if has_labels(data, name)), None)
     if split is None:
-        raise ValueError("the data set has neither a test nor a validation split to measure the model on.")
+        print("there are no test or validation queries with labels: nothing is measured.")
     return split
 
 
-def evaluate(model: XMCModel, data: XMCData, propensity: str) -> dict:
-    """Metrics on the test split, or on validation where there is none, in all and by label frequency."""
-    split = split_to_measure(data)
-    evaluator = ExtremeMultilabelClassificationEvaluator.from_data(data, split, propensity=propensity)
+def has_propensity(data: XMCData) -> bool:
+    """Return whether there are enough training queries for the propensities of PSP@k."""
+    return len(data.train) >= 3
+
+
+def evaluator_of(data: XMCData, split: str, propensity: str) -> ExtremeMultilabelClassificationEvaluator:
+    """Return the evaluator of a split, without PSP@k if there are too few training queries."""
+    if has_propensity(data):
+        return ExtremeMultilabelClassificationEvaluator.from_data(data, split, propensity=propensity)
+    texts, pairs = list(data.split(split)["text"]), data.filter_pairs.get(split)
+    return ExtremeMultilabelClassificationEvaluator(texts, data.relevance(split), data.labels, filter_pairs=pairs)
+
+
+def evaluate(model: XMCModel, data: XMCData, split: str, propensity: str) -> dict:
+    """Return the metrics on a split, in all and by label frequency."""
+    evaluator = evaluator_of(data, split, propensity)
     found = model.search(evaluator.texts, evaluator.max_k, exclude=evaluator.filter_pairs)
     metrics = evaluator.score(found)
     size = {name: metrics.pop(name) for name in ("num_queries", "num_empty")}

@@ -24,6 +24,7 @@ from transformers import set_seed
 
 from hf_xmc import LabelIndex, TopK, XMCData, XMCModel, load_xmc, with_phrases
 from hf_xmc.metrics import evaluate_ranking
+from hf_xmc.prepared import SPLITS
 
 RECIPE = Path(__file__).with_name("static.yaml")
 RARE = 50  # training queries of a label, before it was hidden
@@ -56,13 +57,21 @@ def main() -> None:
         raise ValueError(f"{options.data} has several texts for a label; this comparison needs one text per label.")
     order = np.random.default_rng(options.hide_seed).permutation(full.num_labels)
     num_seen = full.num_labels - round(options.share * full.num_labels)
+    if not 0 < num_seen < full.num_labels:
+        raise SystemExit(f"--share must hide some of {full.num_labels} labels and leave some, got {options.share}.")
     full = with_labels(full, np.concatenate([np.sort(order[:num_seen]), np.sort(order[num_seen:])]))
-    known = with_labels(full, np.arange(num_seen)).carve_validation(recipe.validation_size)
+    known = train.hold_out(with_labels(full, np.arange(num_seen)), recipe.validation_size)
 
     folder = options.output_dir / "model"
     if not folder.exists():
-        trained(recipe, args, known).save_pretrained(folder)
+        options.output_dir.mkdir(parents=True, exist_ok=True)
+        trained(recipe, args, known, folder)
+    if not train.has_labels(full, "test"):
+        print("there are no test queries with labels: nothing is measured.")
+        return
     model = XMCModel.from_pretrained(folder)
+    if model.memory is None:
+        print(f"{folder} holds a model without a memory: only its labels are searched. Delete it to train it again.")
     new = full.labels.select(range(num_seen, full.num_labels))
     model.add_labels(new)
     one_length = XMCModel.from_pretrained(folder)
@@ -96,10 +105,10 @@ def with_labels(data: XMCData, chosen: np.ndarray) -> XMCData:
     new_id = np.full(data.num_labels, -1)
     new_id[chosen] = np.arange(len(chosen))
     splits, pairs = {}, {}
-    for name in ("train", "test"):
+    for name in (name for name in SPLITS if getattr(data, name) is not None):
         split = data.split(name)
         label_ids = [[int(new_id[label]) for label in ids if new_id[label] >= 0] for ids in split["label_ids"]]
-        rows = [row for row, ids in enumerate(label_ids) if ids or name == "test"]
+        rows = [row for row, ids in enumerate(label_ids) if ids or name != "train"]
         texts = split.select(rows)["text"]
         splits[name] = Dataset.from_dict({"text": list(texts), "label_ids": [label_ids[row] for row in rows]})
         place = np.full(len(split), -1)
@@ -110,18 +119,24 @@ def with_labels(data: XMCData, chosen: np.ndarray) -> XMCData:
     return replace(data, labels=data.labels.select(chosen), filter_pairs=pairs, **splits)
 
 
-def trained(recipe: train.RecipeArguments, args: train.XMCTrainingArguments, known: XMCData) -> XMCModel:
+def trained(recipe: train.RecipeArguments, args: train.XMCTrainingArguments, known: XMCData, folder: Path) -> None:
+    """Train a model and save it, again once it has its memory."""
     set_seed(args.seed)
     trainer, _ = train.fit(recipe, args, known)
     model = XMCModel(train.plain(trainer.model, recipe), known.labels)
+    model.save_pretrained(folder)
     train.add_memory(model, known, recipe)
-    model.remember(known.validation)
-    return model
+    if known.validation is not None:
+        model.remember(known.validation)
+    model.save_pretrained(folder)
 
 
 def measured(search: Callable[..., TopK], data: XMCData, num_seen: int) -> dict[str, float]:
-    """What :data:`COLUMNS` says, of a function like :meth:`XMCModel.search`."""
-    relevance, pairs = data.relevance("test"), data.filter_pairs["test"]
+    """Return what :data:`COLUMNS` describes, for a function like :meth:`XMCModel.search`.
+
+    Groups of labels that no query has are left out.
+    """
+    relevance, pairs = data.relevance("test"), data.filter_pairs.get("test", np.empty((0, 2), np.int64))
     hidden = np.arange(data.num_labels) >= num_seen
     rare = hidden & (data.label_counts() <= RARE)
     metrics: dict[str, float] = {}
@@ -129,6 +144,9 @@ def measured(search: Callable[..., TopK], data: XMCData, num_seen: int) -> dict[
         wanted = sp.csr_array(relevance @ sp.diags_array(group.astype(np.float32)))
         wanted.eliminate_zeros()
         rows = np.flatnonzero(np.diff(wanted.indptr))
+        metrics[f"{name} queries"] = len(rows)
+        if not len(rows):
+            continue
         texts = list(data.test.select(rows)["text"])
         place = np.full(len(data.test), -1)
         place[rows] = np.arange(len(rows))
@@ -141,7 +159,6 @@ def measured(search: Callable[..., TopK], data: XMCData, num_seen: int) -> dict[
             best = search(texts, 100, exclude=here).label_ids
             reached = evaluate_ranking(best, wanted[rows], p_at=[1], recall_at=[10, 100], ndcg_at=[])
             metrics |= {f"{name} {at}, all": reached[at] for at in ("R@10", "R@100")}
-        metrics[f"{name} queries"] = len(rows)
     return metrics
 
 
@@ -184,7 +201,8 @@ def table(report: dict) -> str:
     """Markdown, in percent."""
     lines = [f"| | {' | '.join(COLUMNS)} |", "|---" * (1 + len(COLUMNS)) + "|"]
     for name, metrics in report["systems"].items():
-        lines.append(f"| {name} | {' | '.join(f'{100 * metrics[column]:.2f}' for column in COLUMNS)} |")
+        cells = (f"{100 * metrics[column]:.2f}" if column in metrics else "-" for column in COLUMNS)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

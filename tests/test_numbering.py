@@ -140,6 +140,10 @@ def test_a_prepared_data_set_of_an_older_version_has_its_sizes_checked(prepared)
     del about["digests"]
     (prepared / "xmc_data.json").write_text(json.dumps(about))
     assert load_xmc(prepared).filter_pairs["test"].tolist() == [[0, 2]]
+    shutil.rmtree(prepared / "validation")
+    Dataset.from_dict({"text": ["x"] * 3, "label_ids": [[0], [0], [3]]}).save_to_disk(prepared / "validation")
+    with pytest.raises(ValueError, match=r"prepared: validation, row 2: label id 3, but there are only 3 labels"):
+        load_xmc(prepared)
     np.save(prepared / "filter_pairs_test.npy", np.array([[0, 1], [1, 1]]))
     with pytest.raises(ValueError, match=r"filter_pairs_test.npy has shape \(2, 2\), expected \(1, 2\)"):
         load_xmc(prepared)
@@ -243,3 +247,45 @@ def test_label_ids_beside_a_numeric_column_of_a_data_set_in_memory():
             0,
             1,
         ]
+
+
+# 0/1 rows with three labels, and whether they are read as label ids.
+ROWS = {
+    "multi-hot": ([[0, 0, 1], [1, 0, 1]], False),
+    "one-hot": ([[0, 1, 0]], False),
+    "all zero": ([[0, 0, 0]], False),
+    "one row has a number of its own": ([[0, 1, 1], [2, 1, 0]], True),
+    "one row is shorter": ([[0, 1, 1], [0, 1]], True),
+}
+
+
+@pytest.mark.parametrize("layout", ["tables", "hub", "raw", "memory"])
+@pytest.mark.parametrize("case", ROWS)
+def test_rows_as_long_as_the_list_of_labels(case, layout, tmp_path):
+    label_ids, are_ids = ROWS[case]
+    rows = [{"text": f"text {number}", "label_ids": ids} for number, ids in enumerate(label_ids)]
+
+    def load():
+        labels = [{"text": text} for text in PORTS]
+        if layout == "memory":
+            return XMCData(Dataset.from_list(rows), Dataset.from_list(labels))
+        if layout == "raw":
+            layouts.write_gzip(tmp_path / "lbl.json.gz", [{"title": text} for text in PORTS])
+            records = [{"title": row["text"], "target_ind": row["label_ids"]} for row in rows]
+            layouts.write_gzip(tmp_path / "trn.json.gz", records)
+        else:
+            write(tmp_path, labels, train=rows)
+        if layout == "hub":
+            as_hub(tmp_path)
+        return load_xmc(tmp_path)
+
+    if are_ids:
+        assert load().label_counts().tolist() == [len(label_ids)] * 2 + [sum(2 in ids for ids in label_ids)]
+        return
+    with pytest.raises(ValueError, match="one flag for each label"):
+        load()
+
+
+def test_two_labels_of_which_a_row_names_both(tmp_path):
+    write(tmp_path, [{"text": "boats"}, {"text": "cranes"}], train=[{"text": "x", "label_ids": [0, 1]}] * 3)
+    assert load_xmc(tmp_path).label_counts().tolist() == [3, 3]
