@@ -12,7 +12,7 @@ _HOME = {
     "data": ["XMCData"],
     "loading": ["load_xmc"],
     "phrases": ["phrase_encoder", "standalone", "with_phrases", "write_phrases"],
-    "in_batch": ["in_batch_dataset", "relevance_matrix", "InBatchCollator"],
+    "in_batch": ["in_batch_dataset", "in_batch_prompts", "relevance_matrix", "InBatchCollator"],
     "training_args": ["XMCTrainingArguments"],
     "trainer": ["XMCTrainer"],
     "index": ["LabelIndex", "TopK"],

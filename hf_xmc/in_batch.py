@@ -13,12 +13,14 @@ import pyarrow as pa
 import scipy.sparse as sp
 import torch
 from datasets import Dataset
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.data_collator import BaseDataCollator
 
 from hf_xmc.batching import pad
 from hf_xmc.columns import as_dataset, texts_of
 from hf_xmc.label_texts import LabelTexts
 from hf_xmc.positives import positives_of
+from hf_xmc.roles import prompt_of
 from hf_xmc.sharding import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
@@ -106,6 +108,23 @@ class _Draw:
             known = [[*ids, *[IGNORE_INDEX] * (self.width - len(ids))] for ids in batch["positives"]]
             out["label"] = [[*ids, *all_of_them] for ids, all_of_them in zip(candidates, known, strict=True)]
         return out
+
+
+def in_batch_prompts(encoder: SentenceTransformer, num_negatives: int = 0) -> dict[str, str]:
+    """Return the argument ``prompts`` with which the stock trainer embeds the columns of :func:`in_batch_dataset` as
+    ``encode_query`` and ``encode_document`` do.
+
+    The stock trainer adds no prompt of the encoder by itself. It does not apply ``truncate_dim`` either.
+
+    Args:
+        encoder: The encoder. A query takes its prompt for queries, and a label its prompt for documents.
+        num_negatives: The number of columns ``negative_1`` and so on.
+
+    >>> args = SentenceTransformerTrainingArguments("run", prompts=in_batch_prompts(model))  # doctest: +SKIP
+    """
+    query, document = prompt_of(encoder, "query") or "", prompt_of(encoder, "document") or ""
+    negatives = {f"negative_{number}": document for number in range(1, num_negatives + 1)}
+    return {"anchor": query, "positive": document, **negatives}
 
 
 def relevance_matrix(queries: Dataset, labels: Sequence[str] | Dataset) -> sp.csr_array:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import LABELS, make_bert, make_heads, make_static_encoder, relevance_of
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.modules import Module
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
@@ -15,8 +15,11 @@ from hf_xmc import (
     XMCModel,
     XMCTrainer,
     XMCTrainingArguments,
+    in_batch_dataset,
+    in_batch_prompts,
     mine_hard_negatives,
     phrase_encoder,
+    st_losses,
     standalone,
     write_phrases,
 )
@@ -195,6 +198,20 @@ def test_a_saved_encoder_keeps_the_prompts_of_its_training(queries, tmp_path, na
         saved = SentenceTransformer(str(tmp_path / folder), device="cpu")
         np.testing.assert_array_equal(saved.encode_document(LABELS), labels)
         np.testing.assert_array_equal(saved.encode_query(TEXTS), found)
+
+
+def test_the_stock_trainer_is_given_the_prompts_of_prediction(queries, tmp_path):
+    encoder = make_static_encoder()
+    encoder.prompts = {"query": "text ", "passage": "old oak "}
+    rows = in_batch_dataset(queries, LABELS, hard_negatives=np.full((13, 2), 9))
+    args = SentenceTransformerTrainingArguments(str(tmp_path), prompts=in_batch_prompts(encoder, 2), use_cpu=True)
+    trainer = SentenceTransformerTrainer(encoder, args, rows, loss=st_losses.DecoupledSoftmaxLoss(encoder))
+    batch = [rows[0], rows[1]]
+    features, _ = trainer.collect_features(trainer.data_collator(batch))
+    for column, inputs in zip(("anchor", "positive", "negative_1", "negative_2"), features, strict=True):
+        encode = encoder.encode_query if column == "anchor" else encoder.encode_document
+        expected = encode([row[column] for row in batch], convert_to_tensor=True)
+        torch.testing.assert_close(embed(encoder, inputs).detach(), expected)
 
 
 class Shifted(Module):
