@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +10,13 @@ import faiss
 import numpy as np
 from torch import Tensor
 
-from hf_xmc.faiss_state import restore, state_of
-from hf_xmc.index import LabelIndex
-from hf_xmc.proposals import ProposingIndex
+from hf_xmc.equal_rows import Groups
+from hf_xmc.faiss_factory import GRAPHS, TooFewLabels, inner_of, made_of, search, untrained
+from hf_xmc.faiss_state import FACTORY, restore, state_of
+from hf_xmc.index import LabelIndex, TopK
+from hf_xmc.proposals import ProposingIndex, checked_count, vectors_of
+
+logger = logging.getLogger(__name__)
 
 EFFORTS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 
@@ -31,18 +35,22 @@ def default_factory(num_labels: int) -> str:
 class FaissIndex(ProposingIndex):
     """A label index that looks at some of the labels only, or at codes of them.
 
+    If labels go, and too few are left for the factory string, all that are left are scanned, until there are more.
+
     Args:
         embeddings: as in :class:`LabelIndex`; they rank what is proposed, so that scores are exact.
-        factory: a factory string of FAISS, such as ``"HNSW32"``, ``"IVF1024,SQ8"`` or ``"PCAR64,IVF1024,PQ32"``; by
-            default :func:`default_factory`. Of codes that are all scanned (``"SQ8"``, ``"SQfp16"``) the result is that
-            of exact search: more are proposed until their error can hide nothing.
-        effort: lists or graph nodes that are looked at (``nprobe``, ``efSearch``); more where labels are hidden. See
+        factory: a factory string of FAISS for as many dimensions as the embeddings have, such as ``"HNSW32"``,
+            ``"IVF1024,SQ8"`` or ``"PCAR64,IVF1024,PQ32"``; by default :func:`default_factory`. Of codes that are all
+            scanned (``"SQ8"``, ``"SQfp16"``) the result is that of exact search: more are proposed until their error
+            can hide nothing.
+        effort: lists or graph nodes that are looked at (``nprobe``, ``efSearch``); more if labels are hidden. See
             :meth:`tune`.
         refine: labels proposed for each that is wanted.
-        state: the tables that :meth:`state` gave of an index of these embeddings, which are not built again then.
+        state: the tables that :meth:`state` gave of an index of these embeddings, which are then not built again.
 
     Raises:
-        ValueError: embeddings as in :class:`LabelIndex`, or a ``state`` of something else.
+        ValueError: embeddings as in :class:`LabelIndex`, a factory string that FAISS does not build for inner products
+            of so many labels and dimensions, an effort or refine below 1, or a ``state`` of something else.
     """
 
     def __init__(
@@ -54,121 +62,137 @@ class FaissIndex(ProposingIndex):
         refine: int = 4,
         state: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        self.factory, self.effort = factory or default_factory(len(embeddings)), effort
+        self.factory = factory or default_factory(len(embeddings))
+        self.effort = checked_count("effort", effort)
         self._state = state
+        self._index: Any = None
+        self.built = self.factory  # or what stands in for it
         super().__init__(embeddings, refine)
 
     def _fill(self, vectors: np.ndarray) -> None:
-        metric = faiss.METRIC_INNER_PRODUCT if self._by_product else faiss.METRIC_L2
-        self._index = faiss.index_factory(vectors.shape[1], self.factory, metric)
-        state, self._state = self._state, None
-        if state is None:
-            self._index.train(vectors)
-            self._index.add(vectors)
-        else:
-            restore(self._index, vectors, state)
-        self._error = 0.0
-        if self.scans:
-            codes = (self._index.reconstruct_n(at, min(4096, len(vectors) - at)) for at in range(0, len(vectors), 4096))
+        built = self.factory
+        try:
+            if not len(vectors):
+                raise TooFewLabels("There is no label.")
+            index = _built(built, vectors, self._state)
+        except ValueError as error:
+            if self._index is None and len(vectors):
+                raise
+            if self._index is not None and self.built == self.factory:
+                logger.warning("%s All labels are scanned until there are more.", error)
+            built = "Flat"
+            index = _built(built, vectors, None)
+        worst = 0.0
+        if _scans(index):
+            codes = (index.reconstruct_n(at, min(4096, len(vectors) - at)) for at in range(0, len(vectors), 4096))
             errors = (
                 np.linalg.norm(vectors[4096 * n : 4096 * (n + 1)] - part, axis=1).max() for n, part in enumerate(codes)
             )
-            self._error = 1.001 * float(max(errors, default=0.0))  # and a little for the rounding of float32
+            worst = 1.001 * float(max(errors, default=0.0))  # and a little for the rounding of float32
+        self._index, self._error, self.built, self._state = index, worst, built, None
 
-    def _insert(self, vectors: np.ndarray, places: np.ndarray) -> None:
-        self._index.add(vectors)
+    def _update(self, vectors: np.ndarray, gone: np.ndarray) -> None:
+        if len(vectors):
+            self._index.add(vectors)
 
-    def _renew(self) -> None:
-        if self._is_graph and len(self._label_of) > 2 * self.num_labels:
-            self._build()
+    @property
+    def _num_places(self) -> int:
+        return int(self._index.ntotal)
+
+    def _renews(self, num_new: int, num_used: int, num_distinct: int) -> bool:
+        """Fill again once more places are empty than not, and to add what cannot be added to: a graph of FAISS's NSG,
+        and codes whose range is that of the labels they were made for."""
+        fixed = self.scans or self.built != self.factory or isinstance(inner_of(self._index), faiss.IndexNSG)
+        return num_used > 2 * num_distinct or (num_new > 0 and fixed)
 
     def _better_scored(self, wanted: int, visible: int) -> bool:
-        nodes = self.refine if self._is_graph else 1  # that are walked to, one after the other, for each that is wanted
+        graph = isinstance(inner_of(self._index), GRAPHS)
+        nodes = self.refine if graph else 1  # that are walked to, one after the other, for each that is wanted
         return super()._better_scored(wanted * nodes, visible)
 
     def state(self) -> dict[str, np.ndarray]:
-        """What takes long to build: a graph or lists, as tables; none where all labels are looked at.
+        """Return what takes long to build: a graph or lists, as tables; none if all labels are looked at.
 
-        An index that labels went from is built anew first.
+        An index that labels went from is built again first.
         """
-        if not np.array_equal(self._label_of, np.arange(self.num_labels)):
-            self._build()
-        return state_of(self._index)
+        if FACTORY.fullmatch(self.built) is None:
+            return {}
+        distinct = self._groups.first[self._groups.size > 0]
+        if len(distinct) < self._num_places or (np.diff(distinct) < 0).any():
+            first = self._groups.first[self._groups.place_of]
+            self._groups = self._filled(self.embeddings, first)
+        return state_of(self._index, vectors_of(self.embeddings, self._groups.first))
 
     @property
     def scans(self) -> bool:
         """Whether every label is looked at."""
-        return self.factory == "Flat" or (self.factory.startswith("SQ") and "," not in self.factory)
-
-    @property
-    def _is_graph(self) -> bool:
-        return self.factory.startswith("HNSW")
-
-    @property
-    def _by_product(self) -> bool:
-        return self.scans or self._is_graph
-
-    def _fits(self, new: Tensor) -> bool:
-        return not self.scans and super()._fits(new)  # ranges of codes are those of the labels they were made for
+        return _scans(self._index)
 
     def _rank(
-        self, queries: Tensor, k: int, proposed: int, shown: np.ndarray | None, pairs: Tensor
+        self, queries: Tensor, k: int, proposed: int, shown: np.ndarray | None, groups: Groups, pairs: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         while True:
-            best, best_ids, last = super()._rank(queries, k, proposed, shown, pairs)
+            best_ids, best, last = super()._rank(queries, k, proposed, shown, groups, pairs)
             # Whatever was not proposed has a code no better than the last one's, and is better by the error at most.
             hides = last + self._error * np.linalg.norm(queries.numpy(), axis=1) >= best[:, -1]
-            if not self.scans or proposed >= len(self._label_of) or not (hides & np.isfinite(last)).any():
-                return best, best_ids, last
+            if not self.scans or proposed >= self._num_places or not (hides & np.isfinite(last)).any():
+                return best_ids, best, last
             proposed *= 4
 
     def _propose(self, vectors: np.ndarray, k: int, shown: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        settings, times = {}, 1.0
-        if shown is not None:
-            settings["sel"] = faiss.IDSelectorBitmap(np.packbits(shown, bitorder="little"))
-            times = 1 / shown.mean()  # what may not be returned is looked at all the same
-        parameters = _parameters(self._index, times * self.effort, times * k, settings)
-        near, places = self._index.search(vectors, k, params=parameters)
-        return near, places
+        return search(self._index, vectors, k, self.effort, shown)
 
     def tune(self, queries: np.ndarray | Tensor, *, recall: float = 0.99, k: int = 10) -> float:
-        """The smallest ``effort`` whose share of the exact best ``k`` reaches ``recall`` on these queries.
+        """Choose the smallest ``effort`` with which :func:`recall_of` the best ``k`` reaches ``recall`` here.
 
         That of more labels is lower: a graph by inner product has few ways to labels of small norm.
 
-        Returns the recall reached, which is that of the largest effort where none is enough.
+        Returns the recall reached, which is that of the largest effort if none is enough.
+
+        Raises:
+            ValueError: if there is no query. The effort is then as before, as after any error.
         """
-        exact = LabelIndex(self.embeddings).search(queries, k).label_ids
-        reached = 0.0
-        for effort in EFFORTS:
-            self.effort = effort
-            reached = recall_of(self.search(queries, k).label_ids, exact)
-            if reached >= recall:
-                break
+        if not len(queries):
+            raise ValueError("`queries` must hold at least one query to tune on, got none.")
+        exact = LabelIndex(self.embeddings).search(queries, k)
+        reached, before = 0.0, self.effort
+        try:
+            for effort in EFFORTS:
+                self.effort = effort
+                reached = recall_of(self.search(queries, k), exact)
+                if reached >= recall:
+                    break
+        except BaseException:
+            self.effort = before
+            raise
         return reached
 
 
-def recall_of(found: np.ndarray, exact: np.ndarray) -> float:
-    """The share of the exact label ids that were found, padding aside.
+def recall_of(found: TopK, exact: TopK) -> float:
+    """Return the share of the exact best labels in whose stead one of no lower score was found.
 
-    >>> recall_of(np.array([[1, 2]]), np.array([[2, 3]]))
+    Labels are compared by score, up to the rounding of float32: of several that tie for the last place, any one is
+    right. Padding aside; 1 if there is nothing to find.
+
+    >>> exact = TopK(np.array([[2, 3]]), np.array([[0.9, 0.8]]))
+    >>> recall_of(TopK(np.array([[2, 1]]), np.array([[0.9, 0.7]])), exact)
     0.5
     """
-    hits = (found[:, :, None] == exact[:, None, :]) & (exact[:, None, :] >= 0)
-    return float(hits.sum() / max(1, (exact >= 0).sum()))
+    real = exact.label_ids >= 0
+    border = np.where(real, exact.scores, np.inf).min(1, initial=np.inf)
+    rounding = 1e-5 * np.abs(np.where(real, exact.scores, 0)).max(1, initial=0)
+    hits = (found.label_ids >= 0) & (found.scores >= (border - rounding)[:, None])
+    wanted = real.sum(1)
+    return float(np.minimum(hits.sum(1), wanted).sum() / wanted.sum()) if wanted.any() else 1.0
 
 
-def _parameters(index: Any, effort: float, found: float, settings: dict[str, Any]) -> Any:
-    """Of a search; a graph must look at as many nodes as are to be found, or finds few of them."""
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexPreTransform):
-        return faiss.SearchParametersPreTransform(index_params=_parameters(index.index, effort, found, settings))
-    if isinstance(index, faiss.IndexRefine):
-        base = _parameters(index.base_index, effort, found, settings)
-        return faiss.IndexRefineSearchParameters(base_index_params=base)
-    if isinstance(index, faiss.IndexHNSW):
-        return faiss.SearchParametersHNSW(efSearch=math.ceil(max(effort, found)), **settings)
-    if isinstance(index, faiss.IndexIVF):
-        kind = faiss.IVFPQSearchParameters if isinstance(index, faiss.IndexIVFPQ) else faiss.SearchParametersIVF
-        return kind(nprobe=math.ceil(effort), **settings)
-    return faiss.SearchParameters(**settings)
+def _built(factory: str, vectors: np.ndarray, state: Mapping[str, np.ndarray] | None) -> Any:
+    if state is None:
+        return made_of(factory, vectors)
+    index = untrained(factory, *vectors.shape)
+    restore(index, vectors, state)
+    return index
+
+
+def _scans(index: Any) -> bool:
+    return isinstance(faiss.downcast_index(index), (faiss.IndexFlat, faiss.IndexScalarQuantizer))

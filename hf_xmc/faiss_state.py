@@ -13,10 +13,13 @@ from typing import Any
 import faiss
 import numpy as np
 
+from hf_xmc.equal_rows import fingerprint
+from hf_xmc.faiss_factory import MOST_LINKS, inner_of, transformed
+
 _NUMBER = r"([1-9]\d{0,8})"
-_CODES = rf"(?:Flat|SQ4|SQ6|SQ8|SQfp16|PQ{_NUMBER}(?:x4)?)"
-FACTORY = re.compile(rf"(?:PCAR?{_NUMBER},)?(?:(?:IVF{_NUMBER},)?{_CODES}|HNSW{_NUMBER})")
-MOST_LINKS = 256  # of a node of a graph
+_SCALARS = r"Flat|SQ4|SQ6|SQ8|SQfp16|SQbf16"
+_CODES = rf"(?:{_SCALARS}|PQ{_NUMBER}(?:x4)?)"
+FACTORY = re.compile(rf"(?:PCAR?{_NUMBER},)?(?:(?:IVF{_NUMBER},)?{_CODES}|HNSW{_NUMBER}(?:[_,](?:{_SCALARS}))?)")
 LISTS = (faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ)
 
 
@@ -49,25 +52,27 @@ def most_bytes(factory: str, num_labels: int, embedding_dim: int) -> int:
     return 2**16 + 4 * num_labels * (1 + 4 * links) + 4 * lists * (embedding_dim + 1)
 
 
-def state_of(index: Any) -> dict[str, np.ndarray]:
-    """The tables of an index that spare :func:`restore` the work; none of one that is built as fast.
+def state_of(index: Any, vectors: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the tables of an index of ``vectors`` that spare :func:`restore` the work; none of one built as fast.
 
-    All have ``metric``, (2,): that and the dimension. A graph has ``levels`` (N,), the ``entry_point``, and
-    ``neighbors``, those of each node one after the other, -1 where there are fewer; lists have ``centroids`` and
-    ``lists`` (N,), the list of each vector.
+    All have ``metric``, (2,): that and the dimension; and ``vectors``, (32,): the SHA-256 of what it was made of. A
+    graph has ``levels`` (N,), the ``entry_point``, and ``neighbors``, those of each node one after the other, -1 if
+    there are fewer. Lists have ``centroids`` and ``lists`` (N,), the list of each vector.
     """
-    inner = _inner(index)
+    inner = inner_of(index)
     metric = np.array([inner.metric_type, inner.d], dtype=np.int32)
     if isinstance(inner, faiss.IndexHNSW):
         graph = inner.hnsw
         tables = {name: faiss.vector_to_array(getattr(graph, name)) for name in ("levels", "neighbors")}
-        return {**tables, "entry_point": np.array([graph.entry_point], dtype=np.int32), "metric": metric}
+        entry_point = np.array([graph.entry_point], dtype=np.int32)
+        return {**tables, "entry_point": entry_point, "metric": metric, "vectors": _digest(vectors)}
     if isinstance(inner, LISTS):
         lists = np.empty(inner.ntotal, dtype=np.int32)
         for number in range(inner.nlist):
             if size := inner.invlists.list_size(number):
                 lists[faiss.rev_swig_ptr(inner.invlists.get_ids(number), size)] = number
-        return {"centroids": inner.quantizer.reconstruct_n(0, inner.nlist), "lists": lists, "metric": metric}
+        centroids = inner.quantizer.reconstruct_n(0, inner.nlist)
+        return {"centroids": centroids, "lists": lists, "metric": metric, "vectors": _digest(vectors)}
     return {}
 
 
@@ -75,16 +80,17 @@ def restore(index: Any, vectors: np.ndarray, state: Mapping[str, np.ndarray]) ->
     """Fill an index that is new with ``vectors`` (N, D), by the tables that :func:`state_of` gave.
 
     Raises:
-        ValueError: they are not those of such an index of so many vectors.
+        ValueError: if they are not those of such an index of these vectors.
     """
-    inner = _inner(index)
+    inner = inner_of(index)
     if list(_table(state, "metric", np.int32, (2,))) != [inner.metric_type, inner.d]:
         raise ValueError("tables of another metric or dimension")
     if isinstance(inner, faiss.IndexHNSW):
         graph = inner.hnsw
         levels, offsets, neighbors, entry_point = _checked_graph(graph, len(vectors), state)
+        _check_vectors(state, vectors)
         index.train(vectors)
-        inner.storage.add(_transformed(index, vectors))
+        inner.storage.add(transformed(index, vectors))
         faiss.copy_array_to_vector(levels, graph.levels)
         faiss.copy_array_to_vector(offsets, graph.offsets)
         faiss.copy_array_to_vector(neighbors, graph.neighbors)
@@ -94,13 +100,19 @@ def restore(index: Any, vectors: np.ndarray, state: Mapping[str, np.ndarray]) ->
         lists = _table(state, "lists", np.int32, (len(vectors),)).astype(np.int64)
         if not np.isfinite(centroids).all() or lists.min() < 0 or lists.max() >= inner.nlist:
             raise ValueError("lists that are none")
+        _check_vectors(state, vectors)
         inner.quantizer.add(centroids)
         index.train(vectors)  # codes alone: the lists are there
-        rows = _transformed(index, vectors)
+        rows = transformed(index, vectors)
         inner.add_core(len(rows), faiss.swig_ptr(rows), None, faiss.swig_ptr(lists), None)
     else:
         raise ValueError("an index that has no tables")
     inner.ntotal = index.ntotal = len(vectors)
+
+
+def _check_vectors(state: Mapping[str, np.ndarray], vectors: np.ndarray) -> None:
+    if not np.array_equal(_table(state, "vectors", np.uint8, (32,)), _digest(vectors)):
+        raise ValueError("tables of other embeddings")
 
 
 def _checked_graph(
@@ -132,14 +144,5 @@ def _table(state: Mapping[str, np.ndarray], name: str, dtype: type, shape: tuple
     return np.ascontiguousarray(table)
 
 
-def _inner(index: Any) -> Any:
-    index = faiss.downcast_index(index)
-    return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
-
-
-def _transformed(index: Any, vectors: np.ndarray) -> np.ndarray:
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexPreTransform):
-        for number in range(index.chain.size()):
-            vectors = faiss.downcast_VectorTransform(index.chain.at(number)).apply(vectors)
-    return np.ascontiguousarray(vectors)
+def _digest(vectors: np.ndarray) -> np.ndarray:
+    return np.frombuffer(fingerprint(vectors), dtype=np.uint8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -20,12 +20,32 @@ class GroupedIndex(LabelIndex):
     Args:
         index: of ``T`` texts.
         label_of: ``(T,)``, the label of each text: all from 0 to L-1, rising.
+
+    Raises:
+        ValueError: if ``label_of`` does not name the label of each text in this way.
     """
 
     def __init__(self, index: LabelIndex, label_of: np.ndarray) -> None:
+        steps = np.diff(label_of, prepend=-1)
+        if len(label_of) != index.num_labels or (len(steps) and steps[0] != 1) or not np.isin(steps, (0, 1)).all():
+            raise ValueError(
+                f"`label_of` must hold the label of each of {index.num_labels} texts, from 0 up and none left out."
+            )
         self.index, self.label_of = index, label_of
         self._size = np.bincount(label_of)  # (L,)
         self._start = self._size.cumsum() - self._size
+
+    def add(self, embeddings: np.ndarray | Tensor) -> None:
+        """Refuse: it is not said which label a text would be of."""
+        raise ValueError("labels with several texts are changed in the model, or in the index of their texts.")
+
+    def remove(self, label_ids: Iterable[int]) -> None:
+        """Refuse, as :meth:`add`."""
+        self.add(np.empty(0))
+
+    def replace(self, label_ids: Sequence[int], embeddings: np.ndarray | Tensor) -> None:
+        """Refuse, as :meth:`add`."""
+        self.add(embeddings)
 
     @property
     def num_labels(self) -> int:

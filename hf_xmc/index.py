@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_xmc.equal_rows import Groups, codes_of, first_equal
+
 QUERY_BLOCK, LABEL_CHUNK = 512, 16384  # at most 32 MiB of scores at a time; few queries take longer chunks
 
 
@@ -20,31 +22,59 @@ class TopK(NamedTuple):
 
 
 class LabelIndex:
-    """Exact search by dot product; for cosines embeddings have length one.
+    """Exact search by dot product. For cosines, embeddings have unit norm.
+
+    Labels of equal embeddings get equal scores, and come in the order of their ids. An index that cannot be changed as
+    asked, for any reason, stays as it is.
 
     Args:
-        embeddings: ``(L, D)``, float32 or float16, or bfloat16, which becomes float32; a label's id is its row. Scores
+        embeddings: ``(L, D)``, float32 or float16, or bfloat16, which becomes float32. A label's id is its row. Scores
             are computed, and labels ranked, in float32 either way: half precision would tie too many of them.
 
     Raises:
-        ValueError: the embeddings are not a finite table.
+        ValueError: if the embeddings are not a finite table.
     """
 
     def __init__(self, embeddings: np.ndarray | Tensor) -> None:
         self.embeddings = _checked(embeddings)
+        self._codes = codes_of(self.embeddings)
+        self._place(first_equal(self.embeddings, self._codes))
+
+    def _place(self, first: np.ndarray) -> None:
+        """Index labels, given the first that is equal to each."""
+        self._groups = Groups(first, len(first))
 
     def add(self, embeddings: np.ndarray | Tensor) -> None:
-        """More labels, ``(A, D)``; their ids follow those that are there."""
-        self.embeddings = torch.cat([self.embeddings, _checked(embeddings, self.embeddings)])
+        """Add labels, ``(A, D)``. Their ids follow those that are there."""
+        new = _checked(embeddings, self.embeddings)
+        source = np.append(np.arange(self.num_labels), np.full(len(new), -1))
+        self._become(torch.cat([self.embeddings, new]), source)
 
     def remove(self, label_ids: Iterable[int]) -> None:
-        """Labels that go; the ids of those after them move up, as in a list."""
-        self.embeddings = self.embeddings[torch.from_numpy(~self._marked(label_ids))]
+        """Remove labels. The ids of those after them move up, as in a list."""
+        kept = np.flatnonzero(~self._marked(label_ids))
+        self._become(self.embeddings[torch.from_numpy(kept)], kept)
 
     def replace(self, label_ids: Sequence[int], embeddings: np.ndarray | Tensor) -> None:
-        """Other embeddings, ``(len(label_ids), D)``, for labels that keep their ids."""
+        """Give labels other embeddings, ``(len(label_ids), D)``. They keep their ids."""
         new, rows = _checked(embeddings, self.embeddings), self._checked_ids(label_ids)
-        self.embeddings = self.embeddings.index_copy(0, torch.from_numpy(rows), new)
+        if len(new) != len(rows):
+            raise ValueError(f"{len(rows)} label ids and {len(new)} embeddings: each label needs one.")
+        source = np.arange(self.num_labels)
+        source[rows] = -1
+        self._become(self.embeddings.index_copy(0, torch.from_numpy(rows), new), source)
+
+    def _become(self, embeddings: Tensor, source: np.ndarray) -> None:
+        """Take another table. ``source`` is the row that each row had before; -1 if it is new."""
+        codes = np.empty(len(source), dtype=np.uint64)
+        codes[source >= 0] = self._codes[source[source >= 0]]
+        codes[source < 0] = codes_of(embeddings[torch.from_numpy(source < 0)])
+        groups = self._regrouped(embeddings, first_equal(embeddings, codes), source)
+        self.embeddings, self._codes, self._groups = embeddings, codes, groups
+
+    def _regrouped(self, embeddings: Tensor, first: np.ndarray, source: np.ndarray) -> Groups:
+        """Return the places of another table, having made them; here a place is a row."""
+        return Groups(first, len(first))
 
     @property
     def num_labels(self) -> int:
@@ -81,11 +111,11 @@ class LabelIndex:
             raise ValueError(f"k must be at least 1, got {k}.")
         _refuse_non_finite(queries, "query")
         visible = self.visible(allow, deny)
-        hidden = None if visible is None else ~torch.from_numpy(visible)
+        groups = self._groups if visible is None else self._groups.restricted(visible)
         pairs = self._checked_pairs(exclude, len(queries))
         blocks = [
             self._search_block(
-                queries[start : start + QUERY_BLOCK], k, hidden, rows_of(pairs, start, start + QUERY_BLOCK)
+                queries[start : start + QUERY_BLOCK], k, groups, rows_of(pairs, start, start + QUERY_BLOCK)
             )
             for start in range(0, len(queries), QUERY_BLOCK)
         ]
@@ -94,7 +124,15 @@ class LabelIndex:
         scores, label_ids = (torch.cat(parts).numpy() for parts in zip(*blocks, strict=True))
         return TopK(label_ids, scores)
 
-    def _search_block(self, queries: Tensor, k: int, hidden: Tensor | None, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    def _search_block(self, queries: Tensor, k: int, groups: Groups, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        """Score the first label of each place, and give its score to the others that are there."""
+        hidden = None
+        if groups.size.sum() < groups.shared + self.num_labels:
+            hidden = torch.ones(self.num_labels, dtype=torch.bool)
+            hidden[torch.from_numpy(groups.first[groups.size > 0])] = False
+        emptied = groups.emptied_by(pairs.numpy())
+        emptied[:, 1] = groups.first[emptied[:, 1]]
+        rows, label_ids = torch.from_numpy(emptied).T
         best = torch.full((len(queries), k), -torch.inf)
         best_ids = torch.full((len(queries), k), -1)
         whole = self.embeddings.dtype == torch.float32  # half precision is copied, in pieces that stay in the cache
@@ -105,13 +143,17 @@ class LabelIndex:
             scores = torch.from_numpy(queries.numpy() @ self.embeddings[start:stop].float().numpy().T)
             if hidden is not None:
                 scores[:, hidden[start:stop]] = -torch.inf
-            here = pairs[(start <= pairs[:, 1]) & (pairs[:, 1] < stop)]
-            scores[here[:, 0], here[:, 1] - start] = -torch.inf
+            here = (start <= label_ids) & (label_ids < stop)
+            scores[rows[here], label_ids[here] - start] = -torch.inf
             new, new_ids = _top_k(scores, k)
             # Earlier chunks have the smaller ids and stand first, so a stable sort keeps ties in the order of ids.
             best, order = torch.cat([best, new], 1).sort(dim=1, descending=True, stable=True)
             best_ids = torch.cat([best_ids, new_ids + start], 1).gather(1, order)[:, :k]
             best = best[:, :k]
+        if groups.shared:
+            places = groups.place_of[best_ids.numpy()]
+            ids, found = groups.best(places, best.numpy(), k, pairs.numpy())
+            return torch.from_numpy(found), torch.from_numpy(ids)
         return best, best_ids.masked_fill(best == -torch.inf, -1)
 
     def visible(self, allow: Iterable[int] | None = None, deny: Iterable[int] | None = None) -> np.ndarray | None:
@@ -168,8 +210,9 @@ def _checked(embeddings: np.ndarray | Tensor, like: Tensor | None = None) -> Ten
         )
     if like is not None and embeddings.shape[1] != like.shape[1]:
         raise ValueError(f"the labels there have embeddings of {like.shape[1]} numbers, got {embeddings.shape[1]}.")
+    embeddings = embeddings if like is None else embeddings.to(like.dtype)
     _refuse_non_finite(embeddings, "label")
-    return embeddings if like is None else embeddings.to(like.dtype)
+    return embeddings
 
 
 def _top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -112,10 +112,10 @@ class TrainingMemory:
                 f"the memory is of {self.num_labels} labels, with{'out' if self.texts is None else ''} texts; got "
                 f"{relevance.shape[1]} labels, with{'out' if texts is None else ''} texts."
             )
-        self.index.add(unit(embeddings))
-        self.relevance = sp.csr_array(sp.vstack([self.relevance, _binary(relevance)]))
-        if self.texts is not None and texts is not None:
-            self.texts += texts
+        more = sp.csr_array(sp.vstack([self.relevance, _binary(relevance)]))
+        all_texts = None if self.texts is None or texts is None else [*self.texts, *texts]
+        self.index.add(unit(embeddings))  # the last step that can fail
+        self.relevance, self.texts = more, all_texts
 
     def keep_labels(self, label_ids: ArrayLike, num_labels: int) -> None:
         """Renumber: label ``label_ids[j]`` becomes ``j``, the others are forgotten, and labels up to ``num_labels`` are

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from hf_xmc.equal_rows import Groups, codes_of, fingerprint
 from hf_xmc.proposals import ProposingIndex
 
 try:
@@ -14,7 +18,10 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("MilvusIndex needs pymilvus: pip install 'hf_xmc[milvus]'.") from error
 
+logger = logging.getLogger(__name__)
+
 SENT_AT_ONCE = 4096  # vectors of one message
+SIGNATURE = "hf_xmc.made_of"  # property of a collection: the embeddings and settings that it was made of
 
 
 class MilvusIndex(ProposingIndex):
@@ -25,13 +32,14 @@ class MilvusIndex(ProposingIndex):
         uri: ``"http://host:19530"``, or the path of a file, ``"labels.db"``.
         collection_name: of the collection that is made.
         token: ``"user:password"`` or an API key.
-        keep: the collection stays after :meth:`close`, and one that such an index left is used again, not filled anew.
+        keep: the collection stays after :meth:`close`, and one that such an index left is used again if it is of these
+            embeddings, in every row, and was made with these settings.
         index_type, index_params: what Milvus builds, such as ``"HNSW"``, ``{"M": 32, "efConstruction": 200}``.
         search_params: of that index, such as ``{"ef": 128}``.
         refine: labels proposed for each that is wanted.
 
     Raises:
-        ValueError: the collection is there already, and is not to be kept or not of these embeddings.
+        ValueError: if the collection is there already, and is not to be kept, or not of these embeddings or settings.
 
     >>> with MilvusIndex(model.index.embeddings, "labels.db") as index:  # doctest: +SKIP
     ...     index.search(model.embed(["a small boat with a sail"]), 5)
@@ -54,14 +62,19 @@ class MilvusIndex(ProposingIndex):
     ) -> None:
         self.collection_name, self.keep = collection_name, keep
         self.index_type, self.index_params, self.search_params = index_type, index_params or {}, search_params or {}
+        self._stale = np.empty(0, dtype=np.int64)  # places of vectors that could not be deleted
         self._client = MilvusClient(uri, token=token)
-        self._reuse = self._client.has_collection(collection_name)
-        if self._reuse and not keep:
-            raise ValueError(
-                f"{uri} has a collection {collection_name!r} already: choose another name or drop it, or say keep=True "
-                "if an index of these labels left it."
-            )
-        super().__init__(embeddings, refine)
+        try:
+            self._reuse = self._client.has_collection(collection_name)
+            if self._reuse and not keep:
+                raise ValueError(
+                    f"{uri} has a collection {collection_name!r} already: choose another name or drop it, or say "
+                    "keep=True if an index of these labels left it."
+                )
+            super().__init__(embeddings, refine)
+        except BaseException:
+            self._client.close()
+            raise
 
     def close(self) -> None:
         """Drop the collection, unless it is to be kept, and leave the database."""
@@ -75,52 +88,130 @@ class MilvusIndex(ProposingIndex):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _fill(self, vectors: np.ndarray) -> None:
+    def _place(self, first: np.ndarray) -> None:
         if self._reuse:
-            self._check(vectors)
-            self._reuse = False
-            return
-        self._client.drop_collection(self.collection_name)
+            self._groups = self._reused(first)
+        else:
+            super()._place(first)
+
+    def _fill(self, vectors: np.ndarray) -> None:
         schema = self._client.create_schema(auto_id=False)
         schema.add_field("place", DataType.INT64, is_primary=True)
+        schema.add_field("code", DataType.INT64)  # of the row, by which the vectors of a kept collection are told apart
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=vectors.shape[1])
-        index, metric = self._client.prepare_index_params(), "IP" if self._by_product else "L2"
-        index.add_index("vector", index_type=self.index_type, metric_type=metric, params=self.index_params)
+        index = self._client.prepare_index_params()
+        index.add_index("vector", index_type=self.index_type, metric_type="IP", params=self.index_params)
         self._client.create_collection(
             self.collection_name, schema=schema, index_params=index, consistency_level="Strong"
         )
-        self._insert(vectors, self._label_of)
+        try:
+            self._insert(vectors, 0)
+            self._sign(self.embeddings)
+        except BaseException:
+            self._client.drop_collection(self.collection_name)
+            raise
+        self._next = len(vectors)
 
     @property
-    def _by_product(self) -> bool:
-        return "IVF" not in self.index_type
+    def _num_places(self) -> int:
+        return self._next
 
-    def _check(self, vectors: np.ndarray) -> None:
-        """That a collection is of these vectors: there are as many, and three of them are the same."""
-        (count,) = self._client.query(self.collection_name, filter="", output_fields=["count(*)"])
-        places = sorted({0, len(vectors) // 2, len(vectors) - 1})
-        rows = self._client.get(self.collection_name, places, output_fields=["place", "vector"])
-        stored = {row["place"]: np.asarray(row["vector"], np.float32) for row in rows}
-        same = sorted(stored) == places and all(np.array_equal(stored[place], vectors[place]) for place in places)
-        if count["count(*)"] != len(vectors) or not same:
-            raise ValueError(
-                f"the collection {self.collection_name!r} is not of these {len(vectors)} embeddings, or labels of it "
-                "were removed: drop it, or choose another name."
+    def _regrouped(self, embeddings: Tensor, first: np.ndarray, source: np.ndarray) -> Groups:
+        self._becoming = embeddings
+        return super()._regrouped(embeddings, first, source)
+
+    def _update(self, vectors: np.ndarray, gone: np.ndarray) -> None:
+        start = self._next
+        self._next += len(vectors)  # places are not given again, whatever comes of this
+        try:
+            self._insert(vectors, start)
+            self._sign(self._becoming)
+            self._delete(gone)
+        except BaseException:
+            self._take_back(np.arange(start, self._next))
+            raise
+        finally:
+            del self._becoming
+
+    def _take_back(self, places: np.ndarray) -> None:
+        """Leave the collection as it was before vectors came to these places, as far as the database can be reached."""
+        try:
+            self._delete(places)
+            self._sign(self.embeddings)
+        except Exception as error:  # the one that is being handled is raised
+            self._stale = np.append(self._stale, places)
+            logger.warning(
+                "%d vectors without a label stay in the collection %r: %s", len(places), self.collection_name, error
             )
 
-    def _insert(self, vectors: np.ndarray, places: np.ndarray) -> None:
+    def _insert(self, vectors: np.ndarray, start: int) -> None:
+        codes = codes_of(torch.from_numpy(vectors)).view(np.int64)
         for at in range(0, len(vectors), SENT_AT_ONCE):
-            here = slice(at, at + SENT_AT_ONCE)
-            rows = zip(places[here].tolist(), vectors[here], strict=True)
-            self._client.insert(self.collection_name, [{"place": place, "vector": vector} for place, vector in rows])
+            rows = zip(codes[at : at + SENT_AT_ONCE].tolist(), vectors[at : at + SENT_AT_ONCE], strict=True)
+            data = [
+                {"place": place, "code": code, "vector": vector}
+                for place, (code, vector) in enumerate(rows, start=start + at)
+            ]
+            self._client.insert(self.collection_name, data)
 
-    def _forget(self, places: np.ndarray) -> None:
+    def _delete(self, places: np.ndarray) -> None:
         if len(places):
             self._client.delete(self.collection_name, ids=places.tolist())
 
+    def _sign(self, embeddings: Tensor) -> None:
+        """Note in a collection that is to be kept what it is of."""
+        if self.keep:
+            properties = {SIGNATURE: json.dumps(self._signature(embeddings))}
+            self._client.alter_collection_properties(self.collection_name, properties=properties)
+
+    def _signature(self, embeddings: Tensor) -> dict[str, Any]:
+        settings = {"index_type": self.index_type, "index_params": self.index_params}
+        return {"embeddings": fingerprint(embeddings.numpy()).hex(), **settings}
+
+    def _reused(self, first: np.ndarray) -> Groups:
+        """Return the places of labels in a collection that was kept.
+
+        Raises:
+            ValueError: if it is not one of all of these embeddings.
+        """
+        name, instead = self.collection_name, "drop it, or choose another name."
+        properties = self._client.describe_collection(name).get("properties") or {}
+        if SIGNATURE not in properties:
+            raise ValueError(f"the collection {name!r} does not say which embeddings it is of: {instead}")
+        said, expected = json.loads(properties[SIGNATURE]), self._signature(self.embeddings)
+        if said["embeddings"] != expected["embeddings"]:
+            raise ValueError(f"the collection {name!r} is not of these {self.num_labels} embeddings: {instead}")
+        if said != expected:
+            raise ValueError(f"the collection {name!r} was made with other settings, {said}: {instead}")
+        stored = self._stored()
+        distinct = np.flatnonzero(first == np.arange(len(first)))
+        codes = codes_of(self.embeddings[torch.from_numpy(distinct)].float()).view(np.int64).tolist()
+        if len(set(codes)) < len(codes) or not stored.keys() >= set(codes):
+            raise ValueError(f"the collection {name!r} does not hold all of these embeddings: {instead}")
+        places = np.array([stored[code] for code in codes], dtype=np.int64)
+        self._next = max(self._next, int(places.max(initial=-1)) + 1)
+        return Groups(places[np.searchsorted(distinct, first)], self._next)
+
+    def _stored(self) -> dict[int, int]:
+        """Return the place of each code in the collection."""
+        stored: dict[int, int] = {}
+        pages = self._client.query_iterator(
+            self.collection_name, batch_size=SENT_AT_ONCE, output_fields=["place", "code"]
+        )
+        while page := pages.next():
+            stored |= {row["code"]: row["place"] for row in page}
+        pages.close()
+        self._next = max(stored.values(), default=-1) + 1
+        return stored
+
     def _propose(self, vectors: np.ndarray, k: int, shown: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         among = ""
-        if shown is not None and (hidden := ~shown & (self._label_of >= 0)).any():
+        hidden = np.zeros(self._next, dtype=bool)
+        if shown is not None:
+            hidden[: len(self._groups)] = self._groups.size > 0
+            hidden[self._stale] = True
+            hidden &= ~shown
+        if shown is not None and hidden.any():
             few, which = (hidden, "not in") if hidden.sum() < shown.sum() else (shown, "in")
             among = f"place {which} {np.flatnonzero(few).tolist()}"
         found = self._client.search(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from copy import copy
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +15,8 @@ import torch
 from datasets import Dataset
 
 from hf_xmc import card, hub, release
+from hf_xmc.grouped_index import GroupedIndex
+from hf_xmc.index import LabelIndex
 from hf_xmc.inference import compares_by_cosine, encode_labels
 from hf_xmc.label_texts import LabelTexts
 from hf_xmc.manifest import CALIBRATION, LABEL_INDEX, PARTS, TRAINING_MEMORY, files_of_part
@@ -49,6 +52,30 @@ class XMCModel(Predictor):
     """
 
     card: str | None = None
+    _index: LabelIndex
+
+    @property
+    def index(self) -> LabelIndex:
+        """What finds labels: of their texts, row by row. Another may be set, such as a :class:`hf_xmc.FaissIndex`.
+
+        Raises:
+            ValueError: if it is set to something else, or to an index of another number of texts or dimensions.
+        """
+        return self._index
+
+    @index.setter
+    def index(self, index: LabelIndex) -> None:
+        if not isinstance(index, LabelIndex) or isinstance(index, GroupedIndex):
+            raise ValueError(f"`index` must be a LabelIndex or a FaissIndex, got {type(index).__name__}.")
+        expected = len(self.table.texts), self.encoder.get_embedding_dimension()
+        if (index.num_labels, index.embedding_dim) != expected:
+            raise ValueError(
+                f"`index` must be of {expected[0]} label texts with {expected[1]} dimensions, got "
+                f"{index.num_labels} with {index.embedding_dim}. Make it of `model.index.embeddings`."
+            )
+        if self.calibration is not None and not torch.equal(index.embeddings, self._index.embeddings):
+            self._forget_calibration()
+        self._index = index
 
     def add_labels(self, labels: Sequence[str] | Dataset, *, length: float | None = None) -> None:
         """Labels that can be predicted from now on; nothing is trained. They come behind those that are there.
@@ -71,8 +98,7 @@ class XMCModel(Predictor):
         embeddings = self._embed_labels(new)
         if length is not None:
             embeddings = length * torch.nn.functional.normalize(embeddings)
-        self.index.add(embeddings)
-        self._renumber(np.arange(len(self.table)), table)
+        self._change(lambda: self.index.add(embeddings), table, np.arange(len(self.table)))
 
     def remove_labels(self, label_ids: Iterable[str]) -> None:
         """Labels that go, by the ids that :meth:`predict` shows. Rows of the others close up, as in a list.
@@ -92,12 +118,17 @@ class XMCModel(Predictor):
         if not labels.any():
             raise ValueError("no label would be left: a model predicts one of its labels.")
         table = self.table.kept(labels)
-        self.index.remove(np.flatnonzero(~labels[self.table.label_of]))
-        self._renumber(np.flatnonzero(labels), table)
+        gone = np.flatnonzero(~labels[self.table.label_of])
+        self._change(lambda: self.index.remove(gone), table, np.flatnonzero(labels))
 
-    def _renumber(self, kept: np.ndarray, table: LabelTexts) -> None:
-        if self.memory is not None:
-            self.memory.keep_labels(kept, len(table))
+    def _change(self, change_index: Callable[[], None], table: LabelTexts, kept: np.ndarray) -> None:
+        """Take another table, of which the first rows are the labels ``kept``. The index is the last that can fail."""
+        renumbered = copy(self.memory)
+        if renumbered is not None:
+            renumbered.keep_labels(kept, len(table))
+        change_index()
+        if self.memory is not None and renumbered is not None:
+            self.memory.relevance = renumbered.relevance
         self.table = table
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -136,7 +136,7 @@ def write_label_index(folder: Path, labels: Dataset, index: LabelIndex) -> dict[
         return said
     if state := index.state():
         save_arrays(state, folder.parent / REBUILT)
-    return {**said, "faiss": {"factory": index.factory, "effort": index.effort, "refine": index.refine}}
+    return {**said, "faiss": {"factory": index.built, "effort": index.effort, "refine": index.refine}}
 
 
 def read_label_index(release: Release) -> tuple[Dataset, Tensor]:
@@ -175,6 +175,7 @@ def read_index(release: Release, exact: LabelIndex) -> LabelIndex:
     part = release.parts.get(LABEL_INDEX, {})
     if (said := part.get("faiss")) is None:
         return exact
+    from hf_xmc.faiss_factory import TooFewLabels
     from hf_xmc.faiss_index import FaissIndex
     from hf_xmc.faiss_state import checked_settings, most_bytes
 
@@ -193,8 +194,11 @@ def read_index(release: Release, exact: LabelIndex) -> LabelIndex:
                 wrong = f"{release.folder / REBUILT} holds no such index ({error})"
                 logger.warning("%s: the index is built anew from the embeddings.", wrong)
         return FaissIndex(exact.embeddings, **settings)
-    except RuntimeError as error:
-        raise ValueError(f"{folder}: no index {settings['factory']} can be made ({error}).") from None
+    except TooFewLabels as error:
+        logger.warning("%s: %s All labels are searched instead.", folder, error)
+        return exact
+    except ValueError as error:
+        raise ValueError(f"{folder}: no index {settings['factory']} can be made ({error})") from None
 
 
 def _read_arrays(path: Path, most: int) -> dict[str, np.ndarray]:

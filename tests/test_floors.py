@@ -30,9 +30,11 @@ FLOORS = [
         "st_losses",
     ],
     [
+        "equal_rows",
         "index",
         "inference",
         "proposals",
+        "faiss_factory",
         "faiss_state",
         "faiss_index",
         "milvus_index",
@@ -54,7 +56,7 @@ ORDER = [module for floor in FLOORS for module in floor]
 ROOMS = {
     "torch.distributed": ["sharding"],
     "huggingface_hub": ["commits", "hub", "card"],
-    "faiss": ["faiss_index", "faiss_state"],
+    "faiss": ["faiss_factory", "faiss_index", "faiss_state"],
     "pymilvus": ["milvus_index"],
     "triton": ["kernels"],
     "evaluate": ["evaluate_metrics"],
