@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,20 @@ from hf_xmc.model import XMCModel
 from hf_xmc.predictions import Prediction
 
 
-def pipeline(model: str | Path | XMCModel, **settings: Any) -> Callable[..., list[Any]]:
+class Pipeline:
+    """A model as a callable, as :func:`pipeline` makes it."""
+
+    def __init__(self, model: XMCModel) -> None:
+        self.model = model
+
+    def __call__(self, texts: str | Sequence[str], top_k: int = 5) -> list[Any]:
+        """Return the best labels of one text, or of each text."""
+        if isinstance(texts, str):
+            return _as_dicts(self.model.predict(texts, top_k))
+        return [_as_dicts(labels) for labels in self.model.predict(texts, top_k)]
+
+
+def pipeline(model: str | Path | XMCModel, **settings: Any) -> Pipeline:
     """A function from texts to labels, ``pipe(texts, top_k=5)``.
 
     Args:
@@ -35,14 +48,7 @@ def pipeline(model: str | Path | XMCModel, **settings: Any) -> Callable[..., lis
             f"{', '.join(settings)}: settings of XMCModel.from_pretrained, got with a model that is loaded already; "
             "give them where it is loaded, or a folder or org/name here."
         )
-    loaded = model if isinstance(model, XMCModel) else XMCModel.from_pretrained(model, **settings)
-
-    def pipe(texts: str | Sequence[str], top_k: int = 5) -> list[Any]:
-        if isinstance(texts, str):
-            return _as_dicts(loaded.predict(texts, top_k))
-        return [_as_dicts(labels) for labels in loaded.predict(texts, top_k)]
-
-    return pipe
+    return Pipeline(model if isinstance(model, XMCModel) else XMCModel.from_pretrained(model, **settings))
 
 
 def _as_dicts(labels: Sequence[Prediction]) -> list[dict[str, Any]]:
