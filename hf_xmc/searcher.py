@@ -43,7 +43,7 @@ class Searcher:
         self.memory: TrainingMemory | None = None
         self.long_text = "truncate"
         self._told_of_cuts = False
-        self.table, order = LabelTexts.of([] if labels is None else labels)
+        self.table, order = LabelTexts.of(Dataset.from_dict({"text": []}) if labels is None else labels)
         if embeddings is None:
             given = self._embed_labels(self.table)
         else:
