@@ -147,35 +147,30 @@ class LabelTextRows:
         counts: ``(L,)``, how many texts each label has, one at least.
 
     Attributes:
-        slices: the labels in chunks of about ``CHUNK`` texts.
+        slices, rows: the labels of each chunk, which have about ``CHUNK`` texts, and the rows of these texts.
         widest: the most labels and the most texts of a chunk.
-        dtype: holds which of its texts a label scores by.
+        turns: of each chunk, the labels that have a first text, a second one, ..., and where these texts stand in it.
+        dtype: of the number that says which of its texts a label scores by.
     """
 
     def __init__(self, counts: Tensor) -> None:
         self.counts, ends = counts, counts.cumsum(0)
         self.starts = ends - counts
-        bounds, known = [0], ends.cpu()
+        known, first = counts.cpu(), self.starts.cpu()  # asked for once: each look at a GPU's tensor waits for it
+        bounds, until = [0], ends.cpu()
         while bounds[-1] < len(counts):
-            done = known[bounds[-1] - 1] if bounds[-1] else 0
-            bounds.append(max(bounds[-1] + 1, int(torch.searchsorted(known, done + CHUNK, right=True))))
+            limit = first[bounds[-1]] + CHUNK
+            bounds.append(max(bounds[-1] + 1, int(torch.searchsorted(until, limit, right=True))))
         self.slices = [slice(*pair) for pair in pairwise(bounds)]
-        rows = [self.rows_of(s) for s in self.slices]
-        self.widest = tuple(max((s.stop - s.start for s in parts), default=0) for parts in (self.slices, rows))
-        most = int(counts.max()) if len(counts) else 1
-        self.dtype = torch.uint8 if most <= 256 else torch.int32
-        # Of each chunk: the labels that have a first text, a second one, ..., and where these stand in the chunk.
-        self.turns = [list(self._turns(columns)) for columns in self.slices]
-
-    def rows_of(self, columns: slice) -> slice:
-        first, last = self.starts[columns.start], self.starts[columns.stop - 1] + self.counts[columns.stop - 1]
-        return slice(int(first), int(last))
-
-    def _turns(self, columns: slice) -> Iterator[tuple[Tensor, Tensor]]:
-        counts, starts = self.counts[columns], self.starts[columns] - self.starts[columns.start]
-        for turn in range(int(counts.max())):
-            have = (counts > turn).nonzero()[:, 0]
-            yield have, starts[have] + turn
+        self.rows = [slice(int(first[s.start]), int(until[s.stop - 1])) for s in self.slices]
+        self.widest = tuple(max((s.stop - s.start for s in parts), default=0) for parts in (self.slices, self.rows))
+        self.dtype = torch.uint8 if int(known.max() if len(known) else 1) <= 256 else torch.int32
+        self.turns: list[list[tuple[Tensor, Tensor]]] = []
+        for columns in self.slices:
+            within, number = first[columns] - first[columns.start], known[columns]
+            have = [(number > turn).nonzero()[:, 0] for turn in range(int(number.max()))]
+            places = [within[labels] + turn for turn, labels in enumerate(have)]
+            self.turns.append([(x.to(counts.device), y.to(counts.device)) for x, y in zip(have, places, strict=True)])
 
 
 class TextBlock(ScoreBlock):
@@ -187,7 +182,7 @@ class TextBlock(ScoreBlock):
         self.texts, self.best, self.of_texts = buffers.texts, buffers.best, buffers.of_texts
 
     def rows_of(self, number: int) -> slice:
-        return self.texts.rows_of(self.slices[number])
+        return self.texts.rows[number]
 
     def by_row(self, number: int, derivative: Tensor) -> Tensor:
         columns, rows = self.slices[number], self.rows_of(number)
