@@ -26,12 +26,14 @@ from hf_xmc import (
     XMCModel,
     XMCTrainer,
     XMCTrainingArguments,
+    cli,
     functional,
     in_batch_dataset,
     load_xmc,
     losses,
     mine_hard_negatives,
     relevance_matrix,
+    static_encoder,
     with_phrases,
 )
 from hf_xmc.bank import LabelBank
@@ -346,8 +348,6 @@ def test_all_parts_mean_the_same_label(tmp_path):
     rows = {"text": ["a boat sails", "my pet purrs", "the hound barks"], "label_ids": [[0], [1], [2]]}
     train = Dataset.from_dict({name: values * 4 for name, values in rows.items()})
     words = [*train["text"], *labels["text"]]
-    from hf_xmc import static_encoder
-
     encoder = static_encoder(words, embedding_dim=16, device="cpu")
     args = arguments(tmp_path, optim="adamw_torch", learning_rate=0.05, max_steps=20, label_mode="exact")
     data = XMCData(train, labels, test=train)
@@ -370,3 +370,66 @@ def test_a_label_number_beyond_the_labels_is_refused_in_training(queries, tmp_pa
     beyond = Dataset.from_dict({"text": ["x"] * 7, "label_ids": [[11]] * 7})
     with pytest.raises(ValueError, match="row 0: label id 11, but there are only 11 labels"):
         XMCTrainer(make_static_encoder(), arguments(tmp_path), beyond, labels=TABLE)
+
+
+def test_a_recipe_trains_measures_and_says_which_labels_it_has_seen(script, tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    write_jsonl(tmp_path / "data")
+    rows = [
+        {"label_id": "L9", "text": "never seen"},
+        {"label_id": "L4", "text": "azure"},
+        {"label_id": "L9", "text": "new"},
+    ]
+    with (tmp_path / "data" / "labels.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    where = ["--data", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out"), "--use_cpu", "true"]
+    small = ["--embedding_dim", "8", "--num_train_epochs", "2", "--validation_size", "0.3"]
+    script("train").main([*where, *small, "--report_to", "none", "--model", "phrases"])
+    model = XMCModel.from_pretrained(tmp_path / "out" / "model")
+    assert model.labels["label_id"][:] == ["L0", "L1", "L2", "L3", "L4", "L9"]
+    assert [*zip(model.table.texts["label_id"], model.table.texts["text"], strict=True)][4:] == [
+        ("L4", "blue"),
+        ("L4", "azure"),
+        ("L9", "never seen"),
+        ("L9", "new"),
+    ]
+    assert model.labels["seen"][:][-1] is False
+    assert sum(model.labels["seen"]) >= 3
+    assert model.memory.num_labels == 6
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(tmp_path / "out" / "model"), str(tmp_path / "data")]) == 0
+    printed, metrics = json.loads(capsys.readouterr().out), json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert printed["P@1"] == pytest.approx(metrics["memory"]["P@1"], abs=1e-6)
+    labels = ["--labels", str(tmp_path / "data"), "--output_dir", str(tmp_path / "again")]
+    assert cli.main(["index", str(tmp_path / "out" / "model"), *labels]) == 0
+    assert json.loads(capsys.readouterr().out)["num_labels"] == 6
+
+
+@pytest.mark.parametrize("ids", [[0, 0, 1], ["0", "0", "1"], ["a1", "a1", "a2"]])
+def test_ids_that_number_the_labels_may_repeat(ids, tmp_path):
+    labels = Dataset.from_dict({"label_id": ids, "text": ["boat", "vessel", "car"]})
+    train = Dataset.from_dict({"text": ["x", "y"], "label_ids": [[0], [1]]})
+    labels.to_parquet(tmp_path / "labels.parquet")
+    train.to_parquet(tmp_path / "train.parquet")
+    assert load_xmc(tmp_path).num_labels == XMCData(train, labels).num_labels == 2
+
+
+def test_numbers_that_may_be_other_ids_are_refused_with_their_row(tmp_path):
+    labels = Dataset.from_dict({"label_id": [0, 0, 2, 1], "text": ["boat", "vessel", "car", "cat"]})
+    train = Dataset.from_dict({"text": ["x", "y"], "label_ids": [[0], [1]]})
+    with pytest.raises(ValueError, match="labels, row 2: label_id is 2, and the numbers of label_id are not"):
+        XMCData(train, labels)
+
+
+def test_a_bank_of_texts_goes_on_where_it_was(queries, tmp_path):
+    args = arguments(
+        tmp_path, label_mode="bank", label_sample_share=0.3, max_steps=4, save_strategy="steps", save_steps=2
+    )
+    through = XMCTrainer(make_static_encoder(), args, queries, labels=TABLE)
+    through.train()
+    resumed = XMCTrainer(make_static_encoder(), args, queries, labels=TABLE)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert len(resumed.negatives.embeddings) == len(TABLE)
+    assert torch.equal(through.model[0].embedding.weight, resumed.model[0].embedding.weight)
+    with pytest.raises(ValueError, match="holds 5 label texts of this process, which has 20"):
+        resumed.negatives.load_state_dict({"embeddings": torch.zeros(5, 16), "next": torch.tensor(0)})
