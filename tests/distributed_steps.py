@@ -26,7 +26,7 @@ from hf_xmc.bank import LabelBank
 from hf_xmc.batching import LabelTable
 from hf_xmc.negatives import AllLabels, Step
 
-GLOBAL_BATCH, STEPS = 6, 20  # of 13 queries, against 11 labels
+GLOBAL_BATCH, STEPS = 6, 12  # of 13 queries, against 11 labels
 TWICE = {"gradient_accumulation_steps": 2}
 TOWERS = {"encoder": make_router, "router_mapping": {"text": "query"}}  # one for queries and one for labels
 FROZEN = {**TOWERS, "encoder": make_router_with_frozen_labels}

@@ -94,7 +94,7 @@ def test_the_first_update_has_the_gradient_of_the_formula(case, alone, together,
 
 @pytest.mark.parametrize("case", distributed_steps.CASES)
 def test_processes_train_what_one_would(case, alone, together):
-    """For 20 steps, at every one of them."""
+    """At every one of 12 steps."""
     expected = alone[case]
     assert expected["world_size"] == 1
     _, settings = distributed_steps.CASES[case]
