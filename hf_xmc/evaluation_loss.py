@@ -71,13 +71,13 @@ def random_state(device: torch.device) -> Callable[[], None]:
     """Note the state of the random generators of Python, NumPy and torch; the function returned restores it."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     accelerator = None if device.type == "cpu" else getattr(torch, device.type)
-    there = None if accelerator is None else accelerator.get_rng_state(device)
+    there = None if accelerator is None else accelerator.get_rng_state()
 
     def restore() -> None:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
         torch.set_rng_state(cpu)
         if accelerator is not None:
-            accelerator.set_rng_state(there, device)
+            accelerator.set_rng_state(there)
 
     return restore

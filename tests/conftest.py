@@ -1,5 +1,7 @@
 """Small encoders and data that every test can afford."""
 
+import functools
+import gc
 import importlib
 import os
 import threading
@@ -10,6 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test processes share few cores
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which others than the kernels' tests do
 
+import jinja2
 import numpy as np
 import promises
 import pytest
@@ -26,6 +29,9 @@ torch.set_num_threads(1)
 # back; its monitor is a thread that could hold any lock at the moment of a fork.
 tqdm.set_lock(threading.RLock())
 tqdm.monitor_interval = 0
+
+# Every saved encoder has a model card, whose template takes longer to compile than the encoder to save.
+jinja2.Environment.compile = functools.lru_cache(maxsize=8)(jinja2.Environment.compile)
 
 LABELS = ["boat", "sailing boat", "car", "animal", "dog", "cat", "colour", "red", "blue", "plant", "old oak tree"]
 ALTERNATIVES = ["blue boat", "old dog", "old red boat", "red car", "red", "colour red", "tree", "old tree", "boat boat"]
@@ -44,6 +50,14 @@ def best_of_texts(scores, label_of):
     """``(B, L)``, the score of each label's best text, of ``(B, T)`` scores of texts."""
     columns = [scores[:, torch.tensor(label_of) == label] for label in range(max(label_of) + 1)]
     return torch.stack([texts.max(1).values for texts in columns], dim=1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def modules_are_no_garbage():
+    """Every training collects garbage, and would look at all that the imports have made each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
