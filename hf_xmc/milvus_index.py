@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_xmc.equal_rows import Groups, codes_of, fingerprint
-from hf_xmc.proposals import ProposingIndex
+from hf_xmc.proposals import ProposingIndex, vectors_of
 
 try:
     from pymilvus import DataType, MilvusClient
@@ -128,31 +129,34 @@ class MilvusIndex(ProposingIndex):
             self._sign(self._becoming)
             self._delete(gone)
         except BaseException:
-            self._take_back(np.arange(start, self._next))
+            self._take_back(np.arange(start, self._next), gone)
             raise
         finally:
             del self._becoming
 
-    def _take_back(self, places: np.ndarray) -> None:
-        """Leave the collection as it was before vectors came to these places, as far as the database can be reached."""
+    def _take_back(self, places: np.ndarray, gone: np.ndarray) -> None:
+        """Put back what a change that failed may have deleted, and delete what it inserted, if the database answers."""
         try:
+            for row in self._rows(vectors_of(self.embeddings, self._groups.first[gone]), gone):
+                self._client.upsert(self.collection_name, row)
             self._delete(places)
             self._sign(self.embeddings)
         except Exception as error:  # the one that is being handled is raised
             self._stale = np.append(self._stale, places)
-            logger.warning(
-                "%d vectors without a label stay in the collection %r: %s", len(places), self.collection_name, error
-            )
+            logger.warning("The collection %r may hold vectors without a label: %s", self.collection_name, error)
 
     def _insert(self, vectors: np.ndarray, start: int) -> None:
+        for rows in self._rows(vectors, np.arange(start, start + len(vectors))):
+            self._client.insert(self.collection_name, rows)
+
+    @staticmethod
+    def _rows(vectors: np.ndarray, places: np.ndarray) -> Iterator[list[dict[str, Any]]]:
+        """Return the rows of a collection, as many at a time as are sent in one message."""
         codes = codes_of(torch.from_numpy(vectors)).view(np.int64)
         for at in range(0, len(vectors), SENT_AT_ONCE):
-            rows = zip(codes[at : at + SENT_AT_ONCE].tolist(), vectors[at : at + SENT_AT_ONCE], strict=True)
-            data = [
-                {"place": place, "code": code, "vector": vector}
-                for place, (code, vector) in enumerate(rows, start=start + at)
-            ]
-            self._client.insert(self.collection_name, data)
+            here = slice(at, at + SENT_AT_ONCE)
+            rows = zip(places[here].tolist(), codes[here].tolist(), vectors[here], strict=True)
+            yield [{"place": place, "code": code, "vector": vector} for place, code, vector in rows]
 
     def _delete(self, places: np.ndarray) -> None:
         if len(places):
