@@ -110,19 +110,24 @@ def phrase_encoder(
     seed: int = 0,
     device: str | None = None,
 ) -> SentenceTransformer:
-    """An encoder of **rewritten** texts, for training; :func:`standalone` makes of it one of plain texts.
+    """Make an encoder of **rewritten** texts, for training; :func:`standalone` turns it into one of plain texts.
+
+    What the texts do not contain adds nothing to an embedding: pairs without a vector of their own, and words with a
+    character that occurs in no text, are the unknown token, which is zero and stays zero in training. It counts in the
+    mean, here and after :func:`standalone`. Word pieces that the texts do not use start at zero, as in
+    :func:`hf_xmc.static_encoder`. So a text of which nothing is known embeds to zero.
 
     Args:
-        texts: what :func:`write_phrases` gave, such as those of the training queries and the labels.
-        embedding_dim: size of the vectors.
-        vocab_size, num_phrases: how many word pieces and how many pairs have one at most; a pair that occurs once has
-            none.
-        std, seed, device: as in :func:`hf_xmc.static_encoder`.
+        texts: Texts rewritten by :func:`write_phrases`, such as those of the training queries and the labels.
+        embedding_dim: Size of the vectors.
+        vocab_size: Maximum number of word pieces.
+        num_phrases: Maximum number of pairs; a pair that occurs only once has no vector.
+        std, seed, device: As in :func:`hf_xmc.static_encoder`.
 
     Raises:
-        ValueError: no text has a word.
+        ValueError: if no text has a word.
     """
-    return encoder_of(train_tokenizer(texts, vocab_size, num_phrases), embedding_dim, std, seed, device)
+    return encoder_of(train_tokenizer(texts, vocab_size, num_phrases), texts, embedding_dim, std, seed, device)
 
 
 def standalone(encoder: SentenceTransformer) -> SentenceTransformer:

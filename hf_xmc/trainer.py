@@ -31,6 +31,7 @@ from hf_xmc.positives import checked_splits
 from hf_xmc.refusals import refuse_constructor_arguments, refuse_ways_of_running
 from hf_xmc.runs import RunTrainer
 from hf_xmc.sharding import IGNORE_INDEX, gather_queries, gather_rows, scale_gradient
+from hf_xmc.static import hold_unknown
 from hf_xmc.training_args import XMCTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -115,6 +116,7 @@ class XMCTrainer(RunTrainer):
             reached = parameters_reached(self.model, table.features(np.array([0])))
             self.model.register_forward_hook(partial(name_parameters, reached))
         roles.score_by_product(self.model)
+        hold_unknown(self.model)
         self.model.prompts = dict(roles.named_prompts(self.model))
         self.settings = roles.settings(self.model)
 

@@ -35,6 +35,7 @@ from hf_xmc import (
     losses,
 )
 from hf_xmc.card import hardware
+from hf_xmc.cli import HelpFormatter
 from hf_xmc.frequency import by_frequency_decile, label_counts
 from hf_xmc.static import encoder_of, train_tokenizer
 
@@ -98,7 +99,8 @@ def best_rate(results: list[dict], study: str, loss: str, tried: int) -> float |
 def train(run: dict, data: XMCData, tokenizer: Tokenizer, options: argparse.Namespace) -> dict:
     """One run: metrics on validation and test, and test hits by label frequency."""
     set_seed(run["seed"])
-    encoder = encoder_of(tokenizer, options.embedding_dim, std=0.3, seed=run["seed"], device=None)
+    texts = [*data.train["text"], *data.labels["text"]]
+    encoder = encoder_of(tokenizer, texts, options.embedding_dim, std=0.3, seed=run["seed"], device=None)
     cosine = run["study"] == "cosine"
     if cosine:
         encoder.append(Normalize())
@@ -137,7 +139,7 @@ def train(run: dict, data: XMCData, tokenizer: Tokenizer, options: argparse.Name
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no run after so many")

@@ -79,7 +79,7 @@ def test_the_embedding_is_the_mean_over_words_and_pairs(encoder):
 def test_standalone_reads_plain_text_in_stock_sentence_transformers(encoder, tmp_path):
     texts = ["A red boat!", "the boat sails", "unseen words", "", "boat " * (MAX_WORDS + 9)]
     expected = encoder.encode(write_phrases(texts))
-    assert np.abs(expected).sum(1).all()
+    assert expected.any(1).tolist() == [True, True, False, False, True]
     alone = standalone(encoder)
     assert alone.similarity_fn_name == "dot"
     for encode in (alone.encode, alone.encode_query, alone.encode_document):
