@@ -18,15 +18,22 @@ class Calibration:
     Where that would give many scores one probability, it is the probability of their mean, and the map is linear from
     there to the next (centered isotonic regression, Oron and Flournoy, 2017): scores that differ are still told apart.
 
+    The same score may mean less at a lower place: a dot product compares labels of one text, not texts. So the labels
+    after the ``first`` ones of a text may have a map of their own, ``deeper``, which is never above the other.
+
     Attributes:
-        scores, probabilities: the points, rising.
+        scores, probabilities: The points, rising.
+        first: How many labels of a text the points are for; ``None`` for all.
+        deeper: The map for the labels after those.
 
     Raises:
-        ValueError: points that make no such map.
+        ValueError: if the points do not make such a map, or only one of ``first`` and ``deeper`` is given.
     """
 
     scores: tuple[float, ...]
     probabilities: tuple[float, ...]
+    first: int | None = None
+    deeper: Calibration | None = None
 
     def __post_init__(self) -> None:
         scores, probabilities = (np.asarray(points, dtype=np.float64) for points in (self.scores, self.probabilities))
@@ -36,18 +43,27 @@ class Calibration:
             raise ValueError("the scores of a calibration are finite and rise from point to point.")
         if not ((probabilities >= 0) & (probabilities <= 1)).all() or not (np.diff(probabilities) >= 0).all():
             raise ValueError("the probabilities of a calibration lie between 0 and 1 and never fall.")
+        alone = self.first is None and self.deeper is None
+        if not alone and (self.deeper is None or not isinstance(self.first, int) or self.first < 1):
+            raise ValueError(f"first must be an integer of at least 1 and come with deeper, got {self.first!r}.")
 
     @classmethod
-    def fit(cls, found: TopK, relevance: sp.csr_array) -> Calibration:
-        """Learn the map from predictions of validation queries, which nothing was trained on.
+    def fit(cls, found: TopK, relevance: sp.csr_array, first: int | None = None) -> Calibration:
+        """Learn the map from predictions for validation queries, which nothing was trained on.
 
         Args:
-            found: the best labels of ``N`` queries, as many of each as predictions will be read.
-            relevance: sparse ``(N, L)``.
+            found: The best labels of ``N`` queries, as many of each as predictions will be read.
+            relevance: Sparse ``(N, L)``.
+            first: How many labels of a query share a map; those after them get a map of their own. ``None``: all.
 
         Raises:
-            ValueError: there is no prediction to learn from.
+            ValueError: if there is no prediction to learn from.
         """
+        if first is not None:
+            head, tail = (TopK(*(part[:, here] for part in found)) for here in (np.s_[:first], np.s_[first:]))
+            above = cls.fit(head, relevance)
+            deeper = cls.fit(tail, relevance) if (tail.label_ids >= 0).any() else None
+            return above if deeper is None else cls(above.scores, above.probabilities, first, deeper)
         scores, hits = scores_and_hits(found, relevance)
         if not len(scores):
             raise ValueError("there is no prediction to calibrate on: give validation queries with labels.")
@@ -57,13 +73,19 @@ class Calibration:
         return cls(tuple(means.tolist()), tuple(probabilities.tolist()))
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
-        """Probabilities of the shape of ``scores``; 0 for padding, which has a score of minus infinity."""
-        return np.where(np.isneginf(scores), 0.0, np.interp(scores, self.scores, self.probabilities))
+        """Return probabilities of the shape of ``scores``; 0 for padding, which has a score of minus infinity.
+
+        A column of ``(N, k)`` scores is the place among the labels of a text. Any other shape is of first labels.
+        """
+        result = np.where(np.isneginf(scores), 0.0, np.interp(scores, self.scores, self.probabilities))
+        if self.deeper is not None and np.ndim(scores) == 2:
+            result[:, self.first :] = np.minimum(result[:, self.first :], self.deeper(scores[:, self.first :]))
+        return result
 
     def error(self, found: TopK, relevance: sp.csr_array, k: int) -> float:
-        """ECE@k, see :func:`expected_calibration_error`, of the first ``k`` predictions."""
-        scores, hits = scores_and_hits(TopK(found.label_ids[:, :k], found.scores[:, :k]), relevance)
-        return expected_calibration_error(self(scores), hits)
+        """Return ECE@k, see :func:`expected_calibration_error`, of the first ``k`` predictions."""
+        probabilities = self(found.scores[:, :k])
+        return expected_calibration_error(*scores_and_hits(TopK(found.label_ids[:, :k], probabilities), relevance))
 
 
 def choose_threshold(
@@ -78,6 +100,10 @@ def choose_threshold(
     """
     if precision is not None and labels_per_text is not None:
         raise ValueError("a threshold is chosen for a precision or for labels_per_text, not for both.")
+    if precision is not None and not 0 < precision <= 1:
+        raise ValueError(f"precision must be above 0 and at most 1, got {precision}.")
+    if labels_per_text is not None and not labels_per_text > 0:
+        raise ValueError(f"labels_per_text must be positive, got {labels_per_text}.")
     scores, hits = scores_and_hits(found, relevance)
     if precision is not None:
         return threshold_for_precision(scores, hits, precision)

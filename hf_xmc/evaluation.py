@@ -19,7 +19,7 @@ from hf_xmc.columns import strings_of
 from hf_xmc.data import XMCData
 from hf_xmc.frequency import PROPENSITY_PRESETS, inverse_propensity
 from hf_xmc.grouped_index import label_index
-from hf_xmc.index import LabelIndex, TopK
+from hf_xmc.index import LabelIndex, TopK, of_recognised
 from hf_xmc.inference import encode_labels, encode_queries
 from hf_xmc.label_texts import LabelTexts
 from hf_xmc.metrics import evaluate_ranking
@@ -125,11 +125,11 @@ class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
             file.write(f"{header}\n" * new + ",".join(map(str, row.values())) + "\n")
 
     def predict(self, model: SentenceTransformer) -> TopK:
-        """The best labels of every query, filter pairs left out."""
+        """Return the best labels of every query, filter pairs left out; none if the query embeds to zero."""
         labels = encode_labels(model, self.table.texts["text"], self.batch_size).float().cpu()
         queries = encode_queries(model, self.texts, self.batch_size).float().cpu()
-        index = label_index(LabelIndex(labels), self.table)
-        return index.search(queries, self.max_k, exclude=self.filter_pairs)
+        found = label_index(LabelIndex(labels), self.table).search(queries, self.max_k, exclude=self.filter_pairs)
+        return of_recognised(found, queries)
 
     def score(self, predictions: TopK) -> dict[str, float]:
         return evaluate_ranking(

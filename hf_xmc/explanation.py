@@ -75,7 +75,12 @@ def explain(
     if memory is not None:
         raw, parts = _parts(memory, query, label, label_score, index)
         nearest = _carriers(memory, query, label, num_nearest)
-    score = raw if calibration is None else float(calibration(np.array(raw)))
+    score = raw
+    if calibration is not None:
+        k = calibration.first or 1  # labels after the first ones of a text have another map
+        first = index.search(query, k) if memory is None else memory.search(query, k, index)
+        place = 0 if label in first.label_ids else k
+        score = float(calibration(np.full((1, place + 1), raw))[0, place])
     names = about["label_id"], about["text"], about.get("seen")
     return Explanation(*names, score, raw, label_score, **parts, nearest=tuple(nearest))
 

@@ -191,6 +191,12 @@ class LabelIndex:
         return pairs
 
 
+def of_recognised(found: TopK, queries: Tensor) -> TopK:
+    """Return ``found`` with padding alone for queries ``(N, D)`` that embed to zero: nothing in them was recognised."""
+    known = queries.any(1).numpy()[:, None]
+    return TopK(np.where(known, found.label_ids, -1), np.where(known, found.scores, -np.inf).astype(np.float32))
+
+
 def unit(embeddings: np.ndarray | Tensor) -> Tensor:
     """The same rows at length one. One that has it up to rounding in half precision stays: saved rows come back bit for
     bit."""

@@ -103,8 +103,12 @@ def chunks_of(encoder: SentenceTransformer, texts: Sequence[str]) -> Chunks:
 
 
 def mean_of_chunks(encoder: SentenceTransformer, embeddings: Tensor, chunks: Chunks, num_texts: int) -> Tensor:
-    """``(N, D)``: the mean of a text's chunks ``(C, D)`` by their tokens, of length one where the encoder's are."""
-    share = chunks.tokens / np.bincount(chunks.text_of, weights=chunks.tokens, minlength=num_texts)[chunks.text_of]
+    """Return ``(N, D)``: the mean of a text's chunks ``(C, D)`` by their tokens, of unit norm if the encoder's are.
+
+    A chunk that embeds to zero, because nothing in it was recognised, does not count.
+    """
+    tokens = chunks.tokens * embeddings.any(1).cpu().numpy()
+    share = tokens / np.maximum(1, np.bincount(chunks.text_of, weights=tokens, minlength=num_texts)[chunks.text_of])
     weighted = embeddings * torch.from_numpy(share).to(embeddings)[:, None]
     pooled = embeddings.new_zeros(num_texts, embeddings.shape[1])
     pooled.index_add_(0, torch.from_numpy(chunks.text_of), weighted)

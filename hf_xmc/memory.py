@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,45 +13,11 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from hf_xmc import frequency
-from hf_xmc.index import QUERY_BLOCK, LabelIndex, TopK, unit
+from hf_xmc.index import QUERY_BLOCK, LabelIndex, TopK, of_recognised, unit
+from hf_xmc.memory_settings import GRID, METRICS, MemorySettings
 from hf_xmc.metrics import evaluate_ranking
 
 CANDIDATES = 200  # labels that take part by their own score; the others need a vote
-GRID: dict[str, Sequence[Any]] = {
-    "neighbors": (10, 20, 30, 50),
-    "mix": (0.03, 0.1, 0.2, 0.4, 0.7, 0.9),
-    "temperature": (0.02, 0.03, 0.05, 0.1),
-    "label_temperature": (1, 2, 3, 5),
-    "discount": (0, 0.01, 0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.15, 0.2),
-}
-METRICS = ("P@1", "P@3", "P@5", "PSP@1", "PSP@3", "PSP@5", "nDCG@5", "R@10")
-
-
-@dataclass(frozen=True)
-class MemorySettings:
-    """How votes are counted and mixed with the label scores; :meth:`TrainingMemory.tune` chooses all of it.
-
-    Attributes:
-        neighbors: training queries that vote.
-        temperature: of the softmax over their cosines, which weighs the votes.
-        label_temperature: of the softmax over the label scores.
-        mix: share of the votes; 0 asks the labels alone, 1 the memory alone.
-        discount: exponent of a label's training frequency that the mixed score is divided by. Rare labels gain.
-    """
-
-    neighbors: int = 20
-    temperature: float = 0.05
-    label_temperature: float = 2.0
-    mix: float = 0.2
-    discount: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, low, high in (("neighbors", 1, np.inf), ("mix", 0, 1), ("discount", 0, np.inf)):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} is a number from {low} to {high}, got {getattr(self, name)}.")
-        for name in ("temperature", "label_temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
 
 
 class Neighbors(NamedTuple):
@@ -123,10 +89,15 @@ class TrainingMemory:
         kept = sp.csr_array(self.relevance[:, np.asarray(label_ids, dtype=np.int64)])
         self.relevance = sp.csr_array((kept.data, kept.indices, kept.indptr), shape=(len(self), num_labels))
 
-    def nearest(self, queries: np.ndarray | Tensor, n: int | None = None) -> Neighbors:
-        """The ``n`` training queries of the largest cosine, by default as many as vote."""
-        queries = torch.as_tensor(queries).float()
-        return Neighbors(*self.index.search(torch.nn.functional.normalize(queries), n or self.settings.neighbors))
+    def nearest(
+        self, queries: np.ndarray | Tensor, n: int | None = None, *, silent: np.ndarray | None = None
+    ) -> Neighbors:
+        """Return the ``n`` training queries of the largest cosine, by default as many as vote.
+
+        ``silent`` are ``(M, 2)`` pairs (row of the query, row of the memory) that are left out.
+        """
+        queries = torch.nn.functional.normalize(torch.as_tensor(queries).float())
+        return Neighbors(*self.index.search(queries, n or self.settings.neighbors, exclude=silent))
 
     def search(
         self,
@@ -137,10 +108,12 @@ class TrainingMemory:
         exclude: np.ndarray | None = None,
         allow: Iterable[int] | None = None,
         deny: Iterable[int] | None = None,
+        silent: np.ndarray | None = None,
     ) -> TopK:
-        """The ``k`` labels of the best mixed score; arguments as in :meth:`hf_xmc.LabelIndex.search`.
+        """Return the ``k`` labels of the best mixed score; arguments as in :meth:`hf_xmc.LabelIndex.search`.
 
-        Labels that are left out are not in the softmax either.
+        Labels that are left out are not in the softmax either. ``silent`` are pairs (row of the query, row of the
+        memory) that do not vote.
         """
         if labels.num_labels != self.num_labels:
             raise ValueError(f"the memory is of {self.num_labels} labels, the index of {labels.num_labels}.")
@@ -150,7 +123,7 @@ class TrainingMemory:
         found = labels.search(queries, asked, exclude=exclude, allow=allow, deny=deny)
         pairs = np.empty((0, 2), np.int64) if exclude is None else np.asarray(exclude, np.int64).reshape(-1, 2)
         visible = labels.visible(allow, deny)
-        return self._mixed(found, self.nearest(queries), k, self.settings, pairs, visible)
+        return self._mixed(found, self.nearest(queries, silent=silent), k, self.settings, pairs, visible)
 
     def _mixed(
         self,
@@ -204,10 +177,11 @@ class TrainingMemory:
         inverse_propensity: ArrayLike | None = None,
         tolerance: float = 0.0,
         exclude: np.ndarray | None = None,
+        silent: np.ndarray | None = None,
     ) -> dict[str, Any]:
-        """Choose the settings that are best on validation queries, which the memory must not hold.
+        """Choose the settings that are best on validation queries, which should not vote for themselves.
 
-        One setting after the other, twice round; what is searched is computed once.
+        One setting after the other, twice round; the searches are done once.
 
         Args:
             queries, relevance: ``(N, D)`` embeddings and sparse ``(N, L)`` positives.
@@ -216,6 +190,8 @@ class TrainingMemory:
             inverse_propensity: ``(L,)``, for PSP; by default that of the memory's queries, as if all were training's.
             tolerance: what of the metric may be given up to raise PSP@5 by the discount alone.
             exclude: filter pairs.
+            silent: pairs (row of the query, row of the memory) that do not vote, such as those of
+                :func:`hf_xmc.overlap.equal_embeddings`.
 
         Returns the settings with the metrics they reach. Raises ``ValueError`` for another metric, queries without a
         positive, and PSP by a memory of fewer than 3.
@@ -225,8 +201,8 @@ class TrainingMemory:
         if inverse_propensity is None and (tolerance or metric.startswith("PSP")):
             inverse_propensity = frequency.inverse_propensity(frequency.label_counts(self.relevance), len(self))
         queries = torch.as_tensor(queries).float()
-        found = labels.search(queries, CANDIDATES, exclude=exclude)
-        nearest = self.nearest(queries, int(max(GRID["neighbors"])))
+        found = of_recognised(labels.search(queries, CANDIDATES, exclude=exclude), queries)
+        nearest = self.nearest(queries, int(max(GRID["neighbors"])), silent=silent)
         pairs = np.empty((0, 2), np.int64) if exclude is None else np.asarray(exclude, np.int64)
         tried: dict[MemorySettings, dict[str, float]] = {}
 

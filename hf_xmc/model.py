@@ -74,7 +74,7 @@ class XMCModel(Predictor):
                 f"{index.num_labels} with {index.embedding_dim}. Make it of `model.index.embeddings`."
             )
         if self.calibration is not None and not torch.equal(index.embeddings, self._index.embeddings):
-            self._forget_calibration()
+            self._forget_calibration("Another index")
         self._index = index
 
     def add_labels(self, labels: Sequence[str] | Dataset, *, length: float | None = None) -> None:
@@ -230,9 +230,12 @@ class XMCModel(Predictor):
             labels, embeddings = release.read_label_index(saved)
         model = cls(saved.encoder, labels, embeddings)
         model.memory = release.read_training_memory(saved)
-        model.calibration = release.read_calibration(saved)
+        calibration = release.read_calibration(saved)
         if model.memory is None and files_of_part(saved.files, TRAINING_MEMORY):
-            model._forget_calibration()  # one of votes that were not taken
+            if calibration is not None:
+                logger.info("The calibration of %s is for scores with its memory, and is left out with it.", name)
+        else:
+            model.calibration = calibration
         model.card = saved.card if parts else None  # one of other labels
         model._restricted(allow, deny)
         model.index = release.read_index(saved, model.index)

@@ -16,15 +16,17 @@ class Pipeline:
     def __init__(self, model: XMCModel) -> None:
         self.model = model
 
-    def __call__(self, texts: str | Sequence[str], top_k: int = 5) -> list[Any]:
-        """Return the best labels of one text, or of each text."""
+    def __call__(
+        self, texts: str | Sequence[str], top_k: int | None = None, *, threshold: float | None = None
+    ) -> list[Any]:
+        """Return the best labels of one text, or of each text; arguments as in :meth:`XMCModel.predict`."""
         if isinstance(texts, str):
-            return _as_dicts(self.model.predict(texts, top_k))
-        return [_as_dicts(labels) for labels in self.model.predict(texts, top_k)]
+            return _as_dicts(self.model.predict(texts, top_k, threshold=threshold))
+        return [_as_dicts(labels) for labels in self.model.predict(texts, top_k, threshold=threshold)]
 
 
 def pipeline(model: str | Path | XMCModel, **settings: Any) -> Pipeline:
-    """A function from texts to labels, ``pipe(texts, top_k=5)``.
+    """Return a function from texts to labels, ``pipe(texts, top_k=None, threshold=None)``.
 
     Args:
         model: a folder, ``org/name`` of a model of the Hub, or a model.
@@ -34,7 +36,7 @@ def pipeline(model: str | Path | XMCModel, **settings: Any) -> Pipeline:
         ValueError: settings for a model that is loaded already; or as in :meth:`XMCModel.from_pretrained`.
 
     Returns a function that gives, for one text, a list of ``{"label", "score", "label_id"}``, best first, and for
-    several a list of such lists.
+    several a list of such lists. ``top_k`` and ``threshold`` are those of :meth:`XMCModel.predict`.
 
     It is no task of ``transformers.pipeline``, which takes a repository's ``config.json`` for one of its own models: it
     would load neither the encoder, with its pooling, nor the labels.

@@ -28,7 +28,8 @@ from hf_xmc.calibration import Calibration
 from hf_xmc.finite import first_non_finite, refuse_non_finite
 from hf_xmc.index import LabelIndex
 from hf_xmc.manifest import CALIBRATION, CONFIG, LABEL_INDEX, PARTS, REBUILT, TRAINING_MEMORY
-from hf_xmc.memory import MemorySettings, TrainingMemory
+from hf_xmc.memory import TrainingMemory
+from hf_xmc.memory_settings import MemorySettings
 from hf_xmc.roles import named_prompts
 
 logger = logging.getLogger(__name__)
@@ -259,6 +260,12 @@ def write_calibration(path: Path, calibration: Calibration) -> dict[str, Any]:
     return {"num_points": len(calibration.scores)}
 
 
+def _calibration_of(points: dict[str, Any]) -> Calibration:
+    scores, probabilities = tuple(points["scores"]), tuple(points["probabilities"])
+    deeper = points.get("deeper")
+    return Calibration(scores, probabilities, points.get("first"), deeper and _calibration_of(deeper))
+
+
 def read_calibration(release: Release) -> Calibration | None:
     """The calibration, if the release has one.
 
@@ -270,6 +277,6 @@ def read_calibration(release: Release) -> Calibration | None:
     path = release.folder / CALIBRATION
     try:
         points = json.loads(path.read_text(encoding="utf-8"))
-        return Calibration(tuple(points["scores"]), tuple(points["probabilities"]))
+        return _calibration_of(points)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} does not hold a calibration as it was saved ({error}).") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from hf_xmc import long_text
 from hf_xmc.grouped_index import label_index
-from hf_xmc.index import LabelIndex, TopK
+from hf_xmc.index import LabelIndex, TopK, of_recognised
 from hf_xmc.inference import comparable, compares_by_cosine, encode_labels, encode_queries
 from hf_xmc.label_texts import LabelTexts
 from hf_xmc.memory import TrainingMemory
+from hf_xmc.overlap import equal_embeddings, equal_texts
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,13 @@ HOW_TO_INDEX = (
     "XMCModel.from_pretrained(name, labels=[...]) embeds labels and indexes them, and so does "
     "`hf-xmc index name --labels FILE --output_dir FOLDER`"
 )
+
+
+class Found(NamedTuple):
+    """The labels found for texts, and which texts hold something that the encoder knows."""
+
+    labels: TopK
+    recognised: np.ndarray  # (N,)
 
 
 class Searcher:
@@ -71,20 +79,66 @@ class Searcher:
         exclude: np.ndarray | None = None,
         allow: Iterable[int] | None = None,
         deny: Iterable[int] | None = None,
+        leave_one_out: bool = False,
     ) -> TopK:
-        """The best labels of each text as row numbers and scores; arguments as in :meth:`LabelIndex.search`."""
-        choice: dict[str, Any] = {"allow": allow, "deny": deny}
-        if self.long_text != "max":
-            return self._search(self.embed(texts), top_k, exclude=exclude, **choice)
-        chunks = long_text.chunks_of(self.encoder, texts)
-        exclude = None if exclude is None else long_text.pairs_of_chunks(exclude, chunks)
-        found = self._search(self._embed(chunks.texts), top_k, exclude=exclude, **choice)
-        return long_text.max_of_chunks(found, chunks, len(texts))
+        """Return the best labels of each text as row numbers and scores; arguments as in :meth:`LabelIndex.search`.
 
-    def _search(self, queries: Tensor, top_k: int, **choice: Any) -> TopK:
+        A text that embeds to zero, because the encoder knows none of its tokens, has no label. This is said with a
+        count. Encoders with layers on top of their tokens never embed to zero; a text of unknown tokens alone is then
+        what the encoder makes of it.
+
+        Args:
+            leave_one_out: Whether texts that the memory holds get no vote of their own, as if it did not hold them: to
+                measure or to fit on such texts.
+        """
+        found = self._found(texts, top_k, leave_one_out, exclude, allow=allow, deny=deny)
+        self._tell_of_unknown(int((~found.recognised).sum()), len(texts))
+        return found.labels
+
+    def _found(
+        self, texts: Sequence[str], top_k: int, leave_one_out: bool, exclude: np.ndarray | None, **choice: Any
+    ) -> Found:
+        if self.long_text != "max":
+            queries = self.embed(texts)
+            own = self._own_rows(texts, queries) if leave_one_out else None
+            found = self._search(queries, top_k, own, exclude=exclude, **choice)
+            return Found(found, queries.any(1).numpy())
+        chunks = long_text.chunks_of(self.encoder, texts)
+        queries, own = self._embed(chunks.texts), None
+        exclude = None if exclude is None else long_text.pairs_of_chunks(exclude, chunks)
+        if leave_one_out:  # the memory holds whole texts
+            whole = long_text.mean_of_chunks(self.encoder, queries, chunks, len(texts))
+            own = long_text.pairs_of_chunks(self._own_rows(texts, whole), chunks)
+        found = self._search(queries, top_k, own, exclude=exclude, **choice)
+        known = np.bincount(chunks.text_of, weights=queries.any(1).numpy(), minlength=len(texts)) > 0
+        return Found(long_text.max_of_chunks(found, chunks, len(texts)), known)
+
+    def _search(self, queries: Tensor, top_k: int, own: np.ndarray | None, **choice: Any) -> TopK:
         if self.memory is None:
-            return self.label_index.search(queries, top_k, **choice)
-        return self.memory.search(queries, top_k, self.label_index, **choice)
+            found = self.label_index.search(queries, top_k, **choice)
+        else:
+            found = self.memory.search(queries, top_k, self.label_index, silent=own, **choice)
+        return of_recognised(found, queries)
+
+    def _own_rows(self, texts: Sequence[str], queries: Tensor) -> np.ndarray:
+        """Return the pairs (text, row of the memory) that are equal, as texts or as the encoder reads them."""
+        if self.memory is None:
+            return np.empty((0, 2), np.int64)
+        pairs = [equal_texts(self.memory.texts or [], texts), equal_embeddings(self.memory.index, queries)]
+        own = np.unique(np.concatenate(pairs), axis=0)
+        if len(own):
+            logger.warning(
+                "%d of %d texts are in the memory: their own votes are left out. If the encoder was trained on them "
+                "too, use other texts.",
+                len(np.unique(own[:, 0])),
+                len(texts),
+            )
+        return own
+
+    @staticmethod
+    def _tell_of_unknown(number: int, total: int) -> None:
+        if number:
+            logger.warning("%d of %d texts hold no token that the encoder knows: they get no label.", number, total)
 
     @property
     def label_index(self) -> LabelIndex:
@@ -116,4 +170,12 @@ class Searcher:
     def _embed_labels(self, table: LabelTexts) -> Tensor:
         if not len(table):
             return torch.empty(0, self.encoder.get_embedding_dimension() or 0)
-        return encode_labels(self.encoder, table.texts["text"], BATCH).detach().cpu()
+        embeddings = encode_labels(self.encoder, table.texts["text"], BATCH).detach().cpu()
+        if unknown := int((~embeddings.any(1)).sum()):
+            logger.warning(
+                "%d of %d label texts hold no token that the encoder knows: they score 0 for every text, whatever it "
+                "is about.",
+                unknown,
+                len(embeddings),
+            )
+        return embeddings

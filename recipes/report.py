@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hf_xmc import XMCData, XMCModel, load_xmc
+from hf_xmc.cli import HelpFormatter
 
 COLUMNS = ["P@1", "P@3", "P@5", "PSP@1", "PSP@3", "PSP@5", "nDCG@5", "R@10", "R@100"]
 NUM_EXAMPLES, TOP_K, SHOWN = 10, 5, 160
@@ -195,7 +196,7 @@ def shorten(text: str) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="the output_dir of a finished training")
     parser.add_argument("--data", required=True, help="the data set it was trained on")
     arguments = parser.parse_args()

@@ -38,6 +38,7 @@ from hf_xmc import (
     static_encoder,
     with_phrases,
 )
+from hf_xmc.calibrated import MAX_LABELS
 from hf_xmc.calibration import expected_calibration_error, scores_and_hits
 from hf_xmc.card import hardware
 from hf_xmc.frequency import PROPENSITY_PRESETS, by_frequency_decile, inverse_propensity, label_counts
@@ -51,7 +52,6 @@ LOSSES = {
     "bce": losses.BCELoss,
 }
 
-CALIBRATED = 10  # labels of a text that probabilities and thresholds are fitted on
 PRECISIONS = (0.7, 0.8, 0.9)  # wanted of thresholds
 
 
@@ -141,16 +141,9 @@ def complete(model: XMCModel, full: XMCData, data: XMCData, recipe: RecipeArgume
     measured = data if split == "validation" else full
     metrics = {} if split is None else evaluate(model, measured, split, recipe.propensity)
     settings = add_memory(model, data, recipe) if recipe.memory else None
+    if recipe.memory and data is not full:
+        model.remember(data.validation)  # before calibrating, which leaves out the own votes of these texts
     thresholds = calibrate(model, data)
-
-    def remember_validation() -> None:  # The map was fitted without these votes, and stays.
-        calibration = model.calibration
-        model.remember(data.validation)
-        model.calibration = calibration
-
-    carved = recipe.memory and data is not full
-    if carved and split != "validation":
-        remember_validation()
     if recipe.memory:
         if split is not None:
             with_memory = evaluate(model, measured, split, recipe.propensity)
@@ -158,8 +151,6 @@ def complete(model: XMCModel, full: XMCData, data: XMCData, recipe: RecipeArgume
         metrics["memory_settings"] = settings
     if model.calibration is not None:
         metrics["calibration"] = measure_calibration(model, measured, split, thresholds)
-    if carved and split == "validation":  # They would vote on themselves before.
-        remember_validation()
     return metrics
 
 
@@ -327,7 +318,7 @@ def add_memory(model: XMCModel, data: XMCData, recipe: RecipeArguments) -> dict:
 
 def calibrate(model: XMCModel, data: XMCData) -> dict[float, float]:
     """Calibrate on validation, if that is possible; returns the thresholds that reach the wanted precisions there."""
-    where = {"top_k": CALIBRATED, "exclude": data.filter_pairs.get("validation")}
+    where = {"exclude": data.filter_pairs.get("validation")}
     try:
         if not has_labels(data, "validation"):
             raise ValueError("there are no validation queries with labels.")
@@ -349,22 +340,23 @@ def measure_calibration(model: XMCModel, data: XMCData, split: str, thresholds: 
 
     Before calibration, a mixed score is the logarithm of a share, and a label score is taken as a logit.
     """
-    found = model.search(list(data.split(split)["text"]), CALIBRATED, exclude=data.filter_pairs.get(split))
+    own = {"leave_one_out": split != "test", "exclude": data.filter_pairs.get(split)}
+    found = model.search(list(data.split(split)["text"]), min(MAX_LABELS, data.num_labels), **own)
     relevance = data.relevance(split)
     first, hits = scores_and_hits(TopK(found.label_ids[:, :5], found.scores[:, :5]), relevance)
     before = 1 / (1 + np.exp(-first)) if model.memory is None else np.exp(np.minimum(first, 0))
-    scores, right = scores_and_hits(found, relevance)
+    probabilities, right = scores_and_hits(TopK(found.label_ids, model.calibration(found.scores)), relevance)
     reached = []
     for wanted, threshold in thresholds.items():
-        kept = model.calibration(scores) >= threshold
+        kept = probabilities >= threshold
         precision = right[kept].mean() if kept.any() else None
         about = {"wanted": wanted, "threshold": threshold, "precision": precision}
         reached.append({**about, "labels_per_text": kept.sum() / relevance.shape[0]})
     return {
         "split": split,
-        "labels_of_a_text": CALIBRATED,
+        "labels_of_a_text": MAX_LABELS,
         "ECE@5 before": expected_calibration_error(before, hits),
-        "ECE@5": expected_calibration_error(model.calibration(first), hits),
+        "ECE@5": model.calibration.error(found, relevance, 5),
         "thresholds": reached,
     }
 
@@ -393,7 +385,8 @@ def evaluator_of(data: XMCData, split: str, propensity: str) -> ExtremeMultilabe
 def evaluate(model: XMCModel, data: XMCData, split: str, propensity: str) -> dict:
     """Return the metrics on a split, in all and by label frequency."""
     evaluator = evaluator_of(data, split, propensity)
-    found = model.search(evaluator.texts, evaluator.max_k, exclude=evaluator.filter_pairs)
+    own = {"leave_one_out": split != "test", "exclude": evaluator.filter_pairs}  # validation may be remembered
+    found = model.search(evaluator.texts, evaluator.max_k, **own)
     metrics = evaluator.score(found)
     size = {name: metrics.pop(name) for name in ("num_queries", "num_empty")}
     deciles = []

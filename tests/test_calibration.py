@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from conftest import LABELS, POSITIVES, relevance_of
 from forge import forge
 
-from hf_xmc import TopK, XMCModel
+from hf_xmc import TopK, XMCModel, pipeline
 from hf_xmc.calibration import (
     Calibration,
     choose_threshold,
@@ -77,8 +77,9 @@ def test_thresholds_worked_out_by_hand():
 
 
 def learned(encoder, queries):
+    """Return a model that remembers queries of its own."""
     model = XMCModel(encoder, LABELS)
-    model.remember(queries.select(range(8)))
+    model.remember(queries.select(range(8)).map(lambda row: {"text": f"plant {row['text']}"}))
     return model
 
 
@@ -105,14 +106,19 @@ def test_a_threshold_leaves_out_what_is_less_probable(encoder, queries):
     model.calibrate(queries)
     threshold = model.threshold_for(queries, precision=0.8)
     kept = model.predict(texts, threshold=threshold)
-    every = model.predict(texts)
+    every = model.predict(texts, 11)
     assert kept == [[p for p in labels if p.score >= threshold] for labels in every]
     assert 0 < sum(map(len, kept)) < sum(map(len, every))
     right = [int(p.label_id) in POSITIVES[row] for row, labels in enumerate(kept) for p in labels]
     assert np.mean(right) >= 0.8
     few = model.predict(texts, threshold=model.threshold_for(queries, labels_per_text=1))
     assert 0 < sum(map(len, few)) <= len(texts)
-    assert model.predict("blue", threshold=1.1) == []
+    for wrong in (1.1, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=f"threshold is a probability and must be from 0 to 1, got {wrong}"):
+            model.predict_stream(["blue"], threshold=wrong)  # at the call, before a text is read
+    for wrong, said in (({"precision": 1.5}, "precision must be"), ({"labels_per_text": 0}, "labels_per_text must be")):
+        with pytest.raises(ValueError, match=said):
+            model.threshold_for(queries, **wrong)
     with pytest.raises(ValueError, match="for a precision or for labels_per_text, not for both"):
         model.threshold_for(queries, precision=0.8, labels_per_text=1)
 
@@ -126,7 +132,6 @@ def test_what_changes_the_meaning_of_scores_ends_the_calibration(encoder, querie
         assert "call `calibrate` again" in caplog.text
         caplog.clear()
     model.calibrate(queries)
-    model.remember(queries)
     model.add_labels(["horse"])
     with pytest.raises(ValueError, match="nothing to average"):
         model.tune_memory(queries.select([POSITIVES.index([])]))
@@ -179,9 +184,10 @@ def test_a_calibration_is_not_loaded_without_the_memory_it_is_of(encoder, querie
     model.calibrate(queries)
     model.save_pretrained(tmp_path / "model")
     patterns = ["label_index/*", "calibration.json"]
+    caplog.clear()
     again = XMCModel.from_pretrained(tmp_path / "model", allow_patterns=patterns)
     assert again.calibration is None
-    assert "The memory changes what scores mean: call `calibrate` again." in caplog.text
+    assert not caplog.records  # nothing has changed
     assert XMCModel.from_pretrained(tmp_path / "model").calibration == model.calibration
     again.calibrate(queries)
     again.save_pretrained(tmp_path / "model")
@@ -238,3 +244,60 @@ def test_other_ways_of_calibration_are_what_their_names_say(script):
     plain = ways.plain_isotonic(found, relevance, test)[0]
     assert plain[2] == 0  # below all that was fitted on
     assert plain[0] == plain[1] == pytest.approx(3 / 5)  # of 0.5, 1, 1, 2, 2, as a rising map has it
+
+
+def test_labels_after_the_first_have_a_map_of_their_own(encoder, tmp_path):
+    # First labels: right at score 2, wrong at 1. Second labels: one in two right at score 2, none at 0.
+    found = TopK(np.array([[0, 1], [0, 1], [0, 1], [0, 1]]), np.array([[2, 2], [2, 2], [1, 0], [1, 0]], np.float32))
+    relevance = sp.csr_array([[1, 1], [1, 0], [0, 0], [0, 0]])
+    calibration = Calibration.fit(found, relevance, first=1)
+    assert (calibration.scores, calibration.probabilities) == ((1, 2), (0, 1))
+    assert (calibration.deeper.scores, calibration.deeper.probabilities) == ((0, 2), (0, 0.5))
+    # Below, at score 1, the map of the second would say 1/4, and the first label has 0.
+    assert calibration(np.array([[2, 2], [1.5, 1], [1, 1]])).tolist() == [[1, 0.5], [0.5, 0], [0, 0]]
+    assert calibration(np.array([2, 1])).tolist() == [1, 0]
+    assert calibration.error(found, relevance, 1) == calibration.error(found, relevance, 2) == 0
+    assert Calibration.fit(found, relevance, first=2).deeper is None
+    model = XMCModel(encoder, LABELS)
+    model.calibration = calibration
+    model.save_pretrained(tmp_path / "model")
+    assert XMCModel.from_pretrained(tmp_path / "model").calibration == calibration
+    for first, deeper in ((None, calibration), (0, calibration), (1.5, calibration), (1, None)):
+        with pytest.raises(ValueError, match="first must be an integer of at least 1 and come with deeper"):
+            Calibration((1.0,), (0.5,), first, deeper)
+
+
+@pytest.mark.parametrize("remembers", [False, True])
+def test_a_threshold_reads_all_labels_that_reach_it(encoder, queries, remembers):
+    model = learned(encoder, queries) if remembers else XMCModel(encoder, LABELS)
+    model.calibrate(queries)
+    texts = list(queries["text"])
+    every = model.predict(texts, 11)
+    for threshold in (0, 0.01, 0.2, 1):
+        expected = [[p for p in labels if p.score >= threshold] for labels in every]
+        assert model.predict(texts, threshold=threshold) == expected
+        assert list(model.predict_stream(texts, threshold=threshold)) == expected
+        assert [[p["score"] for p in ps] for ps in pipeline(model)(texts, threshold=threshold)] == [
+            [p.score for p in ps] for ps in expected
+        ]
+        assert model.predict(texts, 2, threshold=threshold) == [labels[:2] for labels in expected]
+    assert max(map(len, model.predict(texts, threshold=0))) == 11
+    assert {len(labels) for labels in model.predict(texts)} == {5}
+    for wanted in (0.5, 0.8):
+        chosen = model.predict(texts, threshold=model.threshold_for(queries, precision=wanted))
+        right = [int(p.label_id) in POSITIVES[row] for row, labels in enumerate(chosen) for p in labels]
+        assert np.mean(right) >= wanted
+    few = model.predict(texts, threshold=model.threshold_for(queries, labels_per_text=3))
+    assert 0 < sum(map(len, few)) <= 3 * len(texts)
+
+
+def test_a_text_that_reaches_the_bound_is_said(encoder, caplog):
+    model = XMCModel(encoder, [f"boat {number}" for number in range(201)])
+    model.calibration = Calibration((0.0,), (0.5,))
+    assert len(model.predict("boat", threshold=0.5)) == 200
+    assert "1 of 1 texts have 200 labels above the threshold and may have more: give top_k" in caplog.text
+    caplog.clear()
+    assert len(model.predict("boat", 201, threshold=0.5)) == 201
+    model.remove_labels(["0"])
+    assert len(model.predict("boat", threshold=0.5)) == 200
+    assert not caplog.records

@@ -43,13 +43,15 @@ FLOORS = [
         "hierarchy",
         "long_text",
         "calibration",
+        "overlap",
+        "memory_settings",
         "memory",
         "explanation",
         "evaluation",
         "evaluate_metrics",
         "mining",
     ],
-    ["manifest", "release", "hub", "card", "searcher", "predictor", "model", "pipelines"],
+    ["manifest", "release", "hub", "card", "searcher", "calibrated", "predictor", "model", "pipelines"],
     ["refusals", "training_args", "learning_rates", "checkpoints", "runs", "trainer", "cli"],
 ]
 ORDER = [module for floor in FLOORS for module in floor]
