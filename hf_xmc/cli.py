@@ -9,11 +9,22 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice, tee
 from pathlib import Path
 from typing import IO, Any
 
 ANSWER = b'{"text": '  # how each line of an output begins
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows the default of each option that has one, unless its help names it already."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        told = action.default in (None, False, argparse.SUPPRESS) or "default" in (action.help or "")
+        if not told and action.help != argparse.SUPPRESS:
+            action.help = f"{action.help or ''} (default: %(default)s)".strip()
+        super().add_argument(action)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,27 +42,39 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hf-xmc", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    add = partial(commands.add_parser, formatter_class=HelpFormatter)
 
-    prepare = commands.add_parser("prepare", help="check a data set and write it in the form that opens at once")
+    prepare = add("prepare", help="check a data set and write it in the form that opens at once")
     prepare.add_argument("data", help="a folder in any layout that load_xmc reads, or a data set of the Hub")
-    prepare.add_argument("output_dir", type=Path)
+    prepare.add_argument("output_dir", type=Path, help="a folder to write to")
     prepare.set_defaults(run=_prepare)
 
-    index = commands.add_parser("index", help="embed labels and save a model that predicts them")
+    index = add("index", help="embed labels and save a model that predicts them")
     index.add_argument("encoder", help="a sentence-transformers model: a folder, or a model of the Hub")
     index.add_argument("--labels", required=True, help="a text file with a label a line, or a data set")
-    index.add_argument("--output_dir", type=Path, required=True)
+    index.add_argument("--output_dir", type=Path, required=True, help="a folder to write the model to")
     index.set_defaults(run=_index)
 
-    predict = commands.add_parser("predict", help="labels of texts, a line of JSON each")
+    predict = add("predict", help="labels of texts, a line of JSON each")
     predict.add_argument("model", help="a saved model: a folder, or a model of the Hub")
     predict.add_argument("texts", nargs="*", help="texts; without any, --file or standard input, a text a line")
     predict.add_argument("--file", type=Path, help="a text file, a text a line")
-    predict.add_argument("--top_k", type=int, default=5)
-    predict.add_argument("--threshold", type=float, help="the least probability of a label, of a calibrated model")
+    predict.add_argument(
+        "--top_k",
+        type=int,
+        help="maximum number of labels of a text (default: 5, or with --threshold all that reach it, 200 at most)",
+    )
+    predict.add_argument(
+        "--threshold",
+        type=float,
+        help="the least probability of a label, from 0 to 1, for a calibrated model (default: no threshold)",
+    )
     predict.add_argument("--hierarchy", type=Path, help="a file of `label_id TAB parent_id`: scores rise to parents")
     predict.add_argument(
-        "--long_text", choices=["truncate", "mean", "max"], default="truncate", help="of texts that the encoder cuts"
+        "--long_text",
+        choices=["truncate", "mean", "max"],
+        default="truncate",
+        help="how to read texts that are longer than the encoder reads",
     )
     predict.add_argument("--allow", type=Path, help="a file of the label ids to choose from, one a line")
     predict.add_argument("--deny", type=Path, help="a file of label ids not to choose")
@@ -59,10 +82,10 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--resume", action="store_true", help="go on with an --output that was not written to its end")
     predict.set_defaults(run=_predict)
 
-    evaluate = commands.add_parser("evaluate", help="P@k, PSP@k, nDCG@k and R@k on a split, as JSON")
+    evaluate = add("evaluate", help="P@k, PSP@k, nDCG@k and R@k on a split, as JSON")
     evaluate.add_argument("model", help="a saved model: a folder, or a model of the Hub")
     evaluate.add_argument("data", help="a data set with the labels of the model")
-    evaluate.add_argument("--split", default="test")
+    evaluate.add_argument("--split", default="test", help="the split to evaluate on")
     evaluate.add_argument("--propensity", default="default", help="preset of A and B for PSP@k")
     evaluate.set_defaults(run=_evaluate)
     return parser
@@ -173,7 +196,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     evaluator = ExtremeMultilabelClassificationEvaluator.from_data(
         data, arguments.split, propensity=arguments.propensity
     )
-    found = model.search(evaluator.texts, evaluator.max_k, exclude=evaluator.filter_pairs)
+    found = model.search(evaluator.texts, evaluator.max_k, exclude=evaluator.filter_pairs, leave_one_out=True)
     metrics = evaluator.score(found)
     if model.calibration is not None:
         metrics["ECE@5"] = model.calibration.error(found, evaluator.relevance, 5)

@@ -16,6 +16,7 @@ from train import has_labels, hold_out
 
 from hf_xmc import TopK, XMCModel, load_xmc
 from hf_xmc.calibration import Calibration, expected_calibration_error, scores_and_hits
+from hf_xmc.cli import HelpFormatter
 
 READ = 5  # labels of a text that the error is measured on
 DEPTHS = (5, 10, 20, 100)
@@ -43,7 +44,7 @@ def maps_of_frequent_labels(validation: TopK, relevance: sp.csr_array, test: Top
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True)
     parser.add_argument("--validation_size", type=float, default=0.02)

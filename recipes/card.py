@@ -11,6 +11,7 @@ import train
 
 from hf_xmc import XMCCard, XMCModel, load_xmc
 from hf_xmc.card import describe_encoder
+from hf_xmc.cli import HelpFormatter
 
 SHOWN = (
     "per_device_train_batch_size",
@@ -77,7 +78,7 @@ def write(run: Path, data_folder: str, **about: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="the output_dir of a finished training")
     parser.add_argument("--data", required=True, help="the data set it was trained on")
     parser.add_argument("--output", type=Path, help="a second place for the card")

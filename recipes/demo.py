@@ -11,11 +11,13 @@ import card
 import report
 import train
 
+from hf_xmc.cli import HelpFormatter
+
 RECIPE = Path(__file__).with_name("static.yaml")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--data", required=True, help="a folder in any layout that load_xmc reads")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("train_flags", nargs="*", help="after `--`: flags of train.py, such as --num_train_epochs 1")

@@ -23,6 +23,7 @@ from torch.nn.functional import normalize
 from transformers import set_seed
 
 from hf_xmc import LabelIndex, TopK, XMCData, XMCModel, load_xmc, with_phrases
+from hf_xmc.cli import HelpFormatter
 from hf_xmc.metrics import evaluate_ranking
 from hf_xmc.prepared import SPLITS
 
@@ -41,7 +42,7 @@ COLUMNS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--data", required=True, help="a folder in any layout that load_xmc reads")
     parser.add_argument("--output_dir", type=Path, required=True, help="a model that is there is not trained anew")
     parser.add_argument("--share", type=float, default=0.1, help="of the labels that are hidden")

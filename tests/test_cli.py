@@ -1,15 +1,17 @@
 """The command line, in its own process where standard input matters."""
 
+import argparse
+import ast
 import json
 import subprocess
 import sys
 
 import layouts
 import pytest
-from conftest import LABELS
+from conftest import LABELS, RECIPES
 
 from hf_xmc import XMCModel, load_xmc
-from hf_xmc.cli import main
+from hf_xmc.cli import HelpFormatter, main
 
 
 @pytest.fixture
@@ -133,3 +135,40 @@ def test_errors_are_one_line_on_standard_error(capsys, model, data, tmp_path):
     code, _, err = run(capsys, "prepare", tmp_path, tmp_path / "prepared")
     assert (code, err.count("\n")) == (1, 1)
     assert "train.jsonl:1: label_scores is 1; expected a list of numbers" in err
+
+
+def test_help_shows_defaults(capsys):
+    with pytest.raises(SystemExit):
+        main(["predict", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "(default: 5, or with --threshold all that reach it, 200 at most)" in shown
+    assert "longer than the encoder reads (default: truncate)" in shown
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "the split to evaluate on (default: test)" in shown
+    assert "(default: default)" in shown
+    parser = argparse.ArgumentParser("p", formatter_class=HelpFormatter, description="a\n  b")
+    parser.add_argument("--plain", default=3)
+    parser.add_argument("--none")
+    parser.add_argument("--hidden", default=4, help=argparse.SUPPRESS)
+    assert parser.format_help().splitlines()[2:] == [
+        "a",
+        "  b",
+        "",
+        "options:",
+        "  -h, --help     show this help message and exit",
+        "  --plain PLAIN  (default: 3)",
+        "  --none NONE",
+    ]
+
+
+def test_every_script_shows_its_defaults():
+    made = []
+    for path in RECIPES.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "argparse.ArgumentParser":
+                made.append((path.name, [ast.unparse(word.value) for word in node.keywords]))
+    assert len(made) > 10
+    # predict_peers.py runs where this package is not installed, and writes its one default itself.
+    assert [name for name, words in made if "HelpFormatter" not in words] == ["predict_peers.py"]

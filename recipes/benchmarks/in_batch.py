@@ -35,6 +35,7 @@ from hf_xmc import (
     st_losses,
     static_encoder,
 )
+from hf_xmc.cli import HelpFormatter
 
 METRICS = ("P@1", "P@5", "PSP@5", "R@100")
 SIMILARITIES = {"cosine": cos_sim, "dot": dot_score}
@@ -127,7 +128,7 @@ def measure(options: argparse.Namespace, data: XMCData, name: str) -> dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--model", default="static", help="`static`, or a sentence-transformers model")
     parser.add_argument("--losses", nargs="*", help="names; by default all that the model can take")

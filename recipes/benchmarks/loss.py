@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_xmc import streaming
+from hf_xmc.cli import HelpFormatter
 
 MIB = 2**20
 DENSE_COPIES = {"decoupled": 4, "softmax": 4, "bce": 5, "soft_top_k": 7}  # matrices of B x L that the dense loss holds
@@ -232,7 +233,7 @@ def plot(rows: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--labels", type=int, nargs="+", default=[4096, 16384, 65536, 262144])
     parser.add_argument("--losses", nargs="+", choices=STREAMED, default=["decoupled"])
     parser.add_argument("--batch_size", type=int, default=512)

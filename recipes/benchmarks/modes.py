@@ -31,6 +31,7 @@ from hf_xmc import (
     load_xmc,
     losses,
 )
+from hf_xmc.cli import HelpFormatter
 
 MODES = ("exact", "fresh", "bank", "mined")
 METRICS = ("P@1", "P@5", "R@10")
@@ -81,7 +82,7 @@ class Run:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))

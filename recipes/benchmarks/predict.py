@@ -21,6 +21,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from hf_xmc.cli import HelpFormatter
+
 VARIANTS = ("exact", "SQ8", "HNSW32", "IVF", "milvus", "memory, exact", "memory, HNSW32")
 
 
@@ -183,7 +185,7 @@ def measure(options: argparse.Namespace, num_labels: int, threads: int) -> list[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--model", required=True, help="a saved model, such as recipes/demo.py leaves")
     parser.add_argument("--data", required=True, help="the data set that it was trained on")
     parser.add_argument("--labels", type=int, nargs="+", default=[0, 131_072, 1_305_265])

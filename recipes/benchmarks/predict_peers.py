@@ -82,8 +82,8 @@ def answers(model, name: str, rows: sp.csr_matrix, top_k: int, threads: int) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("folder", type=Path, help="a folder that predict.py has written")
+    parser.add_argument("--threads", type=int, default=1, help="of each library (default: %(default)s)")
     options = parser.parse_args()
     output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # omikuji logs to standard output

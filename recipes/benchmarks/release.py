@@ -20,6 +20,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from hf_xmc.cli import HelpFormatter
+
 TESTS = Path(__file__).parents[2] / "tests"
 REPOSITORY = "org/many-labels"
 STAGES = ("save", "push", "pull", "load", "predict")
@@ -92,7 +94,7 @@ def measure(stage: str, folder: Path, num_labels: int, embedding_dim: int) -> di
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--num_labels", type=int, default=1_300_000)
     parser.add_argument("--embedding_dim", type=int, default=384)
     parser.add_argument("--folder", type=Path, help="where the release is made; by default a temporary folder")

@@ -23,6 +23,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from hf_xmc import XMCTrainer, XMCTrainingArguments, losses, static_encoder
+from hf_xmc.cli import HelpFormatter
 
 MODES = {
     "exact": {},
@@ -91,7 +92,7 @@ def peak() -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--labels", type=int, nargs="+", default=[131_073, 1_305_265])
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--batch_size", type=int, default=512)

@@ -22,6 +22,7 @@ from subset import subset
 from transformers import set_seed
 
 from hf_xmc import XMCData, XMCTrainer, XMCTrainingArguments, load_xmc, losses
+from hf_xmc.cli import HelpFormatter
 from hf_xmc.negatives import Candidates
 
 Work = dict[str, float]
@@ -142,7 +143,7 @@ def describe(gradient: torch.Tensor, work: Work, exact: torch.Tensor, base: Work
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
     parser.add_argument("--max_seq_length", type=int, default=32, help="tokens of a text that are read")

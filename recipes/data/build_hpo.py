@@ -13,6 +13,8 @@ from pathlib import Path
 
 from build_wordnet_hypernyms import build
 
+from hf_xmc.cli import HelpFormatter
+
 TOP = {"HP:0000001", "HP:0000118"}  # "All" and "Phenotypic abnormality"
 QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
@@ -45,7 +47,7 @@ def quoted(value: str) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--obo", type=Path, required=True, help="the ontology, hp.obo")
     parser.add_argument("--output_dir", type=Path, required=True)
     arguments = parser.parse_args()

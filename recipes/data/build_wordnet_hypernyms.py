@@ -13,6 +13,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from hf_xmc.cli import HelpFormatter
+
 HYPERNYMS = ("@", "@i")  # "@" is a kind of, "@i" is an instance of
 
 
@@ -83,7 +85,7 @@ def build(synsets: dict[str, tuple[str, str, list[str]]], output_dir: Path) -> N
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"), help="data.noun's folder")
     parser.add_argument("--output_dir", type=Path, required=True)
     arguments = parser.parse_args()

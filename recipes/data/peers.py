@@ -19,6 +19,7 @@ import scipy.sparse as sp
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from hf_xmc import XMCData, load_xmc
+from hf_xmc.cli import HelpFormatter
 from hf_xmc.frequency import inverse_propensity
 from hf_xmc.metrics import evaluate_ranking
 
@@ -27,7 +28,7 @@ METRICS = ("P@1", "P@3", "P@5", "PSP@5", "nDCG@5", "R@10", "R@100")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--split", default="test")
     parser.add_argument("--neighbours", type=int, default=20)

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import yaml
 
+from hf_xmc.cli import HelpFormatter
+
 HERE = Path(__file__).parent
 LOSS_OVER_PRODUCTS = 1.23  # benchmarks/loss.py, 16,384 to 262,144 labels
 MEMORY_BUDGET = 2**28  # of the loss, bytes
@@ -104,7 +106,7 @@ def settings(*names: str) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--tflops", type=float, default=100, help="what a GPU does in a second, in 1e12 operations")
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 4, 8, 16])
     options = parser.parse_args()

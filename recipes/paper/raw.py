@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
+from hf_xmc.cli import HelpFormatter
+
 EURLEX = {
     "raw/trn_X.txt": ("train_raw_texts.txt", "X.trn.txt"),
     "raw/tst_X.txt": ("test_raw_texts.txt", "X.tst.txt"),
@@ -32,7 +34,7 @@ EURLEX = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("kind", choices=("titles", "wikipedia", "eurlex"))
     parser.add_argument("raw", type=Path, help="the folder of the public files")
     parser.add_argument("output_dir", type=Path)
