@@ -71,6 +71,11 @@ def in_batch_dataset(
     }
     if hard_negatives is not None:
         hard_negatives = np.asarray(hard_negatives)
+        if hard_negatives.ndim != 2 or hard_negatives.dtype.kind not in "iu":
+            raise ValueError(
+                f"hard_negatives must be integers of shape (N, H), got {hard_negatives.dtype} of shape "
+                f"{hard_negatives.shape}. `mine_hard_negatives` gives them."
+            )
         for row, place in np.argwhere(hard_negatives >= len(texts))[:1]:
             raise ValueError(_out_of_range(f"hard_negatives, row {row},", hard_negatives[row, place], len(texts)))
         negatives = np.where(hard_negatives >= 0, canonical[hard_negatives.clip(0)], IGNORE_INDEX)[kept]

@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from datasets import Dataset
 from sentence_transformers.base.losses import CachedLossMixin
 from torch import nn
 from transformers import TrainingArguments
@@ -14,6 +13,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.training_args import OptimizerNames
 
 from hf_xmc import sharding
+from hf_xmc.columns import as_dataset
 
 EVALUATOR = "use `evaluator`, which measures the ranking of the labels"
 SCORED = "a step scores every query against the labels, and its loss is the mean over the queries"
@@ -109,10 +109,8 @@ def refuse_constructor_arguments(given: Mapping[str, Any], model: Any) -> None:
         own = [getattr(model, attribute, None) for attribute in ("processor", "tokenizer")]
         if (other := given.get(name)) is not None and not any(other is mine for mine in own):
             raise ValueError(f"{name} must be the encoder's own, got another one: set it in the model before training.")
-    data = given.get("eval_dataset")
-    for part in data.values() if isinstance(data, dict) else [data]:
-        if part is not None and not isinstance(part, Dataset):
-            raise ValueError(f"eval_dataset must be a Dataset, or a dictionary of them, got {type(part)}.")
+    if not isinstance(data := given.get("eval_dataset"), dict | None):
+        as_dataset(data, "eval_dataset")
     optimizer, _ = given.get("optimizers") or (None, None)
     if optimizer is not None and getattr(given.get("args"), "learning_rate_mapping", None):
         raise ValueError("learning_rate_mapping has no effect on an optimizer that is given: set its rates there.")

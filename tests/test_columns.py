@@ -239,6 +239,12 @@ def test_the_collator_reads_arrays_and_tensors(cell, encoder):
     assert collator(rows)["label"].tolist() == [[0, 1], [-100, -100]]
 
 
+@pytest.mark.parametrize("wrong", [np.zeros((13, 2)), np.zeros(13, dtype=int), [["boat"]] * 13, [[True]] * 13])
+def test_hard_negatives_that_are_no_table_of_label_ids_are_refused(wrong, queries):
+    with pytest.raises(ValueError, match=r"hard_negatives must be integers of shape \(N, H\), got \S+ of shape \(13,"):
+        in_batch_dataset(queries, LABELS, hard_negatives=wrong)
+
+
 WRONG_LABELS = {
     "one text": ("boat", "got the one text 'boat': put it in a list"),
     "a null": (["boat", None], "label 1 is a NoneType; expected a string"),
