@@ -19,6 +19,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 import hf_xmc
+from hf_xmc.self_contained import adapters_of
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 SOME_REPOSITORY = "org/name"  # in a card, until it is pushed
@@ -163,8 +164,11 @@ def describe_encoder(encoder: SentenceTransformer, base_model: str | None = None
     if isinstance(encoder[0], StaticEmbedding):
         rows = encoder[0].embedding.num_embeddings
         return f"a static one: the mean of {rows:,} token vectors"
-    kind = type(getattr(encoder[0], "auto_model", encoder[0])).__name__
-    return f"{kind}, from {base_model}" if base_model else kind
+    model: Any = getattr(encoder[0], "auto_model", encoder[0])
+    kind = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
+    kind = f"{kind}, from {base_model}" if base_model else kind
+    merged = adapters_of(encoder)
+    return f"{kind}, with {' and '.join(merged)} adapters merged into its weights" if merged else kind
 
 
 def hardware() -> str:

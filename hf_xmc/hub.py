@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import re
-from collections.abc import Collection
-from functools import partial
-from pathlib import Path
+from collections.abc import Collection, Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import (
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 from hf_xmc import manifest
 from hf_xmc.commits import upon
-from hf_xmc.manifest import CONFIG, LABEL_INDEX, PARTS, REBUILT, files_of_part
+from hf_xmc.manifest import CARD, CONFIG, LABEL_INDEX, PARTS, REBUILT, files_of_part
+from hf_xmc.snapshots import Snapshot
+
+logger = logging.getLogger(__name__)
 
 REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # The paper's checkpoints: DistilBERT, pooled at [CLS]. Some were trained on cosines, the others on free norms.
@@ -29,56 +26,63 @@ PUBLISHED = re.compile(r"quicktensor/dexml_([\w.-]+)", re.IGNORECASE)
 PUBLISHED_NORMALISED = {"eurlex-4k", "lf-amazontitles-131k"}
 
 
+def source(name: str | Path, **settings: Any) -> Path | Snapshot:
+    """Return where a model is read from: a folder, or a repository of the Hub, with the settings of a ``Snapshot``.
+
+    Raises:
+        FileNotFoundError: if it is neither.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if not (isinstance(name, str) and REPO_ID.fullmatch(name)):
+        raise FileNotFoundError(f"{name} is no folder.")
+    return Snapshot(name, **settings)
+
+
 def find(
-    name: str | Path,
+    name: str | Path | Snapshot,
     *,
     parts: Collection[str] = PARTS,
     allow_patterns: str | list[str] | None = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
+    **settings: Any,
 ) -> Path | None:
-    """The folder of a release: one here, or one downloaded into the Hub's cache, by its manifest.
+    """Return the folder of a release, after those of its files that are wanted are downloaded.
 
     Args:
-        name: a folder, or ``org/name``.
-        parts: which parts of it are downloaded beside the encoder.
-        allow_patterns: of these, the ones that :func:`allowed` leaves.
-        revision, token, cache_dir, local_files_only: as everywhere on the Hub. Offline, or with ``local_files_only``,
-            what was downloaded before is found.
+        name: a folder, ``org/name``, or a :func:`source`.
+        parts: the parts of the release that are wanted in addition to the encoder.
+        allow_patterns: of these parts, take those that :func:`allowed` leaves.
+        settings: ``revision``, ``token``, ``cache_dir``, ``local_files_only`` and ``force_download``, as in
+            :class:`hf_xmc.snapshots.Snapshot`.
 
-    Returns ``None`` where there is no release, and no part of one.
+    Returns ``None`` for a model that is not a release and holds no part of one.
 
     Raises:
-        FileNotFoundError: a path that leads nowhere.
-        ValueError: no such repository or revision, or it holds a release in part.
+        FileNotFoundError: if ``name`` is neither a folder nor the name of a repository.
+        ValueError: if the repository or the revision does not exist, if it holds only a part of a release, or if a
+            wanted file can neither be downloaded nor be found in the cache. If the Hub does not answer and the cache
+            does not tell whether the model is a release, the encoder alone can be had, with a warning.
     """
-    here = Path(name)
-    if here.is_dir():
-        return _whole(here, str(here), (here / LABEL_INDEX).exists())
-    if not (isinstance(name, str) and REPO_ID.fullmatch(name)):
-        raise FileNotFoundError(f"{name} is no folder.")
-    download = partial(snapshot_download, name, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
-    at = f" at revision {revision}" if revision else ""
-    try:
-        folder = Path(download(revision=revision, allow_patterns=[CONFIG, "README.md"]))
-    except RepositoryNotFoundError:
-        raise ValueError(f"{name!r} is neither a folder here nor a model of the Hub (is it private?).") from None
-    except RevisionNotFoundError:
-        raise ValueError(
-            f"{name} has no revision {revision!r}; expected a branch, a tag or a commit of it, or none for the newest."
-        ) from None
-    except LocalEntryNotFoundError as error:
-        raise ValueError(f"{name}{at} is not in the local cache, and the Hub was not reached ({error}).") from None
+    place = name if isinstance(name, Snapshot) else source(name, **settings)
+    if isinstance(place, Path):
+        return _whole(place, str(place), (place / LABEL_INDEX).exists())
+    folder = place.download([CONFIG, CARD])
     if not (folder / CONFIG).exists():
-        return _whole(folder, name + at, not local_files_only and _holds_part_of_one(name, folder.name, token))
+        try:
+            place.refuse_unknown([CONFIG])
+        except ValueError as error:
+            if parts and allow_patterns != []:
+                raise
+            logger.warning("%s The encoder is loaded unchecked.", error)
+            return None
+        return _whole(folder, str(place), any(file.startswith(f"{LABEL_INDEX}/") for file in place.files or ()))
     files, parts = manifest.read(folder / CONFIG)["files"], allowed(folder, parts, allow_patterns)
     wanted = [file for part in (None, *parts) for file in files_of_part(files, part)]
     if REBUILT in wanted and not _matching([REBUILT], allow_patterns):
         wanted.remove(REBUILT)
-    # By the commit that the manifest came from: a push in between changes nothing.
-    return Path(download(revision=folder.name, allow_patterns=[CONFIG, "README.md", *wanted]))
+    folder = place.download(wanted)
+    place.refuse_unknown(file for file in wanted if file != REBUILT)
+    return folder
 
 
 def allowed(folder: Path, parts: Collection[str], allow_patterns: str | list[str] | None) -> Collection[str]:
@@ -104,44 +108,37 @@ def _whole(folder: Path, name: str, has_index: bool) -> Path | None:
     return None
 
 
-def _holds_part_of_one(repo_id: str, revision: str, token: str | bool | None) -> bool:
-    try:
-        names = HfApi(token=token).list_repo_files(repo_id, revision=revision)
-    except OfflineModeIsEnabled:
-        return False
-    return any(name.startswith(f"{LABEL_INDEX}/") for name in names)
-
-
-def plain_encoder(
-    name: str,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-    device: str | None = None,
-) -> SentenceTransformer:
-    """A sentence-transformers model of a folder or of the Hub, without parts of ours.
+def plain_encoder(place: Path | Snapshot, device: str | None = None) -> SentenceTransformer:
+    """Return a sentence-transformers model of a folder or of the Hub, without parts of ours.
 
     The checkpoints of the paper, ``quicktensor/dexml_{eurlex-4k, lf-amazontitles-131k, lf-wikipedia-500k,
     lf-amazontitles-1.3m}``, get the pooling and normalisation they were trained with, whatever their repository says:
     [CLS], and unit norm for the first two.
 
     Raises:
-        ValueError: it does not load.
+        ValueError: if it does not load, or if the Hub does not answer and a file of it is not in the cache.
     """
-    try:
-        encoder = SentenceTransformer(
-            name,
-            revision=revision,
-            token=token,
-            cache_folder=None if cache_dir is None else str(cache_dir),
-            local_files_only=local_files_only,
-            device=device,
+    name, settings = str(place), dict[str, Any]()
+    if isinstance(place, Snapshot):
+        folder = place.download(["modules.json"])
+        if place.force_download:  # sentence-transformers has no such setting
+            place.download(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        place.refuse_unknown(_read_by_stock_code(folder))
+        name, settings = (
+            place.name,
+            {
+                "revision": place.commit,
+                "token": place.token,
+                "cache_folder": None if place.cache_dir is None else str(place.cache_dir),
+                "local_files_only": place.silence is not None,
+            },
         )
-    except (OSError, ValueError, KeyError) as error:
+    try:
+        encoder = SentenceTransformer(name, device=device, **settings)
+    except Exception as error:  # the many errors of its loaders
         raise ValueError(
-            f"{name} has no {CONFIG}, and does not load as a model of sentence-transformers either ({error})."
+            f"{place} has no {CONFIG}, and does not load as a model of sentence-transformers either ({error}). If a "
+            "file in the cache is damaged, `force_download=True` gets it again."
         ) from error
     if not (published := PUBLISHED.fullmatch(name)):
         return encoder
@@ -150,6 +147,19 @@ def plain_encoder(
     if published[1].lower() in PUBLISHED_NORMALISED:
         modules.append(Normalize())
     return SentenceTransformer(modules=modules, similarity_fn_name="dot", device=device)
+
+
+def _read_by_stock_code(folder: Path) -> Iterator[str]:
+    """Yield the files that sentence-transformers would take to be absent if the cache does not hold them."""
+    yield "modules.json"
+    modules = [{"path": "", "type": "Transformer"}]
+    if (folder / "modules.json").exists():
+        yield "config_sentence_transformers.json"
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    for module in modules:
+        if module["type"].endswith("Transformer"):
+            names = ["tokenizer_config.json", *(["sentence_bert_config.json"] if len(modules) > 1 else [])]
+            yield from ((PurePosixPath(module["path"]) / name).as_posix() for name in names)
 
 
 def push(

@@ -13,6 +13,7 @@ from transformers.utils.versions import require_version
 
 logger = logging.getLogger(__name__)
 
+CARD = "README.md"
 CONFIG = "xmc_config.json"  # written last: a folder without it is not a whole model
 FORMAT_VERSION = 1
 REQUIRES = ["sentence-transformers>=6.2"]  # what reads the encoder
@@ -54,13 +55,17 @@ def read(path: Path) -> dict[str, Any]:
         about = json.loads(path.read_text(encoding="utf-8"))
         version, files, parts = about.get("format_version"), about.get("files"), about.get("parts")
     except (ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is not a manifest ({error}).") from None
+        raise ValueError(
+            f"{path} is not a manifest ({error}): get the model again (from the Hub: `force_download=True`)."
+        ) from None
     if version != FORMAT_VERSION:
         raise ValueError(f"{path} is of format {version!r}; this version reads {FORMAT_VERSION}.")
     if not isinstance(files, dict) or not isinstance(parts, dict) or "modules.json" not in files:
         raise ValueError(f"{path} does not name parts, files and modules.json among them: the model is not whole.")
     if about.get("digest") != digest_of(about):
-        raise ValueError(f"{path} is not the file that was saved: get the model again.")
+        raise ValueError(
+            f"{path} is not the file that was saved: get the model again (from the Hub: `force_download=True`)."
+        )
     if unknown := sorted(set(parts) - set(PARTS)):
         raise ValueError(f"{path} holds {', '.join(unknown)}, which this version does not know: update hf_xmc.")
     for name in files:
@@ -69,6 +74,11 @@ def read(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path} names {name!r}, which is no file within the model's own folder.")
         if PurePosixPath(name).suffix not in LOADED:
             raise ValueError(f"{path} names {name!r}: a release holds {', '.join(sorted(LOADED))} and nothing else.")
+        if is_adapter(name):
+            raise ValueError(
+                f"{path} names {name!r}: an adapter does not load without its base model, which is no part of the "
+                "release. Load it with sentence-transformers where the base model is, and save that: it is merged then."
+            )
     for part in parts:
         if not files_of_part(files, part):
             raise ValueError(f"{path} names no file of {part}: the model is not whole.")
@@ -101,8 +111,8 @@ def check(folder: Path, parts: Iterable[str] = PARTS) -> dict[str, Any]:
             wrong = f"{path} is {'not the file that was saved' if path.exists() else 'missing'}"
             if name != REBUILT:
                 raise ValueError(
-                    f"{wrong}: get the model again, or, if the encoder was changed on purpose, build its label index "
-                    "anew with `hf-xmc index`."
+                    f"{wrong}: get the model again (from the Hub: `force_download=True`), or, if the encoder was "
+                    "changed on purpose, build its label index again with `hf-xmc index`."
                 )
             logger.warning("%s: the index is built anew from the embeddings.", wrong)
             changed.add(name)
@@ -118,6 +128,11 @@ def files_of_part(files: Iterable[str], part: str | None) -> list[str]:
     """The files of a part; of the encoder, for ``None``."""
     owner = {name: first if (first := name.split("/")[0]) in PARTS else None for name in files}
     return [name for name in files if owner[name] == part]
+
+
+def is_adapter(name: str) -> bool:
+    """Return whether a file tells of an adapter, whose base model is not part of the folder."""
+    return PurePosixPath(name).name == "adapter_config.json"
 
 
 def digest_of(about: Mapping[str, Any]) -> str:
@@ -136,7 +151,7 @@ def _files_of(folder: Path) -> list[str]:
     # The card is for people, who may edit it; hidden files are the Hub's. Names, not where they lead: in the Hub's
     # cache files are links.
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return [name for name in names if name not in ("README.md", CONFIG) and not name.startswith(".")]
+    return [name for name in names if name not in (CARD, CONFIG) and not name.startswith(".")]
 
 
 def _identity(path: Path) -> dict[str, str | int]:

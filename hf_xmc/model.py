@@ -8,7 +8,6 @@ from copy import copy
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
@@ -191,6 +190,7 @@ class XMCModel(Predictor):
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
+        force_download: bool = False,
         device: str | None = None,
     ) -> XMCModel:
         """Read a saved model, once every file is found to be the one that was saved.
@@ -206,17 +206,25 @@ class XMCModel(Predictor):
                 encoder alone, ``"label_index/*"`` the labels without a memory. Label index, memory and calibration are
                 taken whole or not at all, the others not without the label index, and a calibration not without the
                 memory whose votes it is of.
-            revision, token, cache_dir, local_files_only: as everywhere on the Hub.
+            revision, token, cache_dir, local_files_only, force_download: as everywhere on the Hub. If the Hub does not
+                answer, what is cached is used.
             device: where the encoder goes; by default the best there is.
 
         Raises:
-            FileNotFoundError: a path that leads nowhere.
-            ValueError: the model is not whole, not the one that was saved, or not to be found.
+            FileNotFoundError: if ``name`` is neither a folder nor the name of a repository.
+            ValueError: if the model is not whole or not the one that was saved, or if it can neither be downloaded nor
+                be found in the cache.
         """
-        where: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
-        where["local_files_only"] = local_files_only
+        place = hub.source(
+            name,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
         parts: Collection[str] = PARTS if labels is None else ()
-        folder = hub.find(name, parts=parts, allow_patterns=allow_patterns, **where)
+        folder = hub.find(place, parts=parts, allow_patterns=allow_patterns)
         saved = None
         if folder is not None:
             parts = hub.allowed(folder, parts, allow_patterns)
@@ -224,7 +232,7 @@ class XMCModel(Predictor):
         if labels is None and (saved is None or LABEL_INDEX not in saved.parts):
             logger.warning("%s is an encoder without labels, and predicts nothing yet: %s.", name, HOW_TO_INDEX)
         if saved is None:
-            return cls(hub.plain_encoder(str(name), device=device, **where), labels)._restricted(allow, deny)
+            return cls(hub.plain_encoder(place, device), labels)._restricted(allow, deny)
         embeddings = None
         if LABEL_INDEX in saved.parts:
             labels, embeddings = release.read_label_index(saved)

@@ -27,14 +27,14 @@ from hf_xmc.atomic import check_replaceable, whole_folder
 from hf_xmc.calibration import Calibration
 from hf_xmc.finite import first_non_finite, refuse_non_finite
 from hf_xmc.index import LabelIndex
-from hf_xmc.manifest import CALIBRATION, CONFIG, LABEL_INDEX, PARTS, REBUILT, TRAINING_MEMORY
+from hf_xmc.manifest import CALIBRATION, CARD, CONFIG, LABEL_INDEX, PARTS, REBUILT, TRAINING_MEMORY
 from hf_xmc.memory import TrainingMemory
 from hf_xmc.memory_settings import MemorySettings
 from hf_xmc.roles import named_prompts
+from hf_xmc.self_contained import refuse_what_points_outside, with_merged_adapters
 
 logger = logging.getLogger(__name__)
 
-CARD = "README.md"
 LABELS, EMBEDDINGS = "labels.parquet", "embeddings.safetensors"
 TEXTS = "texts.parquet"
 _TEXT = (pa.string(), pa.large_string())
@@ -65,6 +65,9 @@ def check_target(folder: Path) -> None:
 def save(folder: str | Path, encoder: SentenceTransformer, parts: Mapping[str, Writer], card: str) -> None:
     """Write encoder and parts; the folder appears whole or not at all.
 
+    Adapters are merged into what is saved (:func:`hf_xmc.self_contained.with_merged_adapters`), so that it loads on
+    another machine; the encoder itself keeps them.
+
     Args:
         folder: a new folder, or one that holds a saved model, which is replaced.
         encoder: what stands at the root, where sentence-transformers reads it.
@@ -72,14 +75,17 @@ def save(folder: str | Path, encoder: SentenceTransformer, parts: Mapping[str, W
         card: the text of ``README.md``.
 
     Raises:
-        ValueError: the folder holds something else, which is left alone.
+        ValueError: if the folder holds something else, which is left alone; or if the encoder needs code or files that
+            are no part of it.
         FloatingPointError: the encoder has weights that are NaN or infinite.
     """
     folder = Path(folder)
     check_target(folder)
     refuse_non_finite(encoder.named_parameters(), "the weights of the encoder")
+    saved = with_merged_adapters(encoder)
     with whole_folder(folder) as new:
-        save_encoder(encoder, new)
+        save_encoder(saved, new)
+        refuse_what_points_outside(new)
         (new / CARD).write_text(card, encoding="utf-8")
         said = {name: write(new / name) for name, write in parts.items()}
         manifest.write(

@@ -1,9 +1,9 @@
 """A Hub in memory: what the real clients ask of it, and the faults it is told to make.
 
 It speaks the HTTP of create, preupload, LFS, commit, branches, tree, resolve (with ranges) for models, data sets and
-spaces. A fault is ``(method, pattern of the path, kind, times)``; kinds are ``error`` (500), ``cut`` (the connection
-closes in the middle), ``lost`` (all is done, and the connection closes before the answer), ``slow`` (the body comes
-late) and ``race`` (someone else commits first).
+spaces. A fault is ``(method, pattern of the path, kind, times)``; kinds are ``error`` (500), those of
+``REFUSALS``, ``cut`` (the connection closes in the middle), ``lost`` (all is done, and the connection closes before the
+answer), ``slow`` (the body comes late) and ``race`` (someone else commits first).
 """
 
 import base64
@@ -17,6 +17,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import yaml
 
+REFUSALS = {
+    "busy": (503, "", "try again later"),
+    "gated": (403, "GatedRepo", "ask for access"),
+    "hidden": (404, "RepoNotFound", "not found"),
+    "denied": (401, "", "Invalid credentials in Authorization header"),
+}
 LFS = (".safetensors", ".parquet", ".bin", ".faiss")
 
 
@@ -112,6 +118,9 @@ class Handler(BaseHTTPRequestHandler):
         self.current_fault = self.server.fault(self.command, path)
         if self.current_fault == "error":
             return self.answer(500, {"error": "a fault was asked for"})
+        if self.current_fault in REFUSALS:
+            code, name, message = REFUSALS[self.current_fault]
+            return self.answer(code, {"error": message}, {"X-Error-Code": name, "X-Error-Message": message})
         if self.current_fault == "cut" and self.command in ("PUT", "POST"):  # before anything of it is kept
             self.close_connection = True
             return None

@@ -51,13 +51,25 @@ FLOORS = [
         "evaluate_metrics",
         "mining",
     ],
-    ["manifest", "release", "hub", "card", "searcher", "calibrated", "predictor", "model", "pipelines"],
+    [
+        "manifest",
+        "self_contained",
+        "release",
+        "snapshots",
+        "hub",
+        "card",
+        "searcher",
+        "calibrated",
+        "predictor",
+        "model",
+        "pipelines",
+    ],
     ["refusals", "training_args", "learning_rates", "checkpoints", "runs", "trainer", "cli"],
 ]
 ORDER = [module for floor in FLOORS for module in floor]
 ROOMS = {
     "torch.distributed": ["sharding"],
-    "huggingface_hub": ["commits", "hub", "card"],
+    "huggingface_hub": ["commits", "snapshots", "hub", "card"],
     "faiss": ["faiss_factory", "faiss_index", "faiss_state"],
     "pymilvus": ["milvus_index"],
     "triton": ["kernels"],
