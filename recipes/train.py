@@ -241,10 +241,8 @@ def fit(recipe: RecipeArguments, args: XMCTrainingArguments, data: XMCData) -> t
 
 def check_metric(args: XMCTrainingArguments, evaluator: ExtremeMultilabelClassificationEvaluator) -> None:
     """Raise if checkpoints are compared by a metric that the evaluator does not give."""
-    kinds = {"P": evaluator.p_at, "nDCG": evaluator.ndcg_at, "R": evaluator.recall_at}
-    if evaluator.inverse_propensity is not None:
-        kinds["PSP"] = evaluator.p_at
-    names = [f"{kind}@{k}" for kind, depths in kinds.items() for k in depths]
+    empty = np.full((len(evaluator.texts), evaluator.max_k), -1)
+    names = [name for name in evaluator.score(TopK(empty, empty)) if "@" in name]
     metric = args.metric_for_best_model
     if metric is not None and metric.removeprefix("eval_") not in names:
         raise ValueError(f"metric_for_best_model must be one of {', '.join(names)}, got {metric!r}.")

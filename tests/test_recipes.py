@@ -13,6 +13,7 @@ from test_sharding import launch
 from hf_xmc import XMCModel
 
 METRICS = {"P@1", "P@3", "P@5", "PSP@1", "PSP@3", "PSP@5", "nDCG@5", "R@10", "R@100"}
+METRICS |= {"PSnDCG@5", "PSR@10", "PSR@100"}
 FLAGS = ["--embedding_dim", "8", "--num_train_epochs", "2", "--validation_size", "0.3", "--use_cpu", "true"]
 
 
