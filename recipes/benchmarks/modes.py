@@ -50,7 +50,7 @@ class Run:
             label_mode=mode,
             label_sample_share=options.share,
             num_hard_negatives=0,
-            num_random_negatives=int(options.share * len(data.labels)),
+            num_random_negatives=int(options.share * data.num_labels),
             per_device_train_batch_size=options.batch_size,
             learning_rate=options.learning_rate,
             learning_rate_mapping={"word_embeddings": rate} if (rate := options.word_learning_rate) else {},
@@ -114,7 +114,7 @@ def main() -> None:
     some = data.validation.select(range(min(options.max_queries, len(data.validation))))
     data = replace(data, validation=some)
     evaluator = ExtremeMultilabelClassificationEvaluator.from_data(data, "validation", recall_at=(10,))
-    print(f"{len(data.labels)} labels, {len(data.train)} queries, {len(data.validation)} to validate", flush=True)
+    print(f"{data.num_labels} labels, {len(data.train)} queries, {len(data.validation)} to validate", flush=True)
     rows: list[dict] = []
 
     def evaluate(run: Run, seed: int) -> None:

@@ -172,7 +172,7 @@ def main() -> None:
     data = subset(load_xmc(options.data), options.num_labels)
     encoder = SentenceTransformer(options.model)
     encoder.max_seq_length = options.max_seq_length
-    print(f"{len(data.labels)} labels, {len(data.train)} queries, batch {options.batch_size}", flush=True)
+    print(f"{data.num_labels} labels, {len(data.train)} queries, batch {options.batch_size}", flush=True)
     rows, done, warm = [], 0, None
     for warm_steps in options.warm_steps:
         if warm_steps > done:
