@@ -143,9 +143,10 @@ def kept_positives(
     zeros = len(keep) - int(keep.sum())
     rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     cells = rows * num_labels + label_ids.astype(np.int64, copy=False)
-    if (np.diff(cells) > 0).all() or len(np.unique(cells)) == len(cells):
+    order = np.argsort(cells, kind="stable")  # fast, since rows ascend
+    if (np.diff(cells[order]) > 0).all():
         return keep, zeros, 0
-    order = np.argsort(cells, kind="stable") if scores is None else np.lexsort((-scores, cells))
+    order = order if scores is None else np.lexsort((-scores, cells))
     again = np.zeros(len(cells), dtype=bool)
     again[order[1:]] = cells[order[1:]] == cells[order[:-1]]
     return keep & ~again, zeros, int((keep & again).sum())
