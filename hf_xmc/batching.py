@@ -27,6 +27,7 @@ from hf_xmc.sharding import IGNORE_INDEX
 logger = logging.getLogger(__name__)
 
 TOKENIZE_BATCH = 8192
+TASK_ADDED = "task_added"  # key of a batch whose task is not one of the encoder's features
 PROBE = 8  # texts of a batch that are preprocessed again, to compare
 
 
@@ -207,7 +208,9 @@ class XMCCollator(BaseDataCollator):
         texts, (offsets, label_ids, scores) = rows_of(features)
         prompts: Any = self.prompts or {}
         read = self.preprocess_fn(texts, prompt=self._get_prompt_for_column(prompts, "text"), task="query")
-        batch = {f"text_{name}": value for name, value in read.items()}
+        batch: dict[str, Any] = {f"text_{name}": value for name, value in read.items()}
+        if "task" not in read:  # the stock collator adds it too, and `encode_query` does not
+            batch |= {"text_task": "query", TASK_ADDED: True}
         bounds = list(pairwise(offsets.tolist()))
         batch["label"] = pad([label_ids[start:stop].tolist() for start, stop in bounds])
         if scores is not None:

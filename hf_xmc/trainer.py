@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hf_xmc import learning_rates, roles, sharding
 from hf_xmc.bank import LabelBank
-from hf_xmc.batching import LabelTable, XMCCollator, draw_positives, with_rows
+from hf_xmc.batching import TASK_ADDED, LabelTable, XMCCollator, draw_positives, with_rows
 from hf_xmc.columns import as_dataset, checked_labels
 from hf_xmc.encoding import ROLE, embed, name_parameters, parameters_reached
 from hf_xmc.evaluation_loss import EvaluationLoss, random_state
@@ -150,6 +150,8 @@ class XMCTrainer(RunTrainer):
 
     def collect_features(self, inputs: dict[str, Any]) -> tuple[list[dict[str, Any]], Tensor | None]:
         features = {name.removeprefix("text_"): value for name, value in inputs.items() if name.startswith("text_")}
+        if TASK_ADDED in inputs:
+            features.pop("task")
         return [{**features, ROLE: "query"}], inputs.get("label")
 
     def _build_dataloader(self, dataset: Any, batch_size: int, dataset_kind: str) -> Any:
