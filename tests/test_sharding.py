@@ -67,7 +67,7 @@ def exact_gradients(still_bert, loss, settings, batches):
     encoder = distributed_steps.make_encoder(still_bert, settings).double()
     for batch in batches:
         features = {name.removeprefix("text_"): x for name, x in batch.items() if name.startswith("text_")}
-        queries = encoder(features)["sentence_embedding"]
+        queries = encoder({**features, "task": "query"})["sentence_embedding"]
         table, label_of = several_texts()
         texts = list(table["text"]) if "labels" in settings else LABELS
         labels = encoder({**encoder.preprocess(texts, task="document"), "task": "document"})["sentence_embedding"]
