@@ -138,11 +138,9 @@ class Snapshot:
 
         The cache tells of a file if it holds it, or knows that the repository does not have it.
         """
-        if not self.silence:
-            return
         for name in names:
             known = try_to_load_from_cache(self.name, name, cache_dir=self.cache_dir, revision=self.commit)
-            if known is None and (self.files is None or name in self.files):
+            if known is None and self.silence and (self.files is None or name in self.files):
                 raise self._not_read(self.silence, name)
 
     def _cached_list(self) -> frozenset[str] | None:
