@@ -1,11 +1,14 @@
 """The Hub out of reach, and caches that hold a part: what is cached is used at once; what is unknown is an error."""
 
+import shutil
+
 import pytest
 from conftest import LABELS, make_bert_encoder, make_static_encoder
 from hub_server import Hub
 from sentence_transformers import SentenceTransformer
 
-from hf_xmc import XMCModel
+from hf_xmc import XMCModel, hub
+from hf_xmc.snapshots import Snapshot
 
 TEXTS = ["a red boat", "old oak tree"]
 NOWHERE = "http://127.0.0.1:9"
@@ -183,3 +186,59 @@ def test_a_download_that_fails_is_a_documented_error_and_can_be_repeated(fault, 
         get()
     server.faults.clear()
     assert get().predict(TEXTS) == model.predict(TEXTS)
+
+
+def test_a_damaged_file_in_the_cache_is_named_and_downloaded_again(server, model, boats, plain, get, tmp_path):
+    found = {"org/boats": get(), "org/plain": get("org/plain", labels=LABELS)}
+    settings = {"org/boats": {}, "org/plain": {"labels": LABELS}}
+    for name, commit in {"org/boats": boats, "org/plain": plain}.items():
+        folder = tmp_path / "cache" / f"models--{name.replace('/', '--')}" / "snapshots" / commit
+        for file in ("model.safetensors", *(["label_index/labels.parquet", "xmc_config.json"] * (name == "org/boats"))):
+            path = (folder / file).resolve()
+            path.write_bytes(path.read_bytes()[:-9])
+            with pytest.raises(ValueError, match="force_download=True"):
+                get(name, **settings[name])
+            assert get(name, force_download=True, **settings[name]).predict(TEXTS) == found[name].predict(TEXTS)
+            assert get(name, **settings[name]).predict(TEXTS) == found[name].predict(TEXTS)
+        (folder / "model.safetensors").resolve().unlink()  # a link that leads nowhere
+        assert get(name, **settings[name]).predict(TEXTS) == found[name].predict(TEXTS)
+
+
+def test_a_download_that_cannot_be_forced_is_refused(server, boats, get):
+    get()
+    with pytest.raises(ValueError, match="leave one of them out"):
+        get(force_download=True, local_files_only=True)
+    server.reach(NOWHERE)
+    with pytest.raises(ValueError, match="org/boats cannot be downloaded again: the Hub did not give it"):
+        get(force_download=True)
+
+
+def test_a_cache_that_cannot_be_written(server, model, boats, get, tmp_path, monkeypatch):
+    get()
+    shutil.rmtree(tmp_path / "cache" / "models--org--boats" / "trees")
+
+    def refuse(*arguments, **settings):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("huggingface_hub._tree_cache.tempfile.mkstemp", refuse)
+    monkeypatch.setattr("huggingface_hub._snapshot_download._cache_commit_hash_for_specific_revision", refuse)
+    assert get().predict(TEXTS) == model.predict(TEXTS)
+    server.reach(NOWHERE)
+    assert get().predict(TEXTS) == model.predict(TEXTS)
+    server.reach()
+    monkeypatch.setattr("huggingface_hub.file_download.os.makedirs", refuse)
+    with pytest.raises(ValueError, match=r"org/boats could not be downloaded .*Permission denied"):
+        get(cache_dir=tmp_path / "elsewhere")
+
+
+def test_a_cache_of_sentence_transformers_is_the_default(server, model, boats, get, tmp_path, monkeypatch):
+    monkeypatch.setenv("SENTENCE_TRANSFORMERS_HOME", str(tmp_path / "home"))
+    assert get(cache_dir=None).predict(TEXTS) == model.predict(TEXTS)
+    assert (tmp_path / "home" / "models--org--boats").is_dir()
+
+
+def test_a_folder_needs_no_hub(server, model, boats, tmp_path):
+    server.reach(NOWHERE)
+    assert hub.find(tmp_path / "boats") == tmp_path / "boats"
+    assert XMCModel.from_pretrained(tmp_path / "boats", force_download=True).predict(TEXTS) == model.predict(TEXTS)
+    assert isinstance(hub.source("org/boats"), Snapshot)
