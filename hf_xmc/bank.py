@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from hf_xmc import sharding
 from hf_xmc.batching import LabelTable, ranges
-from hf_xmc.encoding import embed, gradient_norms
+from hf_xmc.encoding import gradient_norms
+from hf_xmc.forward import embed
 from hf_xmc.negatives import Candidates, Columns, Step, embed_candidates, own_labels
 from hf_xmc.sampling import inclusion_probabilities, systematic_sample
 

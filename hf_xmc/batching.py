@@ -18,11 +18,11 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
 from hf_xmc.columns import rows_of
-from hf_xmc.encoding import Features
+from hf_xmc.forward import Features
 from hf_xmc.functional import positive_weights
+from hf_xmc.padding import pad
 from hf_xmc.ragged import RaggedFeatures, equal, token_counts, token_ids
 from hf_xmc.roles import preprocess
-from hf_xmc.sharding import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
 
@@ -230,16 +230,3 @@ def draw_positives(positives: Tensor, weights: Tensor | None, number: int) -> Te
     keys = torch.rand(positives.shape).to(weights).log() / weights  # minus infinity where the weight is 0
     drawn = keys.topk(min(number, keys.shape[1]), dim=1).indices
     return torch.zeros_like(weights).scatter(1, drawn, 1.0) * (weights > 0)
-
-
-def pad(rows: Sequence[Sequence[float]], fill: float = IGNORE_INDEX) -> Tensor:
-    """Ragged rows as one tensor, of int64, or of float32 where ``fill`` is a float.
-
-    >>> pad([[4, 7], [], [1]])
-    tensor([[   4,    7],
-            [-100, -100],
-            [   1, -100]])
-    """
-    width = max(1, max(map(len, rows), default=0))
-    dtype = torch.float32 if isinstance(fill, float) else torch.int64  # of all processes, whatever their rows hold
-    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=dtype)

@@ -12,12 +12,13 @@ from datasets import Dataset
 from hf_xmc.calibration import Calibration, choose_threshold
 from hf_xmc.columns import as_dataset, texts_of
 from hf_xmc.data import relevance_of
-from hf_xmc.index import TopK, unit
 from hf_xmc.label_texts import LabelTexts
 from hf_xmc.long_text import max_tokens
 from hf_xmc.memory import TrainingMemory
 from hf_xmc.memory_settings import MemorySettings
 from hf_xmc.searcher import Searcher
+from hf_xmc.tensors import unit
+from hf_xmc.topk import TopK
 
 logger = logging.getLogger(__name__)
 

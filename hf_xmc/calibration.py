@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.isotonic import IsotonicRegression
 
-from hf_xmc.index import TopK
+from hf_xmc.topk import TopK
 
 
 @dataclass(frozen=True)

@@ -10,26 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hf_xmc.forward import Features, embed
 from hf_xmc.sampling import inclusion_probabilities, systematic_sample
-
-Features = dict[str, Any]  # what an encoder's `preprocess` returns for texts, and their ROLE
-ROLE = "role"  # key of the features that is not for the encoder: "query" or "document"
-
-
-def embed(encoder: nn.Module, features: Features) -> Tensor:
-    """Return the ``(rows, D)`` embeddings of preprocessed texts, with a gradient.
-
-    They are those of ``encode_query`` or ``encode_document``: the task is passed on, and ``truncate_dim`` is applied.
-    """
-    inputs = dict(features)  # modules write into the dict that they are given
-    role = inputs.pop(ROLE, None)
-    output = encoder(inputs) if role is None else encoder(inputs, task=role)
-    embeddings: Tensor = output["sentence_embedding"]
-    return embeddings[:, : getattr(_unwrapped(encoder), "truncate_dim", None)]
-
-
-def _unwrapped(encoder: nn.Module) -> Any:
-    return getattr(encoder, "module", encoder)  # DistributedDataParallel
 
 
 def embed_in_chunks(encoder: nn.Module, chunks: Iterable[Features]) -> Tensor:

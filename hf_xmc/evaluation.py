@@ -19,10 +19,11 @@ from hf_xmc.columns import strings_of
 from hf_xmc.data import XMCData
 from hf_xmc.frequency import PROPENSITY_PRESETS, inverse_propensity
 from hf_xmc.grouped_index import label_index
-from hf_xmc.index import LabelIndex, TopK, of_recognised
+from hf_xmc.index import LabelIndex, of_recognised
 from hf_xmc.inference import encode_labels, encode_queries
 from hf_xmc.label_texts import LabelTexts
 from hf_xmc.metrics import evaluate_ranking
+from hf_xmc.topk import TopK
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from hf_xmc import sharding
 from hf_xmc.batching import LabelTable
 from hf_xmc.functional import positive_weights
 from hf_xmc.negatives import AllLabels, Step
+from hf_xmc.padding import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class EvaluationLoss:
         everyone = sharding.gather_rows(rows[:, None])[:, 0].tolist()
         repeated = [row in self._seen or self._seen.add(row) for row in everyone]  # type: ignore[func-returns-value]
         mask = torch.tensor([bool(again) for again in repeated], device=positives.device)
-        return positives.masked_fill(mask[:, None], sharding.IGNORE_INDEX)
+        return positives.masked_fill(mask[:, None], IGNORE_INDEX)
 
 
 def random_state(device: torch.device) -> Callable[[], None]:

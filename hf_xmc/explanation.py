@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from hf_xmc.calibration import Calibration
-from hf_xmc.index import LabelIndex, TopK
+from hf_xmc.index import LabelIndex
 from hf_xmc.memory import CANDIDATES, TrainingMemory, probabilities
+from hf_xmc.topk import TopK
 
 
 class Remembered(NamedTuple):

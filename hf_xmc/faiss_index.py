@@ -13,8 +13,9 @@ from torch import Tensor
 from hf_xmc.equal_rows import Groups
 from hf_xmc.faiss_factory import GRAPHS, TooFewLabels, inner_of, made_of, search, untrained
 from hf_xmc.faiss_state import FACTORY, restore, state_of
-from hf_xmc.index import LabelIndex, TopK
+from hf_xmc.index import LabelIndex
 from hf_xmc.proposals import ProposingIndex, checked_count, vectors_of
+from hf_xmc.topk import recall_of
 
 logger = logging.getLogger(__name__)
 
@@ -166,24 +167,6 @@ class FaissIndex(ProposingIndex):
             self.effort = before
             raise
         return reached
-
-
-def recall_of(found: TopK, exact: TopK) -> float:
-    """Return the share of the exact best labels in whose stead one of no lower score was found.
-
-    Labels are compared by score, up to the rounding of float32: of several that tie for the last place, any one is
-    right. Padding aside; 1 if there is nothing to find.
-
-    >>> exact = TopK(np.array([[2, 3]]), np.array([[0.9, 0.8]]))
-    >>> recall_of(TopK(np.array([[2, 1]]), np.array([[0.9, 0.7]])), exact)
-    0.5
-    """
-    real = exact.label_ids >= 0
-    border = np.where(real, exact.scores, np.inf).min(1, initial=np.inf)
-    rounding = 1e-5 * np.abs(np.where(real, exact.scores, 0)).max(1, initial=0)
-    hits = (found.label_ids >= 0) & (found.scores >= (border - rounding)[:, None])
-    wanted = real.sum(1)
-    return float(np.minimum(hits.sum(1), wanted).sum() / wanted.sum()) if wanted.any() else 1.0
 
 
 def _built(factory: str, vectors: np.ndarray, state: Mapping[str, np.ndarray] | None) -> Any:

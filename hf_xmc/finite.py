@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,29 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from hf_xmc import sharding
+from hf_xmc.tensors import first_non_finite
 
 logger = logging.getLogger(__name__)
 
 MAX_SKIPPED = 10  # updates in a row: a run that skips more trains nothing
 MIN_LOSS_SCALE = 1.0  # half precision that overflows below it overflows for another reason
-
-
-def first_non_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
-    """The name of the first tensor that holds a NaN or an infinity; one reduction for each."""
-    for name, x in named:
-        # A sum is finite only if all are, and takes no table of booleans; one that overflows is looked at again.
-        if not bool(x.detach().sum().isfinite()) and not bool(x.isfinite().all()):
-            return name
-    return None
-
-
-def refuse_non_finite(named: Iterable[tuple[str, Tensor]], what: str) -> None:
-    """Raise ``FloatingPointError`` if one of the tensors holds a NaN or an infinity."""
-    if name := first_non_finite(named):
-        raise FloatingPointError(
-            f"{what} are not finite: {name} holds NaN or infinity, so they are not saved. The training has diverged: "
-            "resume from the checkpoint before, with a lower learning rate."
-        )
 
 
 @dataclass

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_xmc.sharding import IGNORE_INDEX
+from hf_xmc.padding import IGNORE_INDEX
 from hf_xmc.threshold import at_least_float32, soft_top_k_threshold, softplus
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_xmc.index import LabelIndex, TopK
+from hf_xmc.index import LabelIndex
 from hf_xmc.label_texts import LabelTexts
+from hf_xmc.topk import TopK, distinct
 
 
 class GroupedIndex(LabelIndex):
@@ -69,7 +70,7 @@ class GroupedIndex(LabelIndex):
         visible = self.visible(allow, deny)
         texts = None if visible is None else np.flatnonzero(visible[self.label_of])
         pairs = self._text_pairs(self._checked_pairs(exclude, len(queries)).numpy())
-        best = TopK(np.full((len(queries), k), -1), np.full((len(queries), k), -np.inf, np.float32))
+        best = TopK.empty(len(queries), k)
         rows = np.arange(len(queries))
         asked = k + int(self._size.max(initial=1)) - 1 if k > 0 else k  # which the index refuses
         while True:
@@ -97,22 +98,3 @@ class GroupedIndex(LabelIndex):
 def label_index(index: LabelIndex, table: LabelTexts) -> LabelIndex:
     """Return an index of the texts of ``table`` as one of its labels; the same index if each label has one text."""
     return GroupedIndex(index, table.label_of) if table.several else index
-
-
-def distinct(found: TopK, k: int) -> TopK:
-    """The first ``k`` labels of each row that have not come up before in it.
-
-    >>> distinct(TopK(np.array([[4, 4, 2, 1]]), np.array([[0.9, 0.8, 0.7, 0.6]])), 2).label_ids
-    array([[4, 2]])
-    """
-    order = np.argsort(found.label_ids, axis=1, kind="stable")
-    ordered = np.take_along_axis(found.label_ids, order, axis=1)
-    new = np.diff(ordered, axis=1, prepend=-1) > 0  # padding is not new
-    first = np.zeros_like(new)
-    np.put_along_axis(first, order, new, axis=1)
-    place = first.cumsum(axis=1) - 1
-    rows, columns = np.nonzero(first & (place < k))
-    best = TopK(np.full((len(first), k), -1), np.full((len(first), k), -np.inf, np.float32))
-    for into, values in zip(best, found, strict=True):
-        into[rows, place[rows, columns]] = values[rows, columns]
-    return best

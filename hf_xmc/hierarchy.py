@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_xmc.index import TopK
+from hf_xmc.topk import TopK
 
 
 class Hierarchy:
@@ -92,7 +92,7 @@ class Hierarchy:
         """
         up = {row: [rows[above] for above in self.ancestors[label]] for label, row in rows.items()}
         depth = {row: self._place[label] for label, row in rows.items()}
-        best = TopK(np.full((len(found.label_ids), k), -1), np.full((len(found.label_ids), k), -np.inf, np.float32))
+        best = TopK.empty(len(found.label_ids), k)
         for number, (label_ids, scores) in enumerate(zip(found.label_ids.tolist(), found.scores, strict=True)):
             risen: dict[int, float] = {}
             for label, score in zip(label_ids, scores, strict=True):

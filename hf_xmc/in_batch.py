@@ -16,12 +16,11 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.data_collator import BaseDataCollator
 
-from hf_xmc.batching import pad
 from hf_xmc.columns import as_dataset, texts_of
 from hf_xmc.label_texts import LabelTexts
+from hf_xmc.padding import IGNORE_INDEX, pad
 from hf_xmc.positives import positives_of
 from hf_xmc.roles import prompt_of
-from hf_xmc.sharding import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
 

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hf_xmc.equal_rows import Groups, codes_of, first_equal
+from hf_xmc.topk import TopK
 
 QUERY_BLOCK, LABEL_CHUNK = 512, 16384  # at most 32 MiB of scores at a time; few queries take longer chunks
-
-
-class TopK(NamedTuple):
-    """The best labels of each query, best first: what an index returns and what a metric reads."""
-
-    label_ids: np.ndarray  # (N, k) int64, -1 where there are fewer than k
-    scores: np.ndarray  # (N, k) float32, minus infinity there
 
 
 class LabelIndex:
@@ -195,15 +188,6 @@ def of_recognised(found: TopK, queries: Tensor) -> TopK:
     """Return ``found`` with padding alone for queries ``(N, D)`` that embed to zero: nothing in them was recognised."""
     known = queries.any(1).numpy()[:, None]
     return TopK(np.where(known, found.label_ids, -1), np.where(known, found.scores, -np.inf).astype(np.float32))
-
-
-def unit(embeddings: np.ndarray | Tensor) -> Tensor:
-    """The same rows at length one. One that has it up to rounding in half precision stays: saved rows come back bit for
-    bit."""
-    embeddings = torch.as_tensor(embeddings).detach()
-    length = embeddings.float().norm(dim=1, keepdim=True)
-    there = (embeddings.float() / length.clamp(min=1e-12)).to(embeddings.dtype)
-    return torch.where((length - 1).abs() < 1e-3, embeddings, there)
 
 
 def _checked(embeddings: np.ndarray | Tensor, like: Tensor | None = None) -> Tensor:

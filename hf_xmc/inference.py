@@ -9,10 +9,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
-from hf_xmc.encoding import embed
-from hf_xmc.index import unit
+from hf_xmc.forward import embed
 from hf_xmc.phrases import embed_standalone, is_standalone
 from hf_xmc.roles import encode, normalises, preprocess, prompt_of
+from hf_xmc.tensors import unit
 
 
 def encode_queries(encoder: SentenceTransformer, texts: Sequence[str], batch_size: int) -> Tensor:

@@ -16,10 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hf_xmc import phrases
-from hf_xmc.grouped_index import distinct
-from hf_xmc.index import TopK
 from hf_xmc.inference import compares_by_cosine
 from hf_xmc.roles import normalises, preprocess
+from hf_xmc.topk import TopK, distinct
 
 LONG_TEXT = ("truncate", "mean", "max")
 WORD = re.compile(r"[!-/:-@\[-^`{-~]|[^\s!-/:-@\[-`{-~]+")  # of an encoder with phrases

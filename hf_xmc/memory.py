@@ -13,9 +13,11 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from hf_xmc import frequency
-from hf_xmc.index import QUERY_BLOCK, LabelIndex, TopK, of_recognised, unit
+from hf_xmc.index import QUERY_BLOCK, LabelIndex, of_recognised
 from hf_xmc.memory_settings import GRID, METRICS, MemorySettings
 from hf_xmc.metrics import evaluate_ranking
+from hf_xmc.tensors import unit
+from hf_xmc.topk import TopK
 
 CANDIDATES = 200  # labels that take part by their own score; the others need a vote
 
@@ -136,7 +138,7 @@ class TrainingMemory:
     ) -> TopK:
         penalty = settings.discount * np.log1p(self.relevance.sum(0))
         hidden = sp.csr_array((np.ones(len(pairs)), pairs.T), shape=(len(labels.label_ids), self.num_labels))
-        blocks = [TopK(np.empty((0, k), np.int64), np.empty((0, k), np.float32))]
+        blocks = [TopK.empty(0, k)]
         for start in range(0, len(labels.label_ids), QUERY_BLOCK):
             here = slice(start, start + QUERY_BLOCK)
             votes = self.votes(Neighbors(*(part[here] for part in nearest)), settings)
@@ -263,7 +265,7 @@ def _best(scores: sp.csr_array, k: int) -> TopK:
     order = np.lexsort((scores.indices, -scores.data, row))
     place = np.arange(len(order)) - scores.indptr[row]
     order, row, place = (part[place < k] for part in (order, row, place))
-    best = TopK(np.full((num_rows, k), -1), np.full((num_rows, k), -np.inf, np.float32))
+    best = TopK.empty(num_rows, k)
     best.label_ids[row, place] = scores.indices[order]
     best.scores[row, place] = scores.data[order]
     return best

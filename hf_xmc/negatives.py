@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from hf_xmc import sharding
 from hf_xmc.batching import LabelTable
-from hf_xmc.encoding import Features, embed, embed_in_chunks, embed_sampled, parameters_reached, trainable
-from hf_xmc.sharding import IGNORE_INDEX, LabelShard
+from hf_xmc.encoding import embed_in_chunks, embed_sampled, parameters_reached, trainable
+from hf_xmc.forward import Features, embed
+from hf_xmc.padding import IGNORE_INDEX
+from hf_xmc.sharding import LabelShard
 
 
 class Step(NamedTuple):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from datasets import Dataset
 
-from hf_xmc.index import TopK
+from hf_xmc.topk import TopK
 
 
 class Prediction(NamedTuple):

@@ -15,9 +15,9 @@ from hf_xmc.calibrated import FIRST, MAX_LABELS, Calibrated
 from hf_xmc.columns import refuse_one
 from hf_xmc.explanation import Explanation, explain
 from hf_xmc.hierarchy import Hierarchy
-from hf_xmc.index import TopK
 from hf_xmc.predictions import Prediction, predictions_of
 from hf_xmc.searcher import BATCH
+from hf_xmc.topk import TopK
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_xmc.encoding import Features
+from hf_xmc.forward import Features
 
 SINGLE = (str, int, float, tuple, type(None))  # a feature of one of these types belongs to no single text
 

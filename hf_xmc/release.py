@@ -25,13 +25,13 @@ import hf_xmc
 from hf_xmc import manifest
 from hf_xmc.atomic import check_replaceable, whole_folder
 from hf_xmc.calibration import Calibration
-from hf_xmc.finite import first_non_finite, refuse_non_finite
 from hf_xmc.index import LabelIndex
 from hf_xmc.manifest import CALIBRATION, CARD, CONFIG, LABEL_INDEX, PARTS, REBUILT, TRAINING_MEMORY
 from hf_xmc.memory import TrainingMemory
 from hf_xmc.memory_settings import MemorySettings
 from hf_xmc.roles import named_prompts
 from hf_xmc.self_contained import refuse_what_points_outside, with_merged_adapters
+from hf_xmc.tensors import first_non_finite, refuse_non_finite
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
-from hf_xmc.encoding import ROLE, Features, embed
+from hf_xmc.forward import ROLE, Features, embed
 
 logger = logging.getLogger(__name__)
 

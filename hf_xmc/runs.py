@@ -30,10 +30,10 @@ from hf_xmc.checkpoints import (
     why_torn,
 )
 from hf_xmc.evaluation_loss import random_state
-from hf_xmc.finite import refuse_non_finite
 from hf_xmc.losses import EmbeddingLoss
 from hf_xmc.model import XMCModel
 from hf_xmc.refusals import refuse_loss
+from hf_xmc.tensors import refuse_non_finite
 from hf_xmc.training_args import XMCTrainingArguments
 
 logger = logging.getLogger(__name__)

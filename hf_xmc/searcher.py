@@ -14,11 +14,12 @@ from torch import Tensor
 
 from hf_xmc import long_text
 from hf_xmc.grouped_index import label_index
-from hf_xmc.index import LabelIndex, TopK, of_recognised
+from hf_xmc.index import LabelIndex, of_recognised
 from hf_xmc.inference import comparable, compares_by_cosine, encode_labels, encode_queries
 from hf_xmc.label_texts import LabelTexts
 from hf_xmc.memory import TrainingMemory
 from hf_xmc.overlap import equal_embeddings, equal_texts
+from hf_xmc.topk import TopK
 
 logger = logging.getLogger(__name__)
 

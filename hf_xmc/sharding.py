@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-IGNORE_INDEX = -100
+from hf_xmc.padding import IGNORE_INDEX
+
 T = TypeVar("T")
 
 

@@ -23,8 +23,7 @@ from sentence_transformers.util import cos_sim, dot_score
 from torch import Tensor, nn
 
 from hf_xmc import functional, losses, sharding
-from hf_xmc.batching import pad
-from hf_xmc.sharding import IGNORE_INDEX
+from hf_xmc.padding import IGNORE_INDEX, pad
 
 STREAMED = (cos_sim, dot_score)  # similarities that are a dot product, which need no score matrix
 

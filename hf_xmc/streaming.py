@@ -50,7 +50,8 @@ from hf_xmc.blocks import Buffers, LabelTextRows, ScoreBlock, TextBlock
 from hf_xmc.criteria import BCE, BlockPositives, Criterion, DecoupledSoftmax, Softmax
 from hf_xmc.functional import check_positives, positive_weights
 from hf_xmc.gradients import Gradients
-from hf_xmc.sharding import IGNORE_INDEX, LabelShard
+from hf_xmc.padding import IGNORE_INDEX
+from hf_xmc.sharding import LabelShard
 from hf_xmc.soft_top_k import SoftTopK
 
 logger = logging.getLogger(__name__)

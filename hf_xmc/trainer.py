@@ -20,17 +20,19 @@ from hf_xmc import learning_rates, roles, sharding
 from hf_xmc.bank import LabelBank
 from hf_xmc.batching import TASK_ADDED, LabelTable, XMCCollator, draw_positives, with_rows
 from hf_xmc.columns import as_dataset, checked_labels
-from hf_xmc.encoding import ROLE, embed, name_parameters, parameters_reached
+from hf_xmc.encoding import name_parameters, parameters_reached
 from hf_xmc.evaluation_loss import EvaluationLoss, random_state
 from hf_xmc.finite import UpdateWatch
+from hf_xmc.forward import ROLE, embed
 from hf_xmc.functional import check_positives
 from hf_xmc.label_texts import LabelTexts
 from hf_xmc.losses import DecoupledSoftmaxLoss
 from hf_xmc.negatives import AllLabels, MinedNegatives, Step
+from hf_xmc.padding import IGNORE_INDEX
 from hf_xmc.positives import checked_splits
 from hf_xmc.refusals import refuse_constructor_arguments, refuse_ways_of_running
 from hf_xmc.runs import RunTrainer
-from hf_xmc.sharding import IGNORE_INDEX, gather_queries, gather_rows, scale_gradient
+from hf_xmc.sharding import gather_queries, gather_rows, scale_gradient
 from hf_xmc.static import hold_unknown
 from hf_xmc.training_args import XMCTrainingArguments
 

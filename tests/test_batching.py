@@ -6,8 +6,9 @@ import torch
 from conftest import LABELS, make_bert_encoder, make_static_encoder
 from transformers import DataCollatorWithFlattening
 
-from hf_xmc.batching import LabelTable, XMCCollator, draw_positives, pad
-from hf_xmc.encoding import embed
+from hf_xmc.batching import LabelTable, XMCCollator, draw_positives
+from hf_xmc.forward import embed
+from hf_xmc.padding import pad
 
 
 @pytest.fixture(params=["static", "bert"])

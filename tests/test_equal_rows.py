@@ -6,8 +6,8 @@ import torch
 
 from hf_xmc import FaissIndex, LabelIndex, TopK, equal_rows, index
 from hf_xmc.equal_rows import codes_of, first_equal
-from hf_xmc.faiss_index import recall_of
 from hf_xmc.grouped_index import GroupedIndex
+from hf_xmc.topk import recall_of
 
 RNG = np.random.default_rng(0)
 DISTINCT = RNG.normal(size=(90, 7)).astype(np.float32)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from hf_xmc import FaissIndex, LabelIndex
-from hf_xmc.faiss_index import recall_of
+from hf_xmc.topk import recall_of
 
 RNG = np.random.default_rng(0)
 LABELS = (RNG.normal(size=(600, 32)) * RNG.lognormal(0, 0.4, (600, 1))).astype(np.float32)

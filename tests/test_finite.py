@@ -8,6 +8,7 @@ from conftest import LABELS, make_static_encoder
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_xmc import XMCModel, XMCTrainer, XMCTrainingArguments, checkpoints, finite, functional, streaming
+from hf_xmc.tensors import first_non_finite
 
 
 class NoGradient(torch.autograd.Function):
@@ -142,8 +143,8 @@ def test_a_model_with_such_weights_from_elsewhere_is_loaded_with_a_warning(tmp_p
 
 def test_a_sum_that_overflows_is_no_infinity():
     big = torch.full((8,), 3e38)
-    assert finite.first_non_finite([("a", big), ("ids", torch.ones(3, dtype=torch.long))]) is None
-    assert finite.first_non_finite([("a", big), ("b", torch.tensor([1.0, -math.inf]))]) == "b"
+    assert first_non_finite([("a", big), ("ids", torch.ones(3, dtype=torch.long))]) is None
+    assert first_non_finite([("a", big), ("b", torch.tensor([1.0, -math.inf]))]) == "b"
 
 
 class Booleans(TorchDispatchMode):
@@ -162,7 +163,7 @@ class Booleans(TorchDispatchMode):
 
 def test_finite_weights_are_checked_without_a_table_of_their_size():
     with Booleans() as made:
-        assert finite.first_non_finite([("a", torch.ones(64, 64)), ("b", torch.ones(8))]) is None
+        assert first_non_finite([("a", torch.ones(64, 64)), ("b", torch.ones(8))]) is None
     assert set(made.sizes) == {1}
 
 

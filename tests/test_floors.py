@@ -7,9 +7,21 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "hf_xmc"
 FLOORS = [
-    ["sharding", "cells", "metrics", "frequency", "sampling", "atomic", "finite", "commits"],
+    [
+        "padding",
+        "topk",
+        "tensors",
+        "sharding",
+        "cells",
+        "metrics",
+        "frequency",
+        "sampling",
+        "atomic",
+        "finite",
+        "commits",
+    ],
     ["threshold", "functional", "blocks", "kernels", "criteria", "gradients", "soft_top_k", "streaming"],
-    ["losses", "encoding", "roles", "ragged", "static"],
+    ["losses", "forward", "encoding", "roles", "ragged", "static"],
     [
         "matrices",
         "formats",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_xmc import FaissIndex, LabelIndex, MilvusIndex
-from hf_xmc.faiss_index import recall_of
+from hf_xmc.topk import recall_of
 
 BACKENDS = {
     "exact": LabelIndex,

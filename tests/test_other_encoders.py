@@ -25,7 +25,7 @@ from torch import nn
 
 from hf_xmc import XMCModel, XMCTrainer, XMCTrainingArguments
 from hf_xmc.batching import LabelTable
-from hf_xmc.encoding import embed
+from hf_xmc.forward import embed
 from hf_xmc.long_text import chunks_of, truncation
 
 WORDS = ["padding", *sorted({word for label in LABELS for word in label.split()}), "text"]

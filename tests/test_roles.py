@@ -23,7 +23,7 @@ from hf_xmc import (
     standalone,
     write_phrases,
 )
-from hf_xmc.encoding import embed
+from hf_xmc.forward import embed
 from hf_xmc.index import LabelIndex
 from hf_xmc.inference import encode_queries
 from hf_xmc.long_text import chunks_of, max_tokens

@@ -12,7 +12,7 @@ import torch
 from conftest import LABELS, best_of_texts, make_bert, make_bert_encoder, several_texts
 
 from hf_xmc import functional
-from hf_xmc.batching import pad
+from hf_xmc.padding import pad
 from hf_xmc.sharding import LabelShard
 
 STEPS = Path(__file__).with_name("distributed_steps.py")
