@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    from hf_xmc.loading import load_xmc
+    from hf_xmc.data.loading import load_xmc
 
     data = load_xmc(arguments.data)
     data.save(arguments.output_dir)
@@ -101,7 +101,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 def _index(arguments: argparse.Namespace) -> None:
-    from hf_xmc.model import XMCModel
+    from hf_xmc.model.model import XMCModel
 
     labels = _labels(arguments.labels)
     model = XMCModel.from_pretrained(arguments.encoder, labels=labels)
@@ -110,7 +110,7 @@ def _index(arguments: argparse.Namespace) -> None:
 
 
 def _labels(name: str) -> Any:
-    from hf_xmc.loading import load_xmc
+    from hf_xmc.data.loading import load_xmc
 
     if not Path(name).is_file():
         return load_xmc(name).labels
@@ -122,8 +122,8 @@ def _labels(name: str) -> Any:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    from hf_xmc.hierarchy import Hierarchy
-    from hf_xmc.model import XMCModel
+    from hf_xmc.model.hierarchy import Hierarchy
+    from hf_xmc.model.model import XMCModel
 
     if arguments.texts and arguments.file:
         raise ValueError("texts are given as arguments or with --file, not both.")
@@ -181,10 +181,10 @@ def _text_of(answer: bytes) -> str | None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from hf_xmc.evaluation import ExtremeMultilabelClassificationEvaluator
-    from hf_xmc.label_texts import LabelTexts
-    from hf_xmc.loading import load_xmc
-    from hf_xmc.model import XMCModel
+    from hf_xmc.data.labels import LabelTexts
+    from hf_xmc.data.loading import load_xmc
+    from hf_xmc.evaluator import ExtremeMultilabelClassificationEvaluator
+    from hf_xmc.model.model import XMCModel
 
     model, data = XMCModel.from_pretrained(arguments.model), load_xmc(arguments.data)
     labels, _ = LabelTexts.of(data.labels)

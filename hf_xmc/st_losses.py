@@ -22,7 +22,9 @@ from sentence_transformers.base.losses.merged_forward import embed_columns
 from sentence_transformers.util import cos_sim, dot_score
 from torch import Tensor, nn
 
-from hf_xmc import functional, losses, sharding
+from hf_xmc import distributed, losses
+from hf_xmc.losses import functional
+from hf_xmc.losses.modules import EmbeddingLoss
 from hf_xmc.padding import IGNORE_INDEX, pad
 
 STREAMED = (cos_sim, dot_score)  # similarities that are a dot product, which need no score matrix
@@ -51,7 +53,7 @@ class _InBatchLoss(CachedLossMixin, nn.Module):
     def __init__(
         self,
         model: SentenceTransformer,
-        loss: losses.EmbeddingLoss,
+        loss: EmbeddingLoss,
         similarity_fct: Callable[[Tensor, Tensor], Tensor] = cos_sim,
         *,
         gather_across_devices: bool = False,
@@ -75,7 +77,7 @@ class _InBatchLoss(CachedLossMixin, nn.Module):
             if size is not None and size < 1:
                 raise ValueError(f"{what} must be at least 1, got {size}.")
         self.model, self.similarity_fct = model, similarity_fct
-        self.loss: losses.EmbeddingLoss = loss
+        self.loss: EmbeddingLoss = loss
         self.gather_across_devices = gather_across_devices
         self.mini_batch_size = mini_batch_size  # type: ignore[assignment]
         self.mini_batch_num_tokens = mini_batch_num_tokens
@@ -108,8 +110,8 @@ class _InBatchLoss(CachedLossMixin, nn.Module):
         ids, known = self._ids_and_positives(labels, len(candidates))
         everything, ids = torch.cat(candidates), ids.T.reshape(-1)
         if self.gather_across_devices:
-            everything = sharding.gather_queries(everything)
-            ids = sharding.gather_rows(ids[:, None], fill=IGNORE_INDEX)[:, 0]
+            everything = distributed.gather_queries(everything)
+            ids = distributed.gather_rows(ids[:, None], fill=IGNORE_INDEX)[:, 0]
         chosen, positives = match_positives(ids, known)
         loss = self._loss_of(queries, everything[chosen], positives)
         if with_backward:
@@ -175,21 +177,21 @@ class _InBatchLoss(CachedLossMixin, nn.Module):
 
 
 class DecoupledSoftmaxLoss(_InBatchLoss):
-    """:func:`hf_xmc.functional.decoupled_softmax_loss` within a batch; arguments as in the base class."""
+    """:func:`hf_xmc.losses.functional.decoupled_softmax_loss` within a batch; arguments as in the base class."""
 
     def __init__(self, model: SentenceTransformer, temperature: float = 0.05, **kwargs: Any) -> None:
         super().__init__(model, losses.DecoupledSoftmaxLoss(temperature), **kwargs)
 
 
 class SoftmaxLoss(_InBatchLoss):
-    """:func:`hf_xmc.functional.softmax_loss` within a batch; arguments as in the base class."""
+    """:func:`hf_xmc.losses.functional.softmax_loss` within a batch; arguments as in the base class."""
 
     def __init__(self, model: SentenceTransformer, temperature: float = 0.05, **kwargs: Any) -> None:
         super().__init__(model, losses.SoftmaxLoss(temperature), **kwargs)
 
 
 class SoftTopKLoss(_InBatchLoss):
-    """:func:`hf_xmc.functional.soft_top_k_loss` within a batch; ``k`` counts among the batch's candidates."""
+    """:func:`hf_xmc.losses.functional.soft_top_k_loss` within a batch; ``k`` counts among the batch's candidates."""
 
     def __init__(
         self, model: SentenceTransformer, k: float = 5, alpha: float = 1.0, temperature: float = 0.05, **kwargs: Any
@@ -198,7 +200,7 @@ class SoftTopKLoss(_InBatchLoss):
 
 
 class BCELoss(_InBatchLoss):
-    """:func:`hf_xmc.functional.bce_loss` within a batch, with a learned bias and scale."""
+    """:func:`hf_xmc.losses.functional.bce_loss` within a batch, with a learned bias and scale."""
 
     def __init__(
         self, model: SentenceTransformer, bias: float | None = -10.0, temperature: float = 0.05, **kwargs: Any

@@ -15,8 +15,8 @@ from sklearn.isotonic import IsotonicRegression
 from train import has_labels, hold_out
 
 from hf_xmc import TopK, XMCModel, load_xmc
-from hf_xmc.calibration import Calibration, expected_calibration_error, scores_and_hits
 from hf_xmc.cli import HelpFormatter
+from hf_xmc.metrics.calibration import Calibration, expected_calibration_error, scores_and_hits
 
 READ = 5  # labels of a text that the error is measured on
 DEPTHS = (5, 10, 20, 100)

@@ -10,8 +10,8 @@ from pathlib import Path
 import train
 
 from hf_xmc import XMCCard, XMCModel, load_xmc
-from hf_xmc.card import describe_encoder
 from hf_xmc.cli import HelpFormatter
+from hf_xmc.hub.card import describe_encoder
 
 SHOWN = (
     "per_device_train_batch_size",

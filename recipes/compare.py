@@ -34,10 +34,10 @@ from hf_xmc import (
     load_xmc,
     losses,
 )
-from hf_xmc.card import hardware
 from hf_xmc.cli import HelpFormatter
-from hf_xmc.frequency import by_frequency_decile, label_counts
-from hf_xmc.static import encoder_of, train_tokenizer
+from hf_xmc.encoders.static import encoder_of, train_tokenizer
+from hf_xmc.hub.card import hardware
+from hf_xmc.metrics.frequency import by_frequency_decile, label_counts
 
 LOSSES = {
     "decoupled softmax": lambda t: losses.DecoupledSoftmaxLoss(temperature=t),

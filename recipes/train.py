@@ -38,12 +38,12 @@ from hf_xmc import (
     static_encoder,
     with_phrases,
 )
-from hf_xmc.calibrated import MAX_LABELS
-from hf_xmc.calibration import expected_calibration_error, scores_and_hits
-from hf_xmc.card import hardware
-from hf_xmc.frequency import PROPENSITY_PRESETS, by_frequency_decile, inverse_propensity, label_counts
-from hf_xmc.memory import METRICS
-from hf_xmc.release import check_target
+from hf_xmc.hub.card import hardware
+from hf_xmc.hub.release import check_target
+from hf_xmc.metrics.calibration import expected_calibration_error, scores_and_hits
+from hf_xmc.metrics.frequency import PROPENSITY_PRESETS, by_frequency_decile, inverse_propensity, label_counts
+from hf_xmc.model.calibrated import MAX_LABELS
+from hf_xmc.search.memory import METRICS
 
 LOSSES = {
     "decoupled_softmax": losses.DecoupledSoftmaxLoss,

@@ -24,8 +24,8 @@ from transformers import set_seed
 
 from hf_xmc import LabelIndex, TopK, XMCData, XMCModel, load_xmc, with_phrases
 from hf_xmc.cli import HelpFormatter
-from hf_xmc.metrics import evaluate_ranking
-from hf_xmc.prepared import SPLITS
+from hf_xmc.data.prepared import SPLITS
+from hf_xmc.metrics.ranking import evaluate_ranking
 
 RECIPE = Path(__file__).with_name("static.yaml")
 RARE = 50  # training queries of a label, before it was hidden

@@ -14,8 +14,9 @@ from conftest import LABELS, POSITIVES, make_bert_encoder, make_static_encoder, 
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from hf_xmc import ExtremeMultilabelClassificationEvaluator, XMCTrainer, XMCTrainingArguments, checkpoints, losses
-from hf_xmc.mining import HardNegativeMiner
+from hf_xmc import ExtremeMultilabelClassificationEvaluator, XMCTrainer, XMCTrainingArguments, losses
+from hf_xmc.training import checkpoints
+from hf_xmc.training.mining import HardNegativeMiner
 
 RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 MODES = {

@@ -21,10 +21,10 @@ from conftest import (
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from hf_xmc import HardNegativeMiner, XMCTrainer, XMCTrainingArguments, losses, sharding
-from hf_xmc.bank import LabelBank
-from hf_xmc.batching import LabelTable
-from hf_xmc.negatives import AllLabels, Step
+from hf_xmc import HardNegativeMiner, XMCTrainer, XMCTrainingArguments, distributed, losses
+from hf_xmc.training.batching import LabelTable
+from hf_xmc.training.label_bank import LabelBank
+from hf_xmc.training.negatives import AllLabels, Step
 
 GLOBAL_BATCH, STEPS = 6, 12  # of 13 queries, against 11 labels
 TWICE = {"gradient_accumulation_steps": 2}
@@ -170,12 +170,12 @@ def second_run(bert_folder, folder):
 
 def collectives():
     """Ragged rows and columns, gathered; a gradient through the gathering; labels that do not divide."""
-    rank, size = sharding.rank(), sharding.world_size()
+    rank, size = distributed.rank(), distributed.world_size()
     mine = torch.full((rank + 1, rank + 2), float(rank))
     queries = torch.full((rank + 1, 3), 1.0, requires_grad=True)
-    gathered = sharding.gather_queries(queries)
+    gathered = distributed.gather_queries(queries)
     (gathered * (rank + 1) * torch.arange(len(gathered))[:, None]).sum().backward()
-    return {"rows": sharding.gather_rows(mine, fill=-1), "gradient": queries.grad, "size": size}
+    return {"rows": distributed.gather_rows(mine, fill=-1), "gradient": queries.grad, "size": size}
 
 
 def query_gradients(bert_folder):

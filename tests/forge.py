@@ -3,7 +3,7 @@
 import hashlib
 import json
 
-from hf_xmc import manifest
+from hf_xmc.hub import manifest
 
 
 def forge(folder, files=None, **about):

@@ -8,7 +8,8 @@ from conftest import LABELS, POSITIVES
 from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 
-from hf_xmc import functional, in_batch_dataset, st_losses
+from hf_xmc import in_batch_dataset, st_losses
+from hf_xmc.losses import functional
 
 TEMPERATURE, BIAS = 0.5, -3.0
 LOSSES = {

@@ -6,9 +6,9 @@ import torch
 from conftest import LABELS, make_bert_encoder, make_static_encoder
 from transformers import DataCollatorWithFlattening
 
-from hf_xmc.batching import LabelTable, XMCCollator, draw_positives
-from hf_xmc.forward import embed
+from hf_xmc.encoders.forward import embed
 from hf_xmc.padding import pad
+from hf_xmc.training.batching import LabelTable, XMCCollator, draw_positives
 
 
 @pytest.fixture(params=["static", "bert"])

@@ -9,7 +9,7 @@ from conftest import LABELS, POSITIVES, relevance_of
 from forge import forge
 
 from hf_xmc import TopK, XMCModel, pipeline
-from hf_xmc.calibration import (
+from hf_xmc.metrics.calibration import (
     Calibration,
     choose_threshold,
     expected_calibration_error,

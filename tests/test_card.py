@@ -18,7 +18,7 @@ from hf_xmc import (
     XMCTrainer,
     XMCTrainingArguments,
 )
-from hf_xmc.card import TEMPLATE, brought_up_to_date
+from hf_xmc.hub.card import TEMPLATE, brought_up_to_date
 
 ROOT = Path(__file__).parents[1]
 FACTS = {"num_labels": 18_992, "embedding_dim": 512, "similarity": "dot", "encoder": "a static one"}

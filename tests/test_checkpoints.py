@@ -27,10 +27,10 @@ from hf_xmc import (
     XMCModel,
     XMCTrainer,
     XMCTrainingArguments,
-    atomic,
-    checkpoints,
     load_xmc,
 )
+from hf_xmc.storage import folders
+from hf_xmc.training import checkpoints
 
 SEEDS = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26]
 FILE_OPERATIONS = {
@@ -241,7 +241,7 @@ def test_every_byte_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
     stock = Path.rename
     monkeypatch.setattr(Path, "rename", lambda self, to: (renamed.append(list(synced)), stock(self, to))[1])
-    with atomic.whole_folder(tmp_path / "a") as new:
+    with folders.whole_folder(tmp_path / "a") as new:
         (new / "inner").mkdir()
         (new / "inner" / "file").write_text("x")
         inodes = {path.stat().st_ino for path in [new, new / "inner", new / "inner" / "file"]}
@@ -250,9 +250,9 @@ def test_every_byte_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
 
 
 def test_where_names_cannot_be_exchanged_a_folder_is_replaced_all_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(folders, "_exchange", lambda one, other: False)
     for content in ("old", "new"):
-        with atomic.whole_folder(tmp_path / "a") as new:
+        with folders.whole_folder(tmp_path / "a") as new:
             (new / content).touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "new"]
 
@@ -263,7 +263,7 @@ def test_a_link_stays_one_and_what_it_leads_to_is_replaced(there, tmp_path):
     if there:
         (tmp_path / "disk" / "a").mkdir(parents=True)
         (tmp_path / "disk" / "a" / "old").touch()
-    with atomic.whole_folder(tmp_path / "link") as new:
+    with folders.whole_folder(tmp_path / "link") as new:
         (new / "new").touch()
     assert (tmp_path / "link").is_symlink()
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
@@ -275,17 +275,17 @@ def test_a_link_stays_one_and_what_it_leads_to_is_replaced(there, tmp_path):
 def test_the_current_directory_is_not_replaced(name, tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     monkeypatch.chdir(tmp_path / "a")
-    with pytest.raises(ValueError, match="holds the current directory"), atomic.whole_folder(Path(name)):
+    with pytest.raises(ValueError, match="holds the current directory"), folders.whole_folder(Path(name)):
         pass
     assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
 
 
 def test_an_exchange_that_fails_is_said_to(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
-    assert not atomic._exchange(tmp_path / "a", tmp_path / "missing")
+    assert not folders._exchange(tmp_path / "a", tmp_path / "missing")
     (tmp_path / "b").mkdir()
-    monkeypatch.setattr(atomic, "os", SimpleNamespace(name="nt"))  # Windows has no such call to ask for
-    assert not atomic._exchange(tmp_path / "a", tmp_path / "b")
+    monkeypatch.setattr(folders, "os", SimpleNamespace(name="nt"))  # Windows has no such call to ask for
+    assert not folders._exchange(tmp_path / "a", tmp_path / "b")
 
 
 def mount(folder, options):

@@ -20,9 +20,9 @@ from hf_xmc import (
     mine_hard_negatives,
     relevance_matrix,
 )
-from hf_xmc.batching import XMCCollator
-from hf_xmc.columns import label_texts_of, ragged
-from hf_xmc.positives import positives_of
+from hf_xmc.data.columns import label_texts_of, ragged
+from hf_xmc.data.positives import positives_of
+from hf_xmc.training.batching import XMCCollator
 
 TEXTS = [f"text {number}" for number in range(len(POSITIVES))]
 LABEL_TABLE = Dataset.from_dict({"text": LABELS})

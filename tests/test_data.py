@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from datasets import Dataset
 
 from hf_xmc import XMCData, load_xmc
-from hf_xmc.formats import read_json_labels, read_lines
+from hf_xmc.data.formats import read_json_labels, read_lines
 
 DATA = Path(__file__).parents[1] / "recipes" / "data"
 
@@ -217,7 +217,7 @@ def test_a_byte_order_mark_is_one_at_the_start_alone(tmp_path):
 
 
 def test_a_line_or_a_file_beyond_the_limit_does_not_load(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_xmc.formats.MAX_LINE", 100)
+    monkeypatch.setattr("hf_xmc.data.formats.MAX_LINE", 100)
     (tmp_path / "x.txt").write_bytes(b"short\n" + b"a" * 99 + b"\n" + b"b" * 100)
     assert [len(line) for line, _ in read_lines(tmp_path / "x.txt", Counter())] == [5, 99, 100]
     (tmp_path / "x.txt").write_bytes(b"short\n" + b"a" * 101)
@@ -230,7 +230,7 @@ def test_a_line_or_a_file_beyond_the_limit_does_not_load(tmp_path, monkeypatch):
 
 
 def test_texts_are_gathered_in_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_xmc.formats.ROWS_A_BATCH", 2)
+    monkeypatch.setattr("hf_xmc.data.formats.ROWS_A_BATCH", 2)
     lines = [json.dumps({"title": title}) + "\n" for title in "abcde"]
     (tmp_path / "x.json").write_text("".join(lines))
     assert read_json_labels(tmp_path / "x.json", Counter())[0].to_pylist() == [*"abcde"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import make_bert
 
-from hf_xmc import checkpoints
+from hf_xmc.training import checkpoints
 
 SCRIPT = Path(__file__).with_name("distributed_faults.py")
 

@@ -6,9 +6,9 @@ import torch
 from conftest import LABELS, make_bert, make_bert_encoder
 from sentence_transformers.sentence_transformer.modules import Normalize
 
-from hf_xmc.batching import LabelTable
-from hf_xmc.encoding import embed_in_chunks, embed_sampled, gradient_norms, parameters_reached
-from hf_xmc.forward import embed
+from hf_xmc.encoders.forward import embed
+from hf_xmc.training.batching import LabelTable
+from hf_xmc.training.gradient_cache import embed_in_chunks, embed_sampled, gradient_norms, parameters_reached
 
 WEIGHTS = torch.randn(11, 16, generator=torch.Generator().manual_seed(1))
 

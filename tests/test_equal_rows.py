@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from hf_xmc import FaissIndex, LabelIndex, TopK, equal_rows, index
-from hf_xmc.equal_rows import codes_of, first_equal
-from hf_xmc.grouped_index import GroupedIndex
+from hf_xmc import FaissIndex, LabelIndex, TopK
+from hf_xmc.search import equal_rows, exact
+from hf_xmc.search.equal_rows import codes_of, first_equal
+from hf_xmc.search.grouped import GroupedIndex
 from hf_xmc.topk import recall_of
 
 RNG = np.random.default_rng(0)
@@ -40,8 +41,8 @@ def check(found, rows, **left_out):
 
 @pytest.fixture(params=BUILD)
 def build(request, monkeypatch):
-    monkeypatch.setattr(index, "LABEL_CHUNK", 61)
-    monkeypatch.setattr(index, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(exact, "LABEL_CHUNK", 61)
+    monkeypatch.setattr(exact, "QUERY_BLOCK", 4)
     return BUILD[request.param]
 
 

@@ -12,7 +12,7 @@ import pytest
 import scipy.sparse as sp
 
 from hf_xmc import metrics
-from hf_xmc.evaluate_metrics import MODULES, metric_path
+from hf_xmc.metrics.hf_evaluate import MODULES, metric_path
 
 PREDICTIONS, REFERENCES = [[4, 1, 0], [2], [3, 0, 2]], [[0, 4], [], [1, 2, 3, 0]]
 WORTH = [1.0, 2.0, 3.0, 4.0, 5.0]

@@ -8,7 +8,7 @@ from conftest import LABELS, POSITIVES, relevance_of
 from datasets import Dataset
 
 from hf_xmc import ExtremeMultilabelClassificationEvaluator, LabelIndex, XMCData
-from hf_xmc.metrics import evaluate_ranking
+from hf_xmc.metrics.ranking import evaluate_ranking
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import mpmath
 import pytest
 import torch
 
-from hf_xmc import functional, streaming
-from hf_xmc.threshold import softplus
+from hf_xmc.losses import functional, streaming
+from hf_xmc.losses.soft_top_k import softplus
 
 SCORES = [3.25, -41.0, -17.75, -9.5, 7.5, -20.75, 1.0, -13.3, 12.0]
 POSITIVES = [1, 3, 5, 7]  # 21 to 53 below the best negative

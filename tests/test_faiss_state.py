@@ -13,7 +13,7 @@ from forge import forge
 from safetensors.numpy import load_file, save
 
 from hf_xmc import FaissIndex, LabelIndex, XMCModel
-from hf_xmc.faiss_state import checked_settings, most_bytes
+from hf_xmc.search.faiss_tables import checked_settings, most_bytes
 
 STORED = "label_index/faiss.safetensors"
 TEXTS = ["a red boat", "old oak tree", "dog and cat"]
@@ -243,7 +243,7 @@ def test_labels_that_are_left_out_are_not_in_the_index(saved, caplog):
 
 
 def test_a_file_that_is_not_the_one_saved_is_not_read(saved, caplog, monkeypatch):
-    monkeypatch.setattr("hf_xmc.release._read_arrays", lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr("hf_xmc.hub.release._read_arrays", lambda *_: pytest.fail("it was read"))
     predictions, content = make_model(effort=3, refine=2).predict(TEXTS, top_k=9), (saved / STORED).read_bytes()
     for other in (content[:-1], b"", b"x" + content[1:], None):
         (saved / STORED).unlink()

@@ -9,9 +9,9 @@ from conftest import LABELS, make_bert_encoder, make_static_encoder
 from sentence_transformers.sentence_transformer.modules import Dense
 
 from hf_xmc import BCELoss, FaissIndex, XMCModel, XMCTrainer, XMCTrainingArguments, load_xmc
-from hf_xmc.atomic import give_default_modes
-from hf_xmc.calibration import Calibration
 from hf_xmc.cli import main
+from hf_xmc.metrics.calibration import Calibration
+from hf_xmc.storage.folders import give_default_modes
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o002, 0o077], ids="{:03o}".format)

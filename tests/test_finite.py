@@ -7,8 +7,10 @@ import torch
 from conftest import LABELS, make_static_encoder
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_xmc import XMCModel, XMCTrainer, XMCTrainingArguments, checkpoints, finite, functional, streaming
+from hf_xmc import XMCModel, XMCTrainer, XMCTrainingArguments
+from hf_xmc.losses import functional, streaming
 from hf_xmc.tensors import first_non_finite
+from hf_xmc.training import checkpoints, nonfinite
 
 
 class NoGradient(torch.autograd.Function):
@@ -134,7 +136,7 @@ def test_such_weights_are_not_saved(value, queries, tally, tmp_path, caplog):
 
 def test_a_model_with_such_weights_from_elsewhere_is_loaded_with_a_warning(tmp_path, caplog, monkeypatch):
     encoder = make_static_encoder()
-    monkeypatch.setattr("hf_xmc.release.refuse_non_finite", lambda *_: None)
+    monkeypatch.setattr("hf_xmc.hub.release.refuse_non_finite", lambda *_: None)
     break_unused_token(encoder, math.nan)
     XMCModel(encoder, LABELS).save_pretrained(tmp_path / "model")
     XMCModel.from_pretrained(tmp_path / "model", device="cpu")
@@ -198,7 +200,7 @@ def watch():
     layer.weight.grad = torch.ones(1, 2)
 
     def make(policy, scaler=None):
-        watched = finite.UpdateWatch(policy, layer, lambda inputs: inputs["x"])
+        watched = nonfinite.UpdateWatch(policy, layer, lambda inputs: inputs["x"])
         step = iter(range(1, 99))
 
         def update(loss, rows=(0,), **inputs):

@@ -1,116 +1,113 @@
-"""A module imports only from lower floors, or from its own floor where it stands further left."""
+"""The order of the packages: each imports only from packages to its left, and none goes round in a circle."""
 
 import ast
+from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "hf_xmc"
-FLOORS = [
-    [
-        "padding",
-        "topk",
-        "tensors",
-        "sharding",
-        "cells",
-        "metrics",
-        "frequency",
-        "sampling",
-        "atomic",
-        "finite",
-        "commits",
-    ],
-    ["threshold", "functional", "blocks", "kernels", "criteria", "gradients", "soft_top_k", "streaming"],
-    ["losses", "forward", "encoding", "roles", "ragged", "static"],
-    [
-        "matrices",
-        "formats",
-        "columns",
-        "label_texts",
-        "positives",
-        "tables",
-        "numbering",
-        "prepared",
-        "data",
-        "loading",
-        "phrases",
-        "batching",
-        "negatives",
-        "bank",
-        "evaluation_loss",
-        "in_batch",
-        "st_losses",
-    ],
-    [
-        "equal_rows",
-        "index",
-        "inference",
-        "proposals",
-        "faiss_factory",
-        "faiss_state",
-        "faiss_index",
-        "milvus_index",
-        "grouped_index",
-        "predictions",
-        "hierarchy",
-        "long_text",
-        "calibration",
-        "overlap",
-        "memory_settings",
-        "memory",
-        "explanation",
-        "evaluation",
-        "evaluate_metrics",
-        "mining",
-    ],
-    [
-        "manifest",
-        "self_contained",
-        "release",
-        "snapshots",
-        "hub",
-        "card",
-        "searcher",
-        "calibrated",
-        "predictor",
-        "model",
-        "pipelines",
-    ],
-    ["refusals", "training_args", "learning_rates", "checkpoints", "runs", "trainer", "cli"],
+ORDER = [
+    "padding",
+    "topk",
+    "tensors",
+    "distributed",
+    "storage",
+    "losses",
+    "metrics",
+    "st_losses",
+    "data",
+    "encoders",
+    "search",
+    "hub",
+    "evaluator",
+    "model",
+    "training",
+    "cli",
 ]
-ORDER = [module for floor in FLOORS for module in floor]
-ROOMS = {
-    "torch.distributed": ["sharding"],
-    "huggingface_hub": ["commits", "snapshots", "hub", "card"],
-    "faiss": ["faiss_factory", "faiss_index", "faiss_state"],
-    "pymilvus": ["milvus_index"],
-    "triton": ["kernels"],
-    "evaluate": ["evaluate_metrics"],
+FOREIGN = {  # a dependency, and the only modules that may import it
+    "torch.distributed": ["distributed"],
+    "huggingface_hub": ["storage.commits", "hub.repository", "hub.snapshots", "hub.card"],
+    "faiss": ["search.faiss_factory", "search.faiss_index", "search.faiss_tables"],
+    "pymilvus": ["search.milvus_index"],
+    "triton": ["losses.streaming.triton_blocks"],
+    "evaluate": ["metrics.hf_evaluate"],
+}
+FILES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path != PACKAGE / "__init__.py" and "evaluate_modules" not in path.parts
 }
 
 
-def imported(module):
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+@cache
+def imports(module):
+    """Return each imported module with the names that are taken from it."""
+    return list(_imports(module))
+
+
+def _imports(module):
+    for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (name.name for name in node.names)
+            yield from ((alias.name, []) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} uses a relative import"
-            yield from ([f"hf_xmc.{name.name}" for name in node.names] if node.module == "hf_xmc" else [node.module])
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}".removeprefix("hf_xmc.")
+                is_module = node.module.split(".")[0] == "hf_xmc" and whole in FILES
+                yield (f"hf_xmc.{whole}", []) if is_module else (node.module, [alias.name])
 
 
-def test_every_module_has_a_floor():
-    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} == set(ORDER)
+def ours(module):
+    return [(name.removeprefix("hf_xmc."), names) for name, names in imports(module) if name.startswith("hf_xmc.")]
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_imports_go_down(module):
-    ours = [name.split(".")[1] for name in imported(module) if name.startswith("hf_xmc.")]
-    upward = [name for name in ours if ORDER.index(name) >= ORDER.index(module)]
-    assert not upward, f"{module} imports {upward}"
+def package_of(module):
+    return module.split(".")[0]
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_each_foreign_subject_has_its_room(module):
-    for package, rooms in ROOMS.items():
-        if any(name == package or name.startswith(package + ".") for name in imported(module)):
-            assert module in rooms, f"{module} imports {package}, which belongs to {', '.join(rooms)}"
+def test_every_package_has_a_place():
+    assert {package_of(module) for module in FILES} == set(ORDER)
+    assert sum(path.is_file() for path in PACKAGE.iterdir()) <= 12, "too many files at the root of the package"
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_a_package_imports_only_from_packages_to_its_left(package):
+    allowed = ORDER[: ORDER.index(package) + 1]
+    wrong = [
+        f"{module} imports {name}"
+        for module in FILES
+        if package_of(module) == package
+        for name, _ in ours(module)
+        if package_of(name) not in allowed
+    ]
+    assert not wrong
+
+
+def test_no_package_imports_in_a_circle():
+    graph = {module: {name for name, _ in ours(module) if name in FILES and name != module} for module in FILES}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(FILES)  # raises CycleError, naming the circle
+
+
+def test_private_names_stay_in_their_file():
+    wrong = [
+        f"{module} takes {n} of {name}"
+        for module in FILES
+        for name, names in ours(module)
+        for n in names
+        if n[0] == "_"
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("dependency", FOREIGN)
+def test_a_foreign_dependency_is_imported_in_its_own_place(dependency):
+    users = {
+        module
+        for module in FILES
+        for name, names in imports(module)
+        if name == dependency or name.startswith(f"{dependency}.") or f"{name}.{(names or [''])[0]}" == dependency
+    }
+    assert users
+    assert users <= set(FOREIGN[dependency])

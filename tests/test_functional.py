@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_xmc import functional
-from hf_xmc.functional import (
+from hf_xmc.losses import functional
+from hf_xmc.losses.functional import (
     IGNORE_INDEX,
     bce_loss,
     decoupled_softmax_loss,

@@ -24,7 +24,8 @@ from conftest import LABELS, make_static_encoder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hf_xmc import LabelIndex, XMCModel, functional, load_xmc, metrics, streaming
+from hf_xmc import LabelIndex, XMCModel, load_xmc, metrics
+from hf_xmc.losses import functional, streaming
 
 FRESH = int(os.environ.get("HYPOTHESIS_EXAMPLES", "0"))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hf_xmc import FaissIndex, LabelIndex
-from hf_xmc.grouped_index import GroupedIndex
+from hf_xmc.search.grouped import GroupedIndex
 
 SIZES = [1, 3, 1, 2, 9, 1, 1, 2, 1, 1]
 LABEL_OF = np.repeat(np.arange(10), SIZES)

@@ -17,8 +17,8 @@ from hf_xmc import (
     standalone,
     write_phrases,
 )
-from hf_xmc.index import LabelIndex
-from hf_xmc.inference import encode_labels, encode_queries
+from hf_xmc.encoders.encode import encode_labels, encode_queries
+from hf_xmc.search.exact import LabelIndex
 
 TEXTS = ["text 1 about boat and sailing boat", "text 4 about animal"]
 STORED = {torch.bfloat16: torch.float32, torch.float16: torch.float16}

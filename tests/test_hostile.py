@@ -13,8 +13,9 @@ from conftest import LABELS, make_bert_encoder, make_static_encoder
 from forge import forge
 from safetensors.torch import save_file
 
-from hf_xmc import FaissIndex, XMCModel, manifest, release
-from hf_xmc.calibration import Calibration
+from hf_xmc import FaissIndex, XMCModel
+from hf_xmc.hub import manifest, release
+from hf_xmc.metrics.calibration import Calibration
 
 
 @pytest.fixture

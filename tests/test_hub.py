@@ -20,8 +20,8 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from transformers import AutoModel, AutoTokenizer, DistilBertConfig, DistilBertModel
 
 from hf_xmc import FaissIndex, XMCModel, XMCTrainer, XMCTrainingArguments, load_xmc
-from hf_xmc.calibration import Calibration
-from hf_xmc.hub import push
+from hf_xmc.hub.repository import push
+from hf_xmc.metrics.calibration import Calibration
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ["a red boat", "old oak tree"]

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from hf_xmc import LabelIndex, index
+from hf_xmc import LabelIndex
+from hf_xmc.search import exact
 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(index, "QUERY_BLOCK", 4)
-    monkeypatch.setattr(index, "LABEL_CHUNK", 10)
+    monkeypatch.setattr(exact, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(exact, "LABEL_CHUNK", 10)
 
 
 def reference(queries, labels, k, hidden=()):

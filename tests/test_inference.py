@@ -14,7 +14,7 @@ from hf_xmc import (
     standalone,
     write_phrases,
 )
-from hf_xmc.inference import compares_by_cosine, encode_labels, encode_queries
+from hf_xmc.encoders.encode import compares_by_cosine, encode_labels, encode_queries
 
 TEXTS = ["a red boat", "old oak tree"]
 

@@ -5,22 +5,23 @@ import logging
 import pytest
 import torch
 
-from hf_xmc import blocks, functional, streaming
+from hf_xmc.losses import functional, streaming
+from hf_xmc.losses.streaming import score_blocks
 
 LOSSES = ["decoupled_softmax_loss", "softmax_loss"]
 
 
 @pytest.fixture
 def kernels(monkeypatch):
-    from hf_xmc import kernels
+    from hf_xmc.losses.streaming import triton_blocks
 
-    monkeypatch.setattr(kernels, "ROWS", 16)
-    monkeypatch.setattr(kernels, "COLUMNS", 32)
-    monkeypatch.setattr(kernels, "DEPTH", 16)
-    monkeypatch.setattr(kernels, "SPLITS", 2)
+    monkeypatch.setattr(triton_blocks, "ROWS", 16)
+    monkeypatch.setattr(triton_blocks, "COLUMNS", 32)
+    monkeypatch.setattr(triton_blocks, "DEPTH", 16)
+    monkeypatch.setattr(triton_blocks, "SPLITS", 2)
     monkeypatch.setattr(streaming, "ENGINE", "triton")
-    monkeypatch.setattr(blocks, "CHUNK", 64)
-    return kernels
+    monkeypatch.setattr(score_blocks, "CHUNK", 64)
+    return triton_blocks
 
 
 @pytest.fixture

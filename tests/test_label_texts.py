@@ -9,7 +9,7 @@ from conftest import LABELS
 from datasets import Dataset
 
 from hf_xmc import FaissIndex, LabelIndex, MemorySettings, XMCModel
-from hf_xmc.label_texts import LabelTexts
+from hf_xmc.data.labels import LabelTexts
 
 TEXTS = ["a red boat", "old oak tree", "dog and cat"]
 NEW = Dataset.from_dict({"label_id": ["horse", "cart"], "text": ["a red dog", "old car"]})

@@ -7,7 +7,7 @@ from conftest import LABELS, make_bert_encoder, make_router, make_static_encoder
 from transformers import PreTrainedModel
 
 from hf_xmc import XMCTrainer, XMCTrainingArguments
-from hf_xmc.learning_rates import word_factor
+from hf_xmc.training.learning_rates import word_factor
 
 WORDS = "word_embeddings.weight"
 

@@ -9,7 +9,7 @@ from conftest import LABELS, make_bert_encoder
 from datasets import Dataset
 
 from hf_xmc import MemorySettings, XMCModel, phrase_encoder, standalone, write_phrases
-from hf_xmc.long_text import chunks_of, max_tokens, truncation
+from hf_xmc.encoders.long_text import chunks_of, max_tokens, truncation
 
 SHORT, LONG = "a red boat", " ".join(LABELS[n % 11] for n in range(40)) + " dog"  # 40 labels are more than 50 words
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from hf_xmc import losses, streaming
+from hf_xmc import losses
+from hf_xmc.losses import streaming
 
 CASES = [
     (losses.DecoupledSoftmaxLoss, {}, streaming.decoupled_softmax_loss, {}),

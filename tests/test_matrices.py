@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from hf_xmc.matrices import read_npz
+from hf_xmc.data.npz import read_npz
 
 
 def array(values, dtype=None):

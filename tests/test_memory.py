@@ -8,8 +8,8 @@ from conftest import LABELS
 from datasets import Dataset
 
 from hf_xmc import LabelIndex, MemorySettings, TrainingMemory, XMCModel
-from hf_xmc.frequency import inverse_propensity, label_counts
-from hf_xmc.metrics import precision_at_k
+from hf_xmc.metrics.frequency import inverse_propensity, label_counts
+from hf_xmc.metrics.ranking import precision_at_k
 
 SETTINGS = MemorySettings(neighbors=3, temperature=0.2, label_temperature=2, mix=0.3, discount=0.1)
 
@@ -78,8 +78,8 @@ def test_what_is_left_out_takes_no_part():
 
 
 def test_how_many_are_asked_for_changes_no_score(monkeypatch):
-    monkeypatch.setattr("hf_xmc.memory.CANDIDATES", 3)
-    monkeypatch.setattr("hf_xmc.memory.QUERY_BLOCK", 3)
+    monkeypatch.setattr("hf_xmc.search.memory.CANDIDATES", 3)
+    monkeypatch.setattr("hf_xmc.search.memory.QUERY_BLOCK", 3)
     queries, known, labels, relevance = random_problem()
     memory, index = TrainingMemory(known, relevance, settings=SETTINGS), LabelIndex(labels)
     few, all_of_them = memory.search(queries, 2, index), memory.search(queries, 7, index)

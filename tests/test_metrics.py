@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
-from hf_xmc import cells, frequency, metrics
-from hf_xmc.frequency import PROPENSITY_PRESETS, by_frequency_decile, inverse_propensity, label_counts
-from hf_xmc.metrics import (
+from hf_xmc import metrics
+from hf_xmc.metrics import cells, frequency
+from hf_xmc.metrics.frequency import PROPENSITY_PRESETS, by_frequency_decile, inverse_propensity, label_counts
+from hf_xmc.metrics.ranking import (
     drop_filter_pairs,
     evaluate_ranking,
     ndcg_at_k,

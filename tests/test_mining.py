@@ -20,7 +20,7 @@ def best_by_hand(encoder, queries, depth):
 
 @pytest.mark.parametrize("depth", [3, 9, 11])
 def test_the_best_labels_that_are_not_a_querys_own(encoder, queries, depth, monkeypatch):
-    monkeypatch.setattr("hf_xmc.mining.BLOCK", 5)  # 13 queries
+    monkeypatch.setattr("hf_xmc.training.mining.BLOCK", 5)  # 13 queries
     assert torch.equal(mine_hard_negatives(encoder, queries, LABELS, depth), best_by_hand(encoder, queries, depth))
 
 
@@ -49,7 +49,7 @@ def test_the_list_is_renewed_when_it_should_be(queries, tmp_path, monkeypatch):
         mined.append(trainer.state.epoch)
         return mine_hard_negatives(encoder, *args)
 
-    monkeypatch.setattr("hf_xmc.mining.mine_hard_negatives", mine)
+    monkeypatch.setattr("hf_xmc.training.mining.mine_hard_negatives", mine)
     select = trainer.negatives.select
 
     def recorded(encoder, step):

@@ -144,7 +144,7 @@ def test_a_save_that_fails_loses_nothing(model, saved, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("hf_xmc.release.save_file", fail)
+    monkeypatch.setattr("hf_xmc.hub.release.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         model.save_pretrained(saved)
     assert [path.name for path in saved.parent.iterdir()] == ["model"]

@@ -5,10 +5,10 @@ import pytest
 import torch
 from conftest import LABELS, make_bert, make_bert_encoder, make_static_encoder
 
-from hf_xmc.bank import LabelBank
-from hf_xmc.batching import LabelTable
-from hf_xmc.losses import DecoupledSoftmaxLoss
-from hf_xmc.negatives import AllLabels, MinedNegatives, Step
+from hf_xmc.losses.modules import DecoupledSoftmaxLoss
+from hf_xmc.training.batching import LabelTable
+from hf_xmc.training.label_bank import LabelBank
+from hf_xmc.training.negatives import AllLabels, MinedNegatives, Step
 
 POSITIVES = torch.tensor([[3, -100], [10, 0]])
 

@@ -24,9 +24,9 @@ from sentence_transformers.sentence_transformer.modules.tokenizer import (
 from torch import nn
 
 from hf_xmc import XMCModel, XMCTrainer, XMCTrainingArguments
-from hf_xmc.batching import LabelTable
-from hf_xmc.forward import embed
-from hf_xmc.long_text import chunks_of, truncation
+from hf_xmc.encoders.forward import embed
+from hf_xmc.encoders.long_text import chunks_of, truncation
+from hf_xmc.training.batching import LabelTable
 
 WORDS = ["padding", *sorted({word for label in LABELS for word in label.split()}), "text"]
 LONG = "red boat and a blue boat about a dog"  # 5 tokens: "and", "a" and "about" are stop words

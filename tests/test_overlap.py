@@ -7,8 +7,8 @@ from conftest import LABELS, POSITIVES, make_bert_encoder, relevance_of
 from datasets import Dataset
 
 from hf_xmc import FaissIndex, LabelIndex, MemorySettings, TopK, TrainingMemory, XMCModel
-from hf_xmc.calibration import Calibration, choose_threshold
-from hf_xmc.overlap import equal_embeddings, equal_texts
+from hf_xmc.metrics.calibration import Calibration, choose_threshold
+from hf_xmc.search.overlap import equal_embeddings, equal_texts
 
 
 def test_pairs_of_equal_texts():

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from hf_xmc import load_xmc, phrase_encoder, standalone, with_phrases, write_phrases
-from hf_xmc.phrases import MAX_WORDS, TEMPLATE, embed_standalone, is_standalone, train_tokenizer
+from hf_xmc.encoders.phrases import MAX_WORDS, TEMPLATE, embed_standalone, is_standalone, train_tokenizer
 
 TEXTS = ["a red boat", "a red boat sails", "the sea, under_the sun"]
 

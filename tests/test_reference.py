@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hf_xmc import functional, streaming
-from hf_xmc.sharding import LabelShard
+from hf_xmc.distributed import LabelShard
+from hf_xmc.losses import functional, streaming
 
 SCORES = [[0.3, -1.2, 2.0, 0.7, -0.4], [1.1, 0.2, -0.5, 0.9, 1.6]]
 POSITIVES = [[0, 3, 4], [4, -100, -100]]  # a query with three positives, the last label among them, and one with one

@@ -9,7 +9,8 @@ from datasets import DatasetDict
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from transformers import TrainingArguments
 
-from hf_xmc import XMCTrainer, XMCTrainingArguments, losses, refusals, st_losses
+from hf_xmc import XMCTrainer, XMCTrainingArguments, losses, st_losses
+from hf_xmc.training import refusals
 
 REFUSED = {
     "average_tokens_across_devices": False,
@@ -199,7 +200,7 @@ def test_a_batch_that_does_not_fit_is_made_smaller_and_the_run_starts_again(
 
 
 def test_a_batch_size_is_not_sought_on_several_processes(queries, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_xmc.sharding.world_size", lambda: 2)
+    monkeypatch.setattr("hf_xmc.distributed.world_size", lambda: 2)
     with pytest.raises(ValueError, match="auto_find_batch_size must be False on several processes"):
         XMCTrainer(make_static_encoder(), arguments(tmp_path, auto_find_batch_size=True), queries, labels=LABELS)
 

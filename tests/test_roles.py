@@ -23,11 +23,11 @@ from hf_xmc import (
     standalone,
     write_phrases,
 )
-from hf_xmc.forward import embed
-from hf_xmc.index import LabelIndex
-from hf_xmc.inference import encode_queries
-from hf_xmc.long_text import chunks_of, max_tokens
-from hf_xmc.roles import prompt_of
+from hf_xmc.encoders.encode import encode_queries
+from hf_xmc.encoders.forward import embed
+from hf_xmc.encoders.long_text import chunks_of, max_tokens
+from hf_xmc.encoders.roles import prompt_of
+from hf_xmc.search.exact import LabelIndex
 
 TEXTS = ["text 1 about boat and sailing boat", "text 4 about animal"]
 PROMPTS = {

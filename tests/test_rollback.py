@@ -9,37 +9,27 @@ import torch
 from conftest import LABELS
 from datasets import Dataset
 
-from hf_xmc import (
-    FaissIndex,
-    LabelIndex,
-    MemorySettings,
-    MilvusIndex,
-    XMCModel,
-    faiss_index,
-    index,
-    label_texts,
-    memory,
-    model,
-    proposals,
-    searcher,
-)
+from hf_xmc import FaissIndex, LabelIndex, MemorySettings, MilvusIndex, XMCModel, model
+from hf_xmc.data import labels
+from hf_xmc.model import searcher
+from hf_xmc.search import approximate, exact, faiss_index, memory
 
 TEXTS = ["a red boat", "old oak tree", "dog and cat"]
 WATCHED = [
     (searcher, "encode_labels"),
-    (model, "encode_labels"),
-    (index, "codes_of"),
-    (index, "first_equal"),
-    (index, "Groups"),
-    (proposals, "Groups"),
-    (proposals, "vectors_of"),
+    (model.model, "encode_labels"),
+    (exact, "codes_of"),
+    (exact, "first_equal"),
+    (exact, "Groups"),
+    (approximate, "Groups"),
+    (approximate, "vectors_of"),
     (faiss_index, "made_of"),
     (faiss.IndexHNSWFlat, "add"),
     (faiss.IndexIVFScalarQuantizer, "add"),
     (faiss.IndexIVFScalarQuantizer, "train"),
-    (label_texts.LabelTexts, "added"),
-    (label_texts.LabelTexts, "kept"),
-    (label_texts.LabelTexts, "renamed"),
+    (labels.LabelTexts, "added"),
+    (labels.LabelTexts, "kept"),
+    (labels.LabelTexts, "renamed"),
     (memory.TrainingMemory, "keep_labels"),
     (memory, "_binary"),
     (memory, "unit"),
@@ -186,7 +176,7 @@ def table(rows, seed=0):
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("after", [False, True])
 def test_a_milvus_index_is_as_before_whichever_call_fails(keep, after, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_xmc.milvus_index.SENT_AT_ONCE", 4)  # several messages, of which the last may fail
+    monkeypatch.setattr("hf_xmc.search.milvus_index.SENT_AT_ONCE", 4)  # several messages, of which the last may fail
     rows, queries, new = table(60), table(5, 1), table(10, 2)
     changes = {
         "add": lambda made: made.add(new),

@@ -12,8 +12,9 @@ from conftest import LABELS, make_static_encoder
 from sentence_transformers.base.evaluation import BaseEvaluator
 from transformers import TrainerCallback
 
-from hf_xmc import XMCTrainer, XMCTrainingArguments, checkpoints
-from hf_xmc.checkpoints import Session, newest, session_of, to_resume
+from hf_xmc import XMCTrainer, XMCTrainingArguments
+from hf_xmc.training import checkpoints
+from hf_xmc.training.checkpoints import Session, newest, session_of, to_resume
 
 
 class StopAfter(TrainerCallback):

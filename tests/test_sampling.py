@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_xmc.sampling import inclusion_probabilities, systematic_sample
+from hf_xmc.training.sampling import inclusion_probabilities, systematic_sample
 
 
 def test_probabilities_follow_importance_up_to_one():

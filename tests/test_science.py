@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 
 from hf_xmc import LabelIndex, static_encoder
-from hf_xmc.metrics import precision_at_k
+from hf_xmc.metrics.ranking import precision_at_k
 
 
 @pytest.fixture

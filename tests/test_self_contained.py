@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module
 
 from hf_xmc import XMCModel, XMCTrainer, XMCTrainingArguments
-from hf_xmc.self_contained import with_merged_adapters
+from hf_xmc.hub.self_contained import with_merged_adapters
 
 TEXTS = ["a red boat", "old oak tree", "dog and cat"]
 LORA = {"r": 2, "target_modules": ["query", "value"], "lora_dropout": 0.3, "init_lora_weights": False}

@@ -27,7 +27,6 @@ from hf_xmc import (
     XMCTrainer,
     XMCTrainingArguments,
     cli,
-    functional,
     in_batch_dataset,
     load_xmc,
     losses,
@@ -36,10 +35,11 @@ from hf_xmc import (
     static_encoder,
     with_phrases,
 )
-from hf_xmc.bank import LabelBank
-from hf_xmc.batching import LabelTable
-from hf_xmc.label_texts import LabelTexts, label_numbers
-from hf_xmc.negatives import AllLabels, MinedNegatives, Step
+from hf_xmc.data.labels import LabelTexts, label_numbers
+from hf_xmc.losses import functional
+from hf_xmc.training.batching import LabelTable
+from hf_xmc.training.label_bank import LabelBank
+from hf_xmc.training.negatives import AllLabels, MinedNegatives, Step
 
 TABLE, LABEL_OF = several_texts()
 FORMULAS = {

@@ -11,9 +11,9 @@ import pytest
 import torch
 from conftest import LABELS, best_of_texts, make_bert, make_bert_encoder, several_texts
 
-from hf_xmc import functional
+from hf_xmc.distributed import LabelShard
+from hf_xmc.losses import functional
 from hf_xmc.padding import pad
-from hf_xmc.sharding import LabelShard
 
 STEPS = Path(__file__).with_name("distributed_steps.py")
 

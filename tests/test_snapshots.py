@@ -7,8 +7,9 @@ from conftest import LABELS, make_bert_encoder, make_static_encoder
 from hub_server import Hub
 from sentence_transformers import SentenceTransformer
 
-from hf_xmc import XMCModel, hub
-from hf_xmc.snapshots import Snapshot
+from hf_xmc import XMCModel
+from hf_xmc.hub import repository
+from hf_xmc.hub.snapshots import Snapshot
 
 TEXTS = ["a red boat", "old oak tree"]
 NOWHERE = "http://127.0.0.1:9"
@@ -239,6 +240,6 @@ def test_a_cache_of_sentence_transformers_is_the_default(server, model, boats, g
 
 def test_a_folder_needs_no_hub(server, model, boats, tmp_path):
     server.reach(NOWHERE)
-    assert hub.find(tmp_path / "boats") == tmp_path / "boats"
+    assert repository.find(tmp_path / "boats") == tmp_path / "boats"
     assert XMCModel.from_pretrained(tmp_path / "boats", force_download=True).predict(TEXTS) == model.predict(TEXTS)
-    assert isinstance(hub.source("org/boats"), Snapshot)
+    assert isinstance(repository.source("org/boats"), Snapshot)

@@ -26,16 +26,16 @@ from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, Mu
 from sentence_transformers.sentence_transformer.modules import Router
 from sentence_transformers.util import cos_sim, dot_score, euclidean_sim
 
-import hf_xmc.in_batch
+import hf_xmc.training.in_batch
 from hf_xmc import (
     ExtremeMultilabelClassificationEvaluator,
     InBatchCollator,
     XMCData,
-    functional,
     in_batch_dataset,
     relevance_matrix,
     st_losses,
 )
+from hf_xmc.losses import functional
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +352,7 @@ def test_with_one_positive_each_softmax_is_the_loss_it_replaces():
 
 
 def test_the_doctests_hold():
-    for module, examples in ((st_losses, 3), (hf_xmc.in_batch, 2)):
+    for module, examples in ((st_losses, 3), (hf_xmc.training.in_batch, 2)):
         results = doctest.testmod(module)
         assert results.attempted >= examples
         assert results.failed == 0

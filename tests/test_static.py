@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from hf_xmc import XMCTrainer, XMCTrainingArguments, phrase_encoder, standalone, static_encoder, write_phrases
-from hf_xmc.static import hold_unknown
+from hf_xmc.encoders.static import hold_unknown
 
 TEXTS = ["a red boat", "a red boat sails", "a blue car"]
 

@@ -5,7 +5,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hf_xmc import blocks, functional, streaming
+from hf_xmc.losses import functional, streaming
+from hf_xmc.losses.streaming import score_blocks
 
 PAD = functional.IGNORE_INDEX
 LOSSES = {
@@ -28,7 +29,7 @@ def memory_budget(request, monkeypatch):
 @pytest.fixture
 def step(monkeypatch):
     """11 queries, 457 labels, every odd row; chunks of 100 labels do not divide them."""
-    monkeypatch.setattr(blocks, "CHUNK", 100)
+    monkeypatch.setattr(score_blocks, "CHUNK", 100)
     generator = torch.Generator().manual_seed(0)
     queries = torch.randn(11, 6, dtype=torch.float64, generator=generator)
     labels = torch.randn(457, 6, dtype=torch.float64, generator=generator)
@@ -160,8 +161,8 @@ def test_soft_top_k_from_one_label_to_all_of_them(step, k, memory_budget):
 @pytest.mark.parametrize(("k", "alpha"), [(1, 1.0), (5, 2.0), (5, 20.0), (100, 1.0)])
 def test_the_threshold_of_soft_top_k_takes_few_walks_over_the_labels(step, k, alpha, monkeypatch):
     walks = []
-    scores = blocks.ScoreBlock.scores
-    monkeypatch.setattr(blocks.ScoreBlock, "scores", lambda self: walks.append(self) or scores(self))
+    scores = score_blocks.ScoreBlock.scores
+    monkeypatch.setattr(score_blocks.ScoreBlock, "scores", lambda self: walks.append(self) or scores(self))
     queries, labels, positives, _ = step
     streaming.soft_top_k_loss(queries.float(), labels.float(), positives, k=k, alpha=alpha)
     assert 3 <= len(walks) <= 5  # for the list, for the start, and one to three Newton steps

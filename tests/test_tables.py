@@ -105,7 +105,7 @@ def test_a_pair_named_again_is_counted(tmp_path):
 
 
 def test_tables_of_many_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_xmc.formats.ROWS_A_BATCH", 3)
+    monkeypatch.setattr("hf_xmc.data.formats.ROWS_A_BATCH", 3)
     layouts.write_jsonl(tmp_path)
     data = load_xmc(tmp_path)
     assert [row["text"] for row in data.train] == [text for text, _ in layouts.TRAIN]
@@ -192,7 +192,7 @@ def with_column(folder, name, value, path=None):
 
 @pytest.mark.parametrize("case", OTHERS)
 def test_columns_that_nobody_reads_in_json_lines(case, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_xmc.formats.ROWS_A_BATCH", 3)
+    monkeypatch.setattr("hf_xmc.data.formats.ROWS_A_BATCH", 3)
     layouts.write_jsonl(tmp_path)
     for name in ("labels", "train", "test", "filter_pairs"):
         with_column(tmp_path, name, OTHERS[case])
@@ -203,7 +203,7 @@ def test_columns_that_nobody_reads_in_json_lines(case, tmp_path, monkeypatch):
 
 
 def test_a_column_whose_type_changes_between_batches_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_xmc.formats.ROWS_A_BATCH", 2)
+    monkeypatch.setattr("hf_xmc.data.formats.ROWS_A_BATCH", 2)
     layouts.write_jsonl(tmp_path)
     ids = ["a", "b", "c", 3, 4]
     layouts.write_lines(tmp_path / "labels.jsonl", [json.dumps({"label_id": i, "text": f"t{i}"}) for i in ids])

@@ -21,10 +21,10 @@ from hf_xmc import (
     XMCData,
     XMCTrainer,
     XMCTrainingArguments,
-    functional,
     losses,
     st_losses,
 )
+from hf_xmc.losses import functional
 
 LOSSES = {
     "decoupled": (losses.DecoupledSoftmaxLoss(0.7), lambda s, p, w: functional.decoupled_softmax_loss(s / 0.7, p, w)),

@@ -29,8 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_xmc import streaming
 from hf_xmc.cli import HelpFormatter
+from hf_xmc.losses import streaming
 
 MIB = 2**20
 DENSE_COPIES = {"decoupled": 4, "softmax": 4, "bce": 5, "soft_top_k": 7}  # matrices of B x L that the dense loss holds

@@ -23,14 +23,7 @@ from sentence_transformers import SentenceTransformer
 from subset import subset
 from transformers import set_seed
 
-from hf_xmc import (
-    ExtremeMultilabelClassificationEvaluator,
-    XMCData,
-    XMCTrainer,
-    XMCTrainingArguments,
-    load_xmc,
-    losses,
-)
+from hf_xmc import ExtremeMultilabelClassificationEvaluator, XMCData, XMCTrainer, XMCTrainingArguments, load_xmc, losses
 from hf_xmc.cli import HelpFormatter
 
 MODES = ("exact", "fresh", "bank", "mined")

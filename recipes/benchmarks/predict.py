@@ -140,7 +140,7 @@ def measure(options: argparse.Namespace, num_labels: int, threads: int) -> list[
     from datasets import Dataset
 
     from hf_xmc import ExtremeMultilabelClassificationEvaluator, LabelIndex, XMCModel, load_xmc
-    from hf_xmc.metrics import evaluate_ranking
+    from hf_xmc.metrics.ranking import evaluate_ranking
     from hf_xmc.topk import recall_of
 
     torch.set_num_threads(threads)

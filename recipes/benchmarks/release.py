@@ -67,7 +67,8 @@ def measure(stage: str, folder: Path, num_labels: int, embedding_dim: int) -> di
     """Seconds of a stage and bytes that it added to the peak of this process."""
     from sentence_transformers import SentenceTransformer
 
-    from hf_xmc import XMCModel, hub
+    from hf_xmc import XMCModel
+    from hf_xmc.hub import repository
 
     saved = folder / "saved"
     if stage == "save":
@@ -81,9 +82,9 @@ def measure(stage: str, folder: Path, num_labels: int, embedding_dim: int) -> di
     if stage == "save":
         model.save_pretrained(saved)
     elif stage == "push":
-        hub.push(saved, REPOSITORY)
+        repository.push(saved, REPOSITORY)
     elif stage == "pull":
-        hub.find(REPOSITORY)
+        repository.find(REPOSITORY)
     elif stage == "load":
         XMCModel.from_pretrained(REPOSITORY)
     else:

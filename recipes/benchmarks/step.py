@@ -23,7 +23,7 @@ from transformers import set_seed
 
 from hf_xmc import XMCData, XMCTrainer, XMCTrainingArguments, load_xmc, losses
 from hf_xmc.cli import HelpFormatter
-from hf_xmc.negatives import Candidates
+from hf_xmc.training.negatives import Candidates
 
 Work = dict[str, float]
 MEANS = ("cosine", "length", "embedded", "time", "work")

@@ -20,8 +20,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from hf_xmc import XMCData, load_xmc
 from hf_xmc.cli import HelpFormatter
-from hf_xmc.frequency import inverse_propensity
-from hf_xmc.metrics import evaluate_ranking
+from hf_xmc.metrics.frequency import inverse_propensity
+from hf_xmc.metrics.ranking import evaluate_ranking
 
 DEEP = 120  # places predicted, from which filter pairs are then taken out
 METRICS = ("P@1", "P@3", "P@5", "PSP@5", "nDCG@5", "R@10", "R@100")

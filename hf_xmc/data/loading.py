@@ -1,0 +1,257 @@
+"""Loading a data set, in whichever layout it comes, with everything in it checked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, get_dataset_config_names
+
+from hf_xmc.data import formats, prepared
+from hf_xmc.data.columns import ragged, texts_of
+from hf_xmc.data.dataset import XMCData
+from hf_xmc.data.formats import Rows
+from hf_xmc.data.labels import count_labels
+from hf_xmc.data.numbering import check_filter_pairs, refuse_other_numbers, refuse_repeated
+from hf_xmc.data.positives import check_positives, kept_positives
+from hf_xmc.data.prepared import PREPARED, SPLITS
+from hf_xmc.data.tables import LABELS, PAIRS, QUERIES, read_config, read_table
+
+
+def load_xmc(path: str | Path, *, revision: str | None = None, errors: str = "strict") -> XMCData:
+    """Load a data set, in whichever of these forms it comes.
+
+    * The raw files of the Extreme Classification Repository: ``lbl.json(.gz)``, ``trn.json(.gz)``, ``tst.json(.gz)``,
+      ``filter_labels_{train,test}.txt``. A text is ``title: content``.
+    * The layout of the paper's code: ``raw/Y.txt``, ``raw/{trn,tst}_X.txt``, ``Y.{trn,tst}.npz``, the filter files.
+    * A ``datasets`` repository of the Hub, or a local folder like one: config ``default`` with ``text``, ``label_ids``
+      and optionally ``label_scores``, config ``labels`` with ``text`` and optionally ``label_id``, and optionally
+      ``filter_pairs`` with ``row`` and ``label``.
+    * A folder of ``labels``, ``train`` and optionally ``validation``, ``test`` as ``.jsonl`` or ``.parquet`` with the
+      same columns.
+
+      In both, several rows of ``labels`` with one ``label_id`` are texts of one label, the first preferred. Label ids
+      are then numbers of labels, not of rows: they count in the order in which each ``label_id`` first occurs.
+    * What :meth:`XMCData.save` wrote.
+
+    ``label_ids`` are numbers of labels, counted from 0: row numbers of the label table if each label has one row.
+    Columns that are not named here are not read.
+
+    What is kept as it is, and counted in ``notes``: queries without labels, empty texts, label texts that occur twice,
+    texts beyond the first of their label.
+    What is mended and counted: a label named twice for a query (the larger score stays), a relevance of 0 (not a
+    positive), a byte order mark, a carriage return at the end of a line, a filter pair named twice. Everything else
+    that is wrong, such as a ``uid`` that two labels have, is an error with file and line. So are files that do not
+    belong together, such as a matrix with more columns than there are labels, and numbers whose meaning would be a
+    guess, such as a numeric ``label_id`` that is not the row number (:mod:`hf_xmc.data.numbering`).
+
+    Args:
+        path: A folder, or a data set of the Hub.
+        revision: The revision of the Hub's data set.
+        errors: ``"replace"`` replaces bytes that are not UTF-8, and counts them.
+
+    Raises:
+        ValueError: if the data set is not one of these, or anything in it is wrong.
+    """
+    if errors not in ("strict", "replace"):
+        raise ValueError(f"errors is 'strict' or 'replace', got {errors!r}.")
+    folder = Path(path)
+    if not folder.exists():
+        return _load_hub_layout(str(path), revision)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give the folder it is in.")
+    if (folder / PREPARED).exists():
+        return _load_prepared(folder)
+    if _either(folder, "lbl.json"):
+        return _load_raw(folder, errors)
+    if (folder / "raw" / "Y.txt").exists():
+        return _load_reference(folder, errors)
+    if _table_file(folder, "labels"):
+        return _load_tables(folder, errors)
+    if (folder / "README.md").exists():
+        return _load_hub_layout(str(folder), revision)
+    raise ValueError(
+        f"{folder} holds {sorted(p.name for p in folder.iterdir())[:20]}, which is no layout known here. Expected one "
+        "of: lbl.json(.gz) and trn.json(.gz); raw/Y.txt, raw/trn_X.txt and Y.trn.npz; labels.jsonl and train.jsonl "
+        f"(or .parquet); a README.md with the configs `default` and `labels`; {PREPARED}."
+    )
+
+
+def _load_raw(folder: Path, errors: str) -> XMCData:
+    notes: Counter[str] = Counter()
+    label_file = _either(folder, "lbl.json")
+    train_file, test_file = _either(folder, "trn.json"), _either(folder, "tst.json")
+    if label_file is None or train_file is None:
+        raise ValueError(f"{folder} has lbl.json(.gz) but no trn.json(.gz).")
+    texts, ids = formats.read_json_labels(label_file, notes, errors)
+    labels = _label_table(texts, ids, str(folder), notes)
+    refuse_repeated(labels, lambda row: f"{label_file}:{row + 1}")
+    splits = {"train": formats.read_json_rows(train_file, notes, errors)}
+    if test_file:
+        splits["test"] = formats.read_json_rows(test_file, notes, errors)
+    return _assemble(labels, splits, _text_filters(folder, splits, len(labels), notes), notes)
+
+
+def _load_reference(folder: Path, errors: str) -> XMCData:
+    notes: Counter[str] = Counter()
+    label_file = folder / "raw" / "Y.txt"
+    texts = formats.read_texts(label_file, notes, errors)
+    labels = _label_table(texts, range(len(texts)), str(folder), notes)
+    splits = {}
+    for name, short in (("train", "trn"), ("test", "tst")):
+        text_file, relevance = folder / "raw" / f"{short}_X.txt", folder / f"Y.{short}.npz"
+        for one, other in ((text_file, relevance), (relevance, text_file)):
+            if one.exists() and not other.exists():
+                raise ValueError(f"{one} is there, but {other} is not.")
+        if text_file.exists():
+            splits[name] = formats.read_text_rows(text_file, relevance, label_file, len(texts), notes, errors)
+    if "train" not in splits:
+        raise ValueError(f"{folder} has raw/Y.txt but no raw/trn_X.txt.")
+    return _assemble(labels, splits, _text_filters(folder, splits, len(labels), notes), notes)
+
+
+def _load_tables(folder: Path, errors: str) -> XMCData:
+    files = {name: path for name in ("labels", *SPLITS) if (path := _table_file(folder, name))}
+    if "train" not in files:
+        raise ValueError(f"{folder} has a labels table but no train.jsonl or train.parquet.")
+    notes: Counter[str] = Counter()
+    loaded = {
+        name: read_table(path, LABELS if name == "labels" else QUERIES, f"{folder}, {name}", notes, errors)
+        for name, path in files.items()
+    }
+    pairs = _table_file(folder, "filter_pairs")
+    filters = {"test": read_table(pairs, PAIRS, f"{folder}, filter_pairs", notes, errors)} if pairs else {}
+    return _from_datasets(str(folder), loaded.pop("labels"), loaded, filters, notes)
+
+
+def _load_hub_layout(name: str, revision: str | None) -> XMCData:
+    try:
+        configs = get_dataset_config_names(name, revision=revision)
+    except (FileNotFoundError, ConnectionError) as error:
+        raise ValueError(f"{name!r} is neither a folder here nor a data set of the Hub in reach ({error}).") from None
+    if not {"default", "labels"} <= set(configs):
+        raise ValueError(f"{name} has the configs {configs}; expected `default` (queries) and `labels`.")
+    notes: Counter[str] = Counter()
+    labels = read_config(name, "labels", LABELS, revision, notes)
+    if len(labels) != 1:
+        raise ValueError(f"{name}, labels: expected one split, got {', '.join(labels)}: which one holds the labels?")
+    splits = read_config(name, "default", QUERIES, revision, notes)
+    filters = read_config(name, "filter_pairs", PAIRS, revision, notes) if "filter_pairs" in configs else {}
+    return _from_datasets(name, next(iter(labels.values())), splits, filters, notes)
+
+
+def _from_datasets(
+    name: str,
+    labels: Dataset,
+    splits: dict[str, Dataset],
+    filters: dict[str, Dataset],
+    notes: Counter[str],
+) -> XMCData:
+    ids: Iterable[object] = range(len(labels))
+    column: pa.ChunkedArray | None = None
+    if "label_id" in labels.column_names:
+        column = labels.with_format("arrow").select_columns("label_id")[:]["label_id"]
+        if column.null_count:
+            raise ValueError(f"{name}, labels, row {column.is_null().index(True).as_py()}: no label_id.")
+        ids = column.to_pylist()
+    where = f"{name}, labels, row "
+    named = _label_table(texts_of(labels, where), ids, name, notes)
+    rows: dict[str, Rows] = {}
+    for split, dataset in splits.items():
+        if split not in SPLITS:
+            raise ValueError(f"{name} has a split {split!r}; expected {', '.join(SPLITS)}.")
+        where = f"{name}, {split}, row "
+        offsets, label_ids, scores = ragged(dataset, where)
+        rows[split] = Rows(texts_of(dataset, where), offsets, label_ids, scores, (where + "{}").format)
+    if "train" not in rows:
+        raise ValueError(f"{name} has no split train; it has {', '.join(rows)}.")
+    if column is not None:
+        used = np.concatenate([split.label_ids for split in rows.values()])
+        refuse_other_numbers(column, used, f"{name}, labels")
+    pairs = {}
+    for split, dataset in filters.items():
+        table, where = dataset.with_format("arrow")[:], f"{name}, filter_pairs of {split}"
+        if not all(pa.types.is_integer(column.type) and not column.null_count for column in table.columns):
+            raise ValueError(f"{where}: expected whole numbers, row and label, and no gaps.")
+        given = np.stack([np.asarray(column, dtype=np.int64) for column in table.columns], axis=1)
+        check_filter_pairs(given, len(rows[split].texts) if split in rows else 0, count_labels(named), where)
+        pairs[split] = np.unique(given, axis=0)
+        _count(notes, f"filter_pairs of {split}: pairs named again", len(given) - len(pairs[split]))
+    return _assemble(named, rows, pairs, notes)
+
+
+def _load_prepared(folder: Path) -> XMCData:
+    parts = prepared.read(folder)
+    try:
+        return XMCData(**parts.tables, filter_pairs=parts.filter_pairs, notes=parts.notes)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+
+
+def _text_filters(folder: Path, splits: dict[str, Rows], num_labels: int, notes: Counter[str]) -> dict[str, np.ndarray]:
+    """Read the files of filter pairs that stand beside the texts; a split that is missing has no rows."""
+    return {
+        name: formats.read_filter_pairs(path, len(splits[name].texts) if name in splits else 0, num_labels, notes)
+        for name in SPLITS
+        if (path := folder / f"filter_labels_{name}.txt").exists()
+    }
+
+
+def _label_table(texts: pa.ChunkedArray, ids: Iterable[object], name: str, notes: Counter[str]) -> Dataset:
+    """Check the labels that a reader read, and make a data set of them."""
+    if not len(texts):
+        raise ValueError(f"{name}: there is no label.")
+    labels = Dataset(pa.table({"label_id": pa.array(map(str, ids), pa.string()), "text": texts}))
+    _count(notes, "labels: texts beyond the first of their label", len(texts) - count_labels(labels))
+    _count(notes, "labels: texts that occur again", len(texts) - pc.count_distinct(texts).as_py())
+    _count(notes, "labels: empty texts", _num_empty(texts))
+    return labels
+
+
+def _assemble(labels: Dataset, splits: dict[str, Rows], pairs: dict[str, np.ndarray], notes: Counter[str]) -> XMCData:
+    """Check the queries that a reader read, and make data sets of them."""
+    datasets = {name: _checked(rows, count_labels(labels), name, notes) for name, rows in splits.items()}
+    return XMCData(labels=labels, filter_pairs=pairs, notes=dict(notes), **datasets)
+
+
+def _checked(rows: Rows, num_labels: int, name: str, notes: Counter[str]) -> Dataset:
+    offsets, label_ids = rows.offsets.astype(np.int64), rows.label_ids.astype(np.int64)
+    check_positives(offsets, label_ids, rows.scores, num_labels, rows.where)
+    keep, zeros, repeated = kept_positives(offsets, label_ids, rows.scores, num_labels)
+    _count(notes, f"{name}: relevance 0, not a positive", zeros)
+    _count(notes, f"{name}: label named again for a query", repeated)
+    row_of = np.repeat(np.arange(len(rows.texts)), np.diff(offsets))
+    counts = np.bincount(row_of[keep], minlength=len(rows.texts))
+    _count(notes, f"{name}: queries without labels", int((counts == 0).sum()))
+    _count(notes, f"{name}: empty texts", _num_empty(rows.texts))
+
+    new_offsets = pa.array(np.concatenate([[0], counts.cumsum()]), pa.int32())
+    columns = {
+        "text": rows.texts,
+        "label_ids": pa.ListArray.from_arrays(new_offsets, pa.array(label_ids[keep].astype(np.int32))),
+    }
+    if rows.scores is not None and not (rows.scores[keep] == 1).all():
+        columns["label_scores"] = pa.ListArray.from_arrays(new_offsets, pa.array(rows.scores[keep]))
+    return Dataset(pa.table(columns))
+
+
+def _num_empty(texts: pa.ChunkedArray) -> int:
+    empty: int = pc.sum(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0)).as_py() or 0
+    return empty
+
+
+def _count(notes: Counter[str], what: str, number: int) -> None:
+    if number:
+        notes[what] += number
+
+
+def _either(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / f"{name}.gz", folder / name) if path.exists()), None)
+
+
+def _table_file(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / f"{name}.jsonl", folder / f"{name}.parquet") if path.exists()), None)

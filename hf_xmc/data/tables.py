@@ -1,0 +1,187 @@
+"""Readers of tables, in files and in repositories of the Hub. Only the columns that are needed are read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, DownloadConfig, DownloadManager, load_dataset, load_dataset_builder
+from datasets.exceptions import DatasetGenerationError
+
+from hf_xmc.data import formats
+from hf_xmc.data.formats import list_of, object_of, parse, parse_json, read_lines
+
+
+class Columns(NamedTuple):
+    """The columns of a table that are read."""
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+    def among(self, names: Collection[str], where: str) -> list[str]:
+        """Return those that a table with these column names has, in a fixed order.
+
+        Raises:
+            ValueError: if a required one is missing.
+        """
+        if missing := sorted(set(self.required) - set(names)):
+            raise ValueError(f"{where}: no column {', '.join(missing)}; there are {', '.join(names) or 'none'}.")
+        return [name for name in (*self.required, *self.optional) if name in names]
+
+
+QUERIES = Columns(("text", "label_ids"), ("label_scores",))
+LABELS = Columns(("text",), ("label_id",))
+PAIRS = Columns(("row", "label"))
+
+TYPES = {"text": pa.string(), "label_ids": pa.list_(pa.int64()), "label_scores": pa.list_(pa.float64())}
+NUMBERS = {"label_ids": int, "label_scores": (int, float)}  # in the lists of a column
+
+
+def read_table(path: Path, columns: Columns, where: str, notes: Counter[str], errors: str = "strict") -> Dataset:
+    """Read the given columns of a ``.jsonl``, ``.json`` or ``.parquet`` file; ``where`` names the table.
+
+    Raises:
+        ValueError: if the file is damaged, a required column is missing, or a value of a column that is read has
+            another type. Columns that are not read may hold anything.
+    """
+    if path.suffix == ".parquet":
+        return _read_parquet(path, columns, where)
+    return _read_json(path, columns, where, notes, errors)
+
+
+def read_config(
+    name: str, config: str, columns: Columns, revision: str | None, notes: Counter[str]
+) -> dict[str, Dataset]:
+    """Read the given columns of one config of a repository, or of a folder like one, split by split.
+
+    Raises:
+        ValueError: as in :func:`read_table`; if a split has not as many rows as the card says; or if ``datasets``
+            cannot read a file of another format.
+    """
+    builder = load_dataset_builder(name, config, revision=revision)
+    files = {str(split): list(urls) for split, urls in (builder.config.data_files or {}).items()}
+    endings = {Path(url.removesuffix(".gz")).suffix for urls in files.values() for url in urls}
+    if not files or not endings <= {".parquet", ".json", ".jsonl"} or getattr(builder.config, "field", None):
+        return _read_other(name, config, columns, revision)
+    manager = DownloadManager(builder.dataset_name, download_config=DownloadConfig(token=builder.token))
+    tables = {}
+    for split, urls in files.items():
+        where = f"{name}, {split if columns is QUERIES else config}"
+        parts = [read_table(Path(path), columns, where, notes).data.table for path in manager.download(urls)]
+        tables[split] = Dataset(_joined(parts, where))
+        said = (builder.info.splits or {}).get(split)
+        if said is not None and said.num_examples not in (None, len(tables[split])):
+            raise ValueError(
+                f"{where}: the files have {len(tables[split])} rows, and the card says {said.num_examples}. Is a file "
+                "missing, or is the card that of another version?"
+            )
+    return tables
+
+
+def _read_other(name: str, config: str, columns: Columns, revision: str | None) -> dict[str, Dataset]:
+    """Read a config in a format that ``datasets`` has to read."""
+    try:
+        splits = load_dataset(name, config, revision=revision)
+    except (DatasetGenerationError, pa.ArrowException) as error:
+        raise ValueError(f"{name}, {config}: not a readable table ({error.__cause__ or error}).") from None
+    return {
+        str(split): table.select_columns(columns.among(table.column_names, f"{name}, {split}"))
+        for split, table in splits.items()
+    }
+
+
+def _read_parquet(path: Path, columns: Columns, where: str) -> Dataset:
+    with _readable(path):
+        file = pq.ParquetFile(path, memory_map=True)
+    with file:
+        chosen = columns.among(file.schema_arrow.names, where)
+        with _readable(path):
+            table = file.read(columns=chosen).select(chosen)
+            return Dataset(table.replace_schema_metadata(None))  # metadata that describe the other columns, too
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:  # ValueError: a type that `datasets` lacks
+        raise ValueError(f"{path}: not a readable table ({error}).") from None
+
+
+def _read_json(path: Path, columns: Columns, where: str, notes: Counter[str], errors: str) -> Dataset:
+    """Read JSON objects, one per line or in an array. The keys of the first are the columns."""
+    tables: list[pa.Table] = []
+    records: list[dict[str, Any]] = []
+    chosen: list[str] | None = None
+    text_ids: bool | None = None  # whether the first label_id is text
+
+    def flush() -> None:
+        try:
+            arrays = [pa.array([record[name] for record in records], TYPES.get(name)) for name in chosen or ()]
+        except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
+            first = sum(map(len, tables)) + 1
+            raise ValueError(
+                f"{path}:{first}: here, or in the {len(records) - 1} lines that follow, values that fit no column "
+                f"({error})."
+            ) from None
+        tables.append(pa.table(arrays, names=chosen))
+        records.clear()
+
+    for record, line in _records(path, notes, errors):
+        chosen = columns.among(record, where) if chosen is None else chosen
+        if late := sorted(set(columns.optional) & record.keys() - set(chosen)):
+            raise ValueError(f"{line}: {', '.join(late)}, which the first line does not have.")
+        kept = {name: record.get(name) for name in chosen}
+        for name, value in kept.items():
+            if value is not None:
+                _check_value(name, value, line)
+        if (label_id := kept.get("label_id")) is not None:
+            text_ids = isinstance(label_id, str) if text_ids is None else text_ids
+            if isinstance(label_id, str) != text_ids:
+                raise ValueError(f"{line}: label_id is {label_id!r}, but others are not: write all as text.")
+        records.append(kept)
+        if len(records) == formats.ROWS_A_BATCH:
+            flush()
+    if chosen is None:
+        columns.among((), where)  # an empty file has none
+    if records:
+        flush()
+    return Dataset(_joined(tables, str(path)))
+
+
+def _records(path: Path, notes: Counter[str], errors: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield each object of a file with its place."""
+    lines = read_lines(path, notes, errors)
+    first = next(lines, None)
+    lines = lines if first is None else chain([first], lines)
+    if first and path.name.removesuffix(".gz").endswith(".json") and first[0].lstrip().startswith("["):
+        content = "\n".join(text for text, _ in lines)
+        for number, value in enumerate(parse_json(content, str(path))):
+            where = f"{path}, object {number}"
+            yield object_of(value, where), where
+    else:
+        for text, where in lines:
+            yield parse(text, where), where
+
+
+def _check_value(name: str, value: object, where: str) -> None:
+    """Raise if a value of a JSON object has a type that its column cannot have."""
+    if name == "text" and not isinstance(value, str):
+        raise ValueError(f"{where}: text is {value!r:.80}; expected a string.")
+    if name == "label_id" and (isinstance(value, bool) or not isinstance(value, str | int | float)):
+        raise ValueError(f"{where}: label_id is {value!r:.80}; expected a string.")
+    if name in NUMBERS:
+        list_of({name: value}, name, NUMBERS[name], where)
+
+
+def _joined(tables: Sequence[pa.Table], where: str) -> pa.Table:
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise ValueError(f"{where}: parts of a column have different types ({error}).") from None

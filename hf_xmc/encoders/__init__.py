@@ -1,0 +1,1 @@
+"""Encoders made from the texts at hand, and how texts become embeddings."""

@@ -1,0 +1,146 @@
+"""Encoder, index and metrics together, as an evaluator of sentence-transformers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from datasets import Dataset
+from numpy.typing import ArrayLike
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import BaseEvaluator
+
+from hf_xmc.data.columns import strings_of
+from hf_xmc.data.dataset import XMCData
+from hf_xmc.data.labels import LabelTexts
+from hf_xmc.encoders.encode import encode_labels, encode_queries
+from hf_xmc.metrics.frequency import PROPENSITY_PRESETS, inverse_propensity
+from hf_xmc.metrics.ranking import evaluate_ranking
+from hf_xmc.search.exact import LabelIndex, of_recognised
+from hf_xmc.search.grouped import label_index
+from hf_xmc.topk import TopK
+
+logger = logging.getLogger(__name__)
+
+
+class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
+    """P@k, nDCG@k and R@k of an encoder on queries whose labels are known, by exact search.
+
+    Works as ``evaluator=`` of any sentence-transformers trainer, where encoding is shared among the processes. The
+    metrics land in the model's card under the task that this class is named after.
+
+    Args:
+        texts: ``N`` queries.
+        relevance: sparse ``(N, L)``.
+        labels: ``L`` label texts, or a data set with a column ``text`` and optionally ``label_id``. An id in several
+            rows is one label, which scores as the best of its texts.
+        filter_pairs: ``(M, 2)`` pairs (row, label) left out of the predictions.
+        inverse_propensity: ``(L,)``, for PSP@k, PSnDCG@k and PSR@k in addition.
+        name: a prefix of the metrics' names.
+        primary_metric: what a trainer compares checkpoints by.
+        p_at, ndcg_at, recall_at, batch_size: the k of each metric; texts encoded at a time.
+        write_csv: append the metrics of each call to ``csv_file`` in its ``output_path``, as stock evaluators do.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        relevance: sp.csr_array,
+        labels: Sequence[str] | Dataset,
+        *,
+        filter_pairs: np.ndarray | None = None,
+        inverse_propensity: ArrayLike | None = None,
+        name: str = "",
+        primary_metric: str = "P@5",
+        p_at: Sequence[int] = (1, 3, 5),
+        ndcg_at: Sequence[int] = (5,),
+        recall_at: Sequence[int] = (10, 100),
+        batch_size: int = 1024,
+        write_csv: bool = True,
+    ) -> None:
+        super().__init__()
+        texts = strings_of(texts, "a list of query texts", "query")
+        self.table, _ = LabelTexts.of(labels)
+        if relevance.shape != (len(texts), len(self.table)):
+            raise ValueError(
+                f"relevance has shape {relevance.shape}; expected ({len(texts)}, {len(self.table)}): a row for each "
+                "query, a column for each label."
+            )
+        self.texts, self.relevance, self.labels = texts, relevance, labels
+        self.filter_pairs, self.inverse_propensity = filter_pairs, inverse_propensity
+        self.name, self.primary_metric, self.batch_size = name, primary_metric, batch_size
+        self.p_at, self.ndcg_at, self.recall_at = p_at, ndcg_at, recall_at
+        self.max_k = max([*p_at, *ndcg_at, *recall_at])
+        self.write_csv = write_csv
+        self.csv_file = f"Extreme-Multilabel-Classification_evaluation{name and '_' + name}_results.csv"
+
+    @classmethod
+    def from_data(
+        cls, data: XMCData, split: str, *, propensity: str = "default", **kwargs: Any
+    ) -> ExtremeMultilabelClassificationEvaluator:
+        """The evaluator of a split, with its filter pairs; propensities are those of the training queries.
+
+        Args:
+            data, split: what to evaluate on.
+            propensity: preset of A and B, see :data:`hf_xmc.metrics.frequency.PROPENSITY_PRESETS`.
+            kwargs: as in the class.
+        """
+        if propensity not in PROPENSITY_PRESETS:
+            raise ValueError(f"propensity is one of {', '.join(PROPENSITY_PRESETS)}, got {propensity!r}.")
+        a, b = PROPENSITY_PRESETS[propensity]
+        return cls(
+            list(data.split(split)["text"]),
+            data.relevance(split),
+            data.labels,
+            filter_pairs=data.filter_pairs.get(split),
+            inverse_propensity=inverse_propensity(data.label_counts(), len(data.train), a, b),
+            **kwargs,
+        )
+
+    def __call__(
+        self, model: SentenceTransformer, output_path: str | None = None, epoch: float = -1, steps: int = -1
+    ) -> dict[str, float]:
+        metrics = self.score(self.predict(model))
+        if output_path is not None and self.write_csv:
+            self._append_to_csv(Path(output_path), {"epoch": epoch, "steps": steps, **metrics})
+        metrics = self.prefix_name_to_metrics(metrics, self.name)
+        self.store_metrics_in_model_card_data(model, metrics, epoch, steps)  # type: ignore[arg-type]
+        return metrics
+
+    def _append_to_csv(self, folder: Path, row: dict[str, float]) -> None:
+        """Append a row under a header of its columns: a file that has another header is left as it is."""
+        folder.mkdir(parents=True, exist_ok=True)
+        header = ",".join(row)
+        for number in count(1):
+            path = folder / (self.csv_file if number == 1 else f"{Path(self.csv_file).stem}-{number}.csv")
+            new = not path.exists()
+            if new or path.read_text(encoding="utf-8").partition("\n")[0] == header:
+                break
+            logger.warning("%s has other columns than %s: the metrics go to another file.", path, header)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{header}\n" * new + ",".join(map(str, row.values())) + "\n")
+
+    def predict(self, model: SentenceTransformer) -> TopK:
+        """Return the best labels of every query, filter pairs left out; none if the query embeds to zero."""
+        labels = encode_labels(model, self.table.texts["text"], self.batch_size).float().cpu()
+        queries = encode_queries(model, self.texts, self.batch_size).float().cpu()
+        found = label_index(LabelIndex(labels), self.table).search(queries, self.max_k, exclude=self.filter_pairs)
+        return of_recognised(found, queries)
+
+    def score(self, predictions: TopK) -> dict[str, float]:
+        return evaluate_ranking(
+            predictions.label_ids,
+            self.relevance,
+            inverse_propensity=self.inverse_propensity,
+            p_at=self.p_at,
+            ndcg_at=self.ndcg_at,
+            recall_at=self.recall_at,
+        )
+
+    def get_config_dict(self) -> dict[str, Any]:
+        return {"num_queries": len(self.texts), "num_labels": len(self.table)}

@@ -1,0 +1,172 @@
+"""What makes an encoder load on another machine: no adapter of another model, and no code or file from elsewhere."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import nn
+
+from hf_xmc.hub.manifest import LOADED, is_adapter
+
+STOCK = "sentence_transformers."
+
+
+def adapters_of(encoder: nn.Module) -> list[str]:
+    """Return the kinds of the active PEFT adapters, such as ``["LORA"]``; inactive and disabled ones do not count."""
+    if "peft" not in sys.modules:
+        return []
+    kinds = set()
+    for module in encoder.modules():
+        if configs := _configs_of(module):
+            layers: list[Any] = [
+                layer for layer in module.modules() if _is_peft(layer) and hasattr(layer, "active_adapters")
+            ]
+            active = {name for layer in layers if not layer.disable_adapters for name in layer.active_adapters}
+            kinds |= {str(getattr(configs[name].peft_type, "value", "")) for name in active if name in configs}
+    return sorted(kinds)
+
+
+def with_merged_adapters(encoder: SentenceTransformer) -> SentenceTransformer:
+    """Return the encoder with its active PEFT adapters merged into the weights, on the CPU; it is not changed itself.
+
+    An adapter is saved without the model that it adapts, and with the name or the path of that model on this machine.
+    Merged, the encoder embeds as before, up to rounding, and loads without that model and without ``peft``. Adapters
+    that are inactive or disabled are left out, as they are in ``encode``. Without any adapter, the encoder itself is
+    returned.
+
+    Raises:
+        ValueError: if an adapter cannot be merged, such as prompt tuning, or if the weights are quantised.
+    """
+    if "peft" not in sys.modules:  # nothing can hold an adapter
+        return encoder
+    merged: dict[int, nn.Module] = {}  # a module that stands in several places is merged once
+
+    def rebuilt(module: nn.Module) -> nn.Module:
+        if id(module) not in merged:
+            if _configs_of(module):
+                merged[id(module)] = _merged(module)
+            else:
+                children = {name: None if child is None else rebuilt(child) for name, child in module._modules.items()}
+                same = all(children[name] is child for name, child in module._modules.items())
+                merged[id(module)] = module if same else _with_children(module, children)
+        return merged[id(module)]
+
+    return rebuilt(encoder)  # type: ignore[return-value]
+
+
+def _with_children(module: nn.Module, children: dict[str, nn.Module | None]) -> nn.Module:
+    new = copy.copy(module)
+    new._modules = children
+    return new
+
+
+def _configs_of(module: nn.Module) -> dict[str, Any]:
+    """Return the settings of the adapters that a model holds: one of PEFT, or one of transformers with layers of it."""
+    configs = getattr(module, "peft_config", None)
+    return configs if isinstance(configs, dict) else {}
+
+
+def _is_peft(module: nn.Module) -> bool:
+    return type(module).__module__.partition(".")[0] == "peft"
+
+
+def _merged(module: Any) -> nn.Module:
+    configs = _configs_of(module)
+    kinds = ", ".join(
+        sorted({str(getattr(config.peft_type, "value", config.peft_type)) for config in configs.values()})
+    )
+    refusal = (
+        f"the encoder has an adapter ({kinds}) that cannot be merged into its weights, and an adapter alone does not "
+        "load on another machine"
+    )
+    help_ = "Nothing was saved. Train an adapter that can be merged, such as LoRA, or save a copy without it."
+    if any(getattr(config, "is_prompt_learning", False) for config in configs.values()):
+        raise ValueError(f"{refusal}: its tokens are put before each text. {help_}")
+    model: Any = module.get_base_model() if hasattr(module, "get_base_model") and _is_peft(module) else module
+    if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
+        raise ValueError(
+            f"{refusal}: the weights are quantised, so merging would round it away. Nothing was saved. Load the base "
+            "model without quantisation, load the adapter into it, and save that."
+        )
+    with torch.no_grad():
+        memo = {id(p): nn.Parameter(p.detach().to("cpu", copy=True), p.requires_grad) for p in model.parameters()}
+        memo |= {id(b): b.detach().to("cpu", copy=True) for b in model.buffers()}
+        model = copy.deepcopy(model, memo)
+        try:
+            _unload(model)
+        except Exception as error:  # each kind of adapter refuses in its own way
+            raise ValueError(f"{refusal} ({type(error).__name__}: {error}). {help_}") from error
+    if left := sorted({type(layer).__name__ for layer in model.modules() if _is_peft(layer)}):
+        raise ValueError(f"{refusal}: {', '.join(left)} would be left. {help_}")
+    if "peft_config" in vars(model):
+        del model.peft_config
+    model._hf_peft_config_loaded = False
+    return model
+
+
+def _unload(module: nn.Module) -> None:
+    """Put in the place of each layer of PEFT the layer it stands for, with its active adapters merged in."""
+    for name, child in list(module._modules.items()):
+        if child is not None and _is_peft(child):
+            setattr(module, name, _unloaded(child))
+        elif child is not None:
+            _unload(child)
+
+
+def _unloaded(layer: Any) -> Any:
+    enabled = not layer.disable_adapters
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*already.*merged")  # by the user: they are in the weights as they are
+        if hasattr(layer, "original_module"):  # trained in the place of the original, or around it
+            if not enabled:
+                return layer.original_module
+            return layer.unload_and_optionally_merge_module(True, True, None)
+        if enabled:
+            layer.merge(safe_merge=True)
+        elif layer.merged:
+            layer.unmerge()
+        return layer.get_base_layer()
+
+
+def refuse_what_points_outside(folder: Path) -> None:
+    """Check a folder into which an encoder was saved: nothing in it may need code or a file from elsewhere.
+
+    Raises:
+        ValueError: if it holds an adapter, a module that is not one of sentence-transformers, code, a reference to
+            code, or a file that no release may hold.
+    """
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() or path.is_symlink()):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            raise ValueError(f"{name} is a link: a release holds its files itself.")
+        if is_adapter(name):
+            raise ValueError(f"{name} is of an adapter, which does not load without its base model: merge it first.")
+        if PurePosixPath(name).suffix not in LOADED and name != "README.md":
+            raise ValueError(
+                f"the encoder saves {name}, and a release holds {', '.join(sorted(LOADED))} and nothing else. Load the "
+                'encoder with backend="torch", and without code of its own.'
+            )
+        if path.suffix == ".json":
+            for reference in _references(json.loads(path.read_text(encoding="utf-8")), path.name):
+                raise ValueError(
+                    f"{name} names {reference}, which is code that no release holds and that does not load without "
+                    "`trust_remote_code`: build the encoder of modules of sentence-transformers and transformers."
+                )
+
+
+def _references(content: Any, name: str) -> Iterator[str]:
+    """Yield the code that a file of settings names outside of the two libraries."""
+    if name == "modules.json":
+        yield from (module["type"] for module in content if not module["type"].startswith(STOCK))
+    elif name == "router_config.json":
+        yield from (kind for kind in content["types"].values() if not kind.startswith(STOCK))
+    elif isinstance(content, dict) and name.endswith("config.json") and content.get("auto_map"):
+        yield f"auto_map {json.dumps(content['auto_map'])}"

@@ -1,0 +1,10 @@
+"""PSR@k of extreme multi-label classification; see hf_xmc.metrics."""
+
+import hf_xmc.metrics
+import hf_xmc.metrics.hf_evaluate
+
+
+class XMCPsr(hf_xmc.metrics.hf_evaluate.RankingMetric):
+    name = "PSR"
+    function = staticmethod(hf_xmc.metrics.psr_at_k)
+    inputs = "inverse_propensity: one number per label, from hf_xmc.frequency.inverse_propensity."

@@ -1,0 +1,1 @@
+"""Indexes of label embeddings, exact and approximate, and the memory of training queries."""

@@ -1,0 +1,148 @@
+"""What takes long to build of a FAISS index, as plain tables: a graph, or the lists that vectors were put into.
+
+FAISS trusts a file that it reads, and a graph that leads out of its table leads out of memory. So none of its files is
+ever read: tables are looked through, and put into an index that was made here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import faiss
+import numpy as np
+
+from hf_xmc.search.equal_rows import fingerprint
+from hf_xmc.search.faiss_factory import MOST_LINKS, inner_of, transformed
+
+_NUMBER = r"([1-9]\d{0,8})"
+_SCALARS = r"Flat|SQ4|SQ6|SQ8|SQfp16|SQbf16"
+_CODES = rf"(?:{_SCALARS}|PQ{_NUMBER}(?:x4)?)"
+FACTORY = re.compile(rf"(?:PCAR?{_NUMBER},)?(?:(?:IVF{_NUMBER},)?{_CODES}|HNSW{_NUMBER}(?:[_,](?:{_SCALARS}))?)")
+LISTS = (faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ)
+
+
+def checked_settings(said: Any, num_labels: int, embedding_dim: int) -> dict[str, Any]:
+    """``factory``, ``effort`` and ``refine`` as a file says them, once their memory is known to have a bound.
+
+    Raises:
+        ValueError: others.
+    """
+    said = said if isinstance(said, dict) else {}
+    factory, effort, refine = (said.get(name) for name in ("factory", "effort", "refine"))
+    if not all(type(number) is int and 0 < number <= 2**16 for number in (effort, refine)):
+        raise ValueError(f"an index of effort {effort!r} and refine {refine!r} is not made of what a file says")
+    most_bytes(str(factory), num_labels, embedding_dim)
+    return {"factory": factory, "effort": effort, "refine": refine}
+
+
+def most_bytes(factory: str, num_labels: int, embedding_dim: int) -> int:
+    """What the tables of such an index of ``num_labels`` vectors take at most.
+
+    Raises:
+        ValueError: a factory string that has no bound here: it is made up of ``PCA32,`` or ``PCAR32,`` or neither, and
+            ``HNSW32``, ``IVF1024,`` with codes, or codes: ``Flat``, ``SQ8``, ``PQ16``; with numbers that make sense.
+    """
+    found = FACTORY.fullmatch(factory)
+    reduced, lists, _, links = (int(number or 0) for number in found.groups()) if found else (0, 0, 0, 0)
+    if not found or reduced > embedding_dim or lists > num_labels or links > MOST_LINKS or links == 1:
+        raise ValueError(f"an index {factory!r} of {num_labels} labels is none that is made of what a file says")
+    # A node has 2 M links, and M more on each level above; one in M rises a level.
+    return 2**16 + 4 * num_labels * (1 + 4 * links) + 4 * lists * (embedding_dim + 1)
+
+
+def state_of(index: Any, vectors: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the tables of an index of ``vectors`` that spare :func:`restore` the work; none of one built as fast.
+
+    All have ``metric``, (2,): that and the dimension; and ``vectors``, (32,): the SHA-256 of what it was made of. A
+    graph has ``levels`` (N,), the ``entry_point``, and ``neighbors``, those of each node one after the other, -1 if
+    there are fewer. Lists have ``centroids`` and ``lists`` (N,), the list of each vector.
+    """
+    inner = inner_of(index)
+    metric = np.array([inner.metric_type, inner.d], dtype=np.int32)
+    if isinstance(inner, faiss.IndexHNSW):
+        graph = inner.hnsw
+        tables = {name: faiss.vector_to_array(getattr(graph, name)) for name in ("levels", "neighbors")}
+        entry_point = np.array([graph.entry_point], dtype=np.int32)
+        return {**tables, "entry_point": entry_point, "metric": metric, "vectors": _digest(vectors)}
+    if isinstance(inner, LISTS):
+        lists = np.empty(inner.ntotal, dtype=np.int32)
+        for number in range(inner.nlist):
+            if size := inner.invlists.list_size(number):
+                lists[faiss.rev_swig_ptr(inner.invlists.get_ids(number), size)] = number
+        centroids = inner.quantizer.reconstruct_n(0, inner.nlist)
+        return {"centroids": centroids, "lists": lists, "metric": metric, "vectors": _digest(vectors)}
+    return {}
+
+
+def restore(index: Any, vectors: np.ndarray, state: Mapping[str, np.ndarray]) -> None:
+    """Fill an index that is new with ``vectors`` (N, D), by the tables that :func:`state_of` gave.
+
+    Raises:
+        ValueError: if they are not those of such an index of these vectors.
+    """
+    inner = inner_of(index)
+    if list(_table(state, "metric", np.int32, (2,))) != [inner.metric_type, inner.d]:
+        raise ValueError("tables of another metric or dimension")
+    if isinstance(inner, faiss.IndexHNSW):
+        graph = inner.hnsw
+        levels, offsets, neighbors, entry_point = _checked_graph(graph, len(vectors), state)
+        _check_vectors(state, vectors)
+        index.train(vectors)
+        inner.storage.add(transformed(index, vectors))
+        faiss.copy_array_to_vector(levels, graph.levels)
+        faiss.copy_array_to_vector(offsets, graph.offsets)
+        faiss.copy_array_to_vector(neighbors, graph.neighbors)
+        graph.entry_point, graph.max_level = entry_point, int(levels.max()) - 1
+    elif isinstance(inner, LISTS):
+        centroids = _table(state, "centroids", np.float32, (inner.nlist, inner.d))
+        lists = _table(state, "lists", np.int32, (len(vectors),)).astype(np.int64)
+        if not np.isfinite(centroids).all() or lists.min() < 0 or lists.max() >= inner.nlist:
+            raise ValueError("lists that are none")
+        _check_vectors(state, vectors)
+        inner.quantizer.add(centroids)
+        index.train(vectors)  # codes alone: the lists are there
+        rows = transformed(index, vectors)
+        inner.add_core(len(rows), faiss.swig_ptr(rows), None, faiss.swig_ptr(lists), None)
+    else:
+        raise ValueError("an index that has no tables")
+    inner.ntotal = index.ntotal = len(vectors)
+
+
+def _check_vectors(state: Mapping[str, np.ndarray], vectors: np.ndarray) -> None:
+    if not np.array_equal(_table(state, "vectors", np.uint8, (32,)), _digest(vectors)):
+        raise ValueError("tables of other embeddings")
+
+
+def _checked_graph(
+    graph: Any, size: int, state: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    place = faiss.vector_to_array(graph.cum_nneighbor_per_level)  # of the links of a level among those of a node
+    levels = _table(state, "levels", np.int32, (size,))
+    if levels.min() < 1 or levels.max() >= len(place):
+        raise ValueError("levels that no graph has")
+    offsets = np.append(0, place[levels].astype(np.int64).cumsum())
+    neighbors = _table(state, "neighbors", np.int32, (int(offsets[-1]),))
+    entry_point = int(_table(state, "entry_point", np.int32, (1,))[0])
+    if neighbors.min() < -1 or neighbors.max() >= size or not 0 <= entry_point < size:
+        raise ValueError("neighbors that are none")
+    if levels[entry_point] != levels.max():
+        raise ValueError("an entry point below the top")
+    for level in range(1, int(levels.max())):
+        slots = offsets[:-1][levels > level, None] + np.arange(place[level], place[level + 1])
+        linked = neighbors[slots]
+        if (levels[linked[linked >= 0]] <= level).any():
+            raise ValueError("neighbors that are not on the level of the link")
+    return levels, offsets.astype(np.uint64), neighbors, entry_point
+
+
+def _table(state: Mapping[str, np.ndarray], name: str, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+    table = state.get(name)
+    if table is None or table.dtype != dtype or table.shape != shape:
+        raise ValueError(f"no table {name} of the shape {shape}")
+    return np.ascontiguousarray(table)
+
+
+def _digest(vectors: np.ndarray) -> np.ndarray:
+    return np.frombuffer(fingerprint(vectors), dtype=np.uint8)

@@ -1,0 +1,1 @@
+"""Atomic folders on disk and atomic commits on the Hub."""

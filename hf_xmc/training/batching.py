@@ -1,0 +1,232 @@
+"""The tensors of one step: queries and their positives from the collator, labels from a table of their tokens."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.data_collator import BaseDataCollator
+from sentence_transformers.util import batch_to_device
+from torch import Tensor
+
+from hf_xmc.data.columns import rows_of
+from hf_xmc.encoders.forward import Features
+from hf_xmc.encoders.ragged import RaggedFeatures, equal, token_counts, token_ids
+from hf_xmc.encoders.roles import preprocess
+from hf_xmc.losses.functional import positive_weights
+from hf_xmc.padding import pad
+
+logger = logging.getLogger(__name__)
+
+TOKENIZE_BATCH = 8192
+TASK_ADDED = "task_added"  # key of a batch whose task is not one of the encoder's features
+PROBE = 8  # texts of a batch that are preprocessed again, to compare
+
+
+class LabelTable:
+    """The tokens of all labels, made once, from which the features of any labels are put together.
+
+    Any encoder will do. If its features cannot be put together from tokens, as those of a bag of words, the texts are
+    preprocessed each time they are needed, which is slower. A log line says so.
+
+    A label is a number, and each of its texts is a row. If each label has one text, they are the same.
+
+    Args:
+        encoder: The encoder, whose ``preprocess`` makes features of labels as of documents: see
+            :func:`hf_xmc.encoders.roles.prompt_of`.
+        texts: The label texts; those of one label stand together.
+        text_counts: ``(L,)``, the number of texts of each label; ``None`` if each has one.
+        chunk_size: Maximum number of texts in a chunk; ``None`` for any number.
+        chunk_tokens: Maximum number of tokens in a chunk, with padding; ``None`` for any number.
+        device: The device of the encoder.
+
+    Raises:
+        ValueError: if there are no labels.
+    """
+
+    def __init__(
+        self,
+        encoder: SentenceTransformer,
+        texts: Sequence[str],
+        *,
+        text_counts: np.ndarray | None = None,
+        chunk_size: int | None = None,
+        chunk_tokens: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not len(texts):
+            raise ValueError("there are no labels: give the text of one at least.")
+        self.encoder, self.texts, self.text_counts = encoder, texts, text_counts
+        self.chunk_size, self.chunk_tokens, self.device = chunk_size, chunk_tokens, device
+        parts, lengths, tokens = [], [], []
+        for start in range(0, len(texts), TOKENIZE_BATCH):
+            rows = np.arange(start, min(len(texts), start + TOKENIZE_BATCH))
+            features = self._preprocessed(rows)
+            part = RaggedFeatures.of(features)
+            probe = np.arange(len(rows))[:: -(-len(rows) // PROBE)][::-1]
+            whole = part is not None and equal(part.features(np.arange(len(rows))), features)
+            whole = whole and part is not None and equal(part.features(probe), self._preprocessed(rows[probe]))
+            parts.append(part if whole else None)
+            lengths.append(token_counts(features, len(rows)))
+            tokens.append(token_ids(features))
+        self.ragged = RaggedFeatures.joined(parts)
+        self.lengths = np.concatenate(lengths)  # (T,), in tokens
+        self.tokens = np.concatenate(tokens)  # of all texts, one after another
+        if self.ragged is None:
+            logger.warning(
+                "The features that %s makes of labels are not a list of tokens for each: labels are preprocessed again "
+                "in each step.",
+                type(encoder[0]).__name__,
+            )
+
+    def __len__(self) -> int:
+        """Return the number of texts."""
+        return len(self.lengths)
+
+    @property
+    def num_labels(self) -> int:
+        return len(self) if self.text_counts is None else len(self.text_counts)
+
+    @property
+    def unit(self) -> str:
+        """The name of a row, for messages."""
+        return "labels" if self.text_counts is None else "label texts"
+
+    def by_length(self, label_ids: np.ndarray) -> np.ndarray:
+        """Return the same labels, those with few tokens first, so that a chunk holds little padding."""
+        if self._flat:
+            return label_ids
+        lengths = self.lengths
+        if self.text_counts is not None:
+            lengths = np.add.reduceat(lengths, self.text_counts.cumsum() - self.text_counts)
+        return label_ids[np.argsort(lengths[label_ids], kind="stable")]
+
+    def rows_of(self, label_ids: np.ndarray) -> np.ndarray:
+        """Return the rows of these labels' texts, label after label."""
+        if self.text_counts is None:
+            return label_ids
+        return ranges(self.text_counts.cumsum() - self.text_counts, self.text_counts, label_ids)
+
+    def counts_of(self, label_ids: np.ndarray) -> Tensor | None:
+        """Return how many texts each of these labels has; ``None`` if every label has one."""
+        return None if self.text_counts is None else torch.from_numpy(self.text_counts[label_ids]).to(self.device)
+
+    def short_first(self, label_ids: np.ndarray) -> tuple[np.ndarray, Tensor | None]:
+        """Return the rows of these labels' texts in the order in which to embed them, and where each text then is.
+
+        Labels with one text each stay in their order, which :meth:`by_length` gave them.
+        """
+        rows = self.rows_of(label_ids)
+        if self.text_counts is None:
+            return rows, None
+        order = np.argsort(self.lengths[rows], kind="stable")
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        return rows[order], torch.from_numpy(place).to(self.device)
+
+    def chunks(self, rows: np.ndarray) -> Iterator[tuple[slice, Features]]:
+        """Yield chunks of at most ``chunk_size`` texts and ``chunk_tokens`` tokens, with at least one text."""
+        lengths = self.lengths[rows]
+        start = 0
+        while start < len(rows):
+            stop = len(rows) if self.chunk_size is None else min(len(rows), start + self.chunk_size)
+            if self.chunk_tokens is not None:
+                ahead = lengths[start:stop]
+                tokens = ahead.cumsum() if self._flat else np.maximum.accumulate(ahead) * np.arange(1, len(ahead) + 1)
+                stop = start + max(1, int(np.searchsorted(tokens, self.chunk_tokens, side="right")))
+            yield slice(start, stop), self.features(rows[start:stop])
+            start = stop
+
+    def features(self, rows: np.ndarray) -> Features:
+        """Return the features that the encoder makes of these texts."""
+        features = self._preprocessed(rows) if self.ragged is None else self.ragged.features(rows)
+        return batch_to_device(features, torch.device(self.device))
+
+    def _preprocessed(self, rows: np.ndarray) -> Features:
+        with _padded(self.encoder):
+            return preprocess(self.encoder, [self.texts[row] for row in rows.tolist()], "document")
+
+    @property
+    def _flat(self) -> bool:
+        return self.ragged is not None and self.ragged.flat
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Return the numbers of the chosen ranges, one range after another.
+
+    >>> ranges(np.array([0, 10, 20]), np.array([1, 2, 3]), np.array([2, 1]))
+    array([20, 21, 22, 10, 11])
+    """
+    starts, lengths = starts[chosen], lengths[chosen]
+    return np.arange(lengths.sum()) + np.repeat(starts - (lengths.cumsum() - lengths), lengths)
+
+
+@contextmanager
+def _padded(encoder: SentenceTransformer) -> Iterator[None]:
+    """With FlashAttention `preprocess` may put all texts into one row, which has no mask; not in here."""
+    modules: list[Any] = [module for module in encoder.modules() if getattr(module, "can_flatten_inputs", False)]
+    try:
+        for module in modules:
+            module.can_flatten_inputs = False
+        yield
+    finally:
+        for module in modules:
+            module.can_flatten_inputs = True
+
+
+def with_rows(queries: Any) -> Any:
+    """A data set, or a dictionary of them, with the place of each query as a column ``row``."""
+    if isinstance(queries, dict):
+        return DatasetDict({name: with_rows(part) for name, part in queries.items()})
+    if not isinstance(queries, Dataset) or "row" in queries.column_names:
+        return queries
+    return queries.add_column("row", np.arange(len(queries)))
+
+
+@dataclass
+class XMCCollator(BaseDataCollator):
+    """Queries tokenised, their positives ``(b, P)`` padded as ``label``, and ``label_weights`` where there are any.
+
+    A column ``row``, the place of a query in its data set, goes along.
+
+    The batch key is ``label``, never ``labels``: with that name the Trainer takes the loss for one that is already
+    divided by the accumulation steps.
+
+    Raises:
+        ValueError: if a row has a wrong form, such as labels that are not a list of integers.
+    """
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        texts, (offsets, label_ids, scores) = rows_of(features)
+        prompts: Any = self.prompts or {}
+        read = self.preprocess_fn(texts, prompt=self._get_prompt_for_column(prompts, "text"), task="query")
+        batch: dict[str, Any] = {f"text_{name}": value for name, value in read.items()}
+        if "task" not in read:  # the stock collator adds it too, and `encode_query` does not
+            batch |= {"text_task": "query", TASK_ADDED: True}
+        bounds = list(pairwise(offsets.tolist()))
+        batch["label"] = pad([label_ids[start:stop].tolist() for start, stop in bounds])
+        if scores is not None:
+            batch["label_weights"] = pad([scores[start:stop].tolist() for start, stop in bounds], fill=0.0)
+        if "row" in features[0]:
+            batch["row"] = torch.tensor([row["row"] for row in features])
+        return batch
+
+
+def draw_positives(positives: Tensor, weights: Tensor | None, number: int) -> Tensor:
+    """``(B, P)`` weights: 1 for up to ``number`` positives of each query, drawn by their weights, 0 for the others.
+
+    Without replacement, by the largest of ``log(u) / weight`` (Efraimidis and Spirakis, Weighted Random Sampling with a
+    Reservoir, 2006); random numbers come from torch's generator of the CPU.
+    """
+    _, weights = positive_weights(positives, weights, torch.float32)
+    keys = torch.rand(positives.shape).to(weights).log() / weights  # minus infinity where the weight is 0
+    drawn = keys.topk(min(number, keys.shape[1]), dim=1).indices
+    return torch.zeros_like(weights).scatter(1, drawn, 1.0) * (weights > 0)

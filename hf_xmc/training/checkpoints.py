@@ -1,0 +1,260 @@
+"""Checkpoints that are whole or not there, and the newest one of the last run found again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer import OPTIMIZER_NAME
+
+from hf_xmc import distributed
+from hf_xmc.storage.folders import put_in_place, write_whole
+
+logger = logging.getLogger(__name__)
+
+MARKER = "checkpoint.json"  # written last: its names and sizes tell a whole checkpoint from a torn one
+STAGING = "checkpoint.saving"  # within the run's folder: what a killed process leaves, and the next save clears
+LATEST = "run.json"  # within the run's folder: the training that started there last
+FOLDER = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True)
+class Session:
+    """A training from its start, or from the checkpoint that it resumes, to its end.
+
+    Args:
+        run: the id of its run, which a training that resumes takes over; empty for checkpoints of older versions.
+        number: counts the trainings in a folder; the last one has the highest, whatever the clocks say.
+        resumed_from: the checkpoint that it went on from.
+    """
+
+    run: str = ""
+    number: int = 0
+    resumed_from: str | None = None
+
+    @classmethod
+    def of(cls, file: Path) -> Session:
+        """The session that a file names, or one without an id."""
+        try:
+            about = json.loads(file.read_text(encoding="utf-8"))
+            return cls(str(about["run"]), int(about["session"]), about["resumed_from"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return cls()
+
+    @classmethod
+    def next_in(cls, run_dir: Path, resumed_from: str | None = None) -> Session:
+        """The session that starts in ``run_dir`` now."""
+        files = [run_dir / LATEST, *(path / MARKER for path in _checkpoints(run_dir))]
+        number = 1 + max(cls.of(file).number for file in files)
+        if resumed_from is None:
+            return cls(uuid.uuid4().hex, number)
+        return cls(session_of(resumed_from).run or uuid.uuid4().hex, number, str(Path(resumed_from).resolve()))
+
+    def about(self) -> dict[str, Any]:
+        """What :meth:`of` reads."""
+        return {"run": self.run, "session": self.number, "resumed_from": self.resumed_from}
+
+    def write_as_latest(self, run_dir: Path) -> None:
+        """Make this the session that ``run_dir`` names as its last."""
+        if Session.of(run_dir / LATEST) != self:
+            write_whole(run_dir / LATEST, json.dumps(self.about(), indent=2))
+
+
+def session_of(checkpoint: str | Path) -> Session:
+    """The session that saved a checkpoint."""
+    return Session.of(Path(checkpoint) / MARKER)
+
+
+@contextmanager
+def saved_whole(folder: Path, is_main: bool, session: Session) -> Iterator[Path]:
+    """A folder that every process writes its part of a checkpoint into; it becomes ``folder`` when all have.
+
+    The steps: an empty folder under another name, the files of all processes, the marker, everything synced to the
+    disk, the rename. What happens before the rename leaves older checkpoints as they are.
+    """
+    staged = folder.parent / STAGING / folder.name
+    if is_main:
+        shutil.rmtree(staged.parent, ignore_errors=True)
+        staged.mkdir(parents=True)
+    distributed.barrier()  # no process writes into what is being cleared
+    try:
+        yield staged
+        distributed.barrier()  # every process has written its part
+        if is_main:
+            files = {path.relative_to(staged).as_posix(): path.stat().st_size for path in _files(staged)}
+            about = {"num_processes": distributed.world_size(), **session.about(), "files": files}
+            (staged / MARKER).write_text(json.dumps(about, indent=2))
+            replaced = session_of(folder)
+            if folder.exists() and replaced.run != session.run:
+                logger.warning("%s of another run (%s) is replaced.", folder, replaced.run or "without an id")
+            put_in_place(staged, folder)
+            session.write_as_latest(folder.parent)
+    except BaseException as error:
+        free, whole = shutil.disk_usage(folder.parent).free >> 20, newest(folder.parent, session)
+        logger.error(
+            "%s was not saved (%s; %s MiB are free); the newest whole checkpoint is %s.", folder, error, free, whole
+        )
+        raise
+    finally:
+        if is_main:
+            shutil.rmtree(staged.parent, ignore_errors=True)
+    distributed.barrier()  # it is there for every process
+
+
+def newest(run_dir: str | Path, session: Session | None = None) -> Path | None:
+    """The checkpoint from which the last run in a folder goes on; what is skipped is logged with the reason.
+
+    It is the whole checkpoint of the highest step that the run's last session saved. If there is none, it is the one
+    that this session resumed, or else one of the run's sessions before. Checkpoints of other runs are never taken.
+
+    Args:
+        run_dir: the folder of the run.
+        session: the last session, if it is known.
+
+    Raises:
+        ValueError: if checkpoints of several runs are there, and nothing tells which was the last.
+    """
+    run_dir = Path(run_dir)
+    latest, found = session or latest_session(run_dir), _checkpoints(run_dir)
+    own = sorted((path for path in found if session_of(path).run == latest.run), key=_age, reverse=True)
+    if latest.resumed_from is not None:
+        last = [path for path in own if session_of(path).number == latest.number]
+        own = list(dict.fromkeys([*last, *_resumed_by(latest, run_dir), *own]))
+    for path in found:
+        if path not in own:
+            logger.warning("Skipping %s: %s.", path, why_torn(path) or "it is of another run")
+    for path in own:
+        reason = why_torn(path)
+        if reason is None:
+            return path
+        logger.warning("Skipping %s: %s.", path, reason)
+    return None
+
+
+def latest_session(run_dir: Path) -> Session:
+    """The last session in a folder: the one that the folder names, or else the one of the highest number.
+
+    Raises:
+        ValueError: if it is not named, and several runs have that number.
+    """
+    if (named := Session.of(run_dir / LATEST)).run:
+        return named
+    if (run_dir / LATEST).exists():
+        logger.warning("%s is damaged: the last run is told by the checkpoints themselves.", run_dir / LATEST)
+    whole = [path for path in _checkpoints(run_dir) if why_torn(path) is None]
+    last = max((session_of(path).number for path in whole), default=0)
+    runs = {session.run: session for path in whole if (session := session_of(path)).number == last}
+    if len(runs) > 1:
+        raise ValueError(
+            f"{run_dir} holds checkpoints of {len(runs)} runs ({', '.join(path.name for path in whole)}) and no "
+            f"{LATEST} that names the last one: pass the path of the checkpoint to resume from."
+        )
+    return next(iter(runs.values()), Session())
+
+
+def to_resume(run_dir: str | Path) -> Path:
+    """The checkpoint that ``resume_from_checkpoint=True`` means.
+
+    Raises:
+        ValueError: if the last run in the folder has none that is whole.
+    """
+    run_dir = Path(run_dir)
+    if (found := newest(run_dir)) is not None:
+        return found
+    others = sorted((path for path in _checkpoints(run_dir) if why_torn(path) is None), key=_age)
+    if others:
+        raise ValueError(
+            f"the last run in {run_dir} has no whole checkpoint to resume from. {others[-1]} is of another run: pass "
+            "its path to go on with that run, or resume_from_checkpoint=None to start again."
+        )
+    raise ValueError(f"{run_dir} holds no whole checkpoint to resume from: start with resume_from_checkpoint=None.")
+
+
+def delete_old(run_dir: Path, session: Session, limit: int | None, kept: Iterable[str | Path | None]) -> None:
+    """Delete the oldest checkpoints of a session's run until ``limit`` are left; those of other runs stay.
+
+    Args:
+        run_dir: the folder of the run.
+        session: the one that trains.
+        limit: how many may be left; ``None`` or 0 for any number.
+        kept: checkpoints that are not deleted.
+    """
+    own = sorted((path for path in _checkpoints(run_dir) if session_of(path).run == session.run), key=_age)
+    protected = {Path(path).resolve() for path in kept if path is not None}
+    removable = [path for path in own if path.resolve() not in protected]
+    for path in removable[: max(0, len(own) - limit) if limit else 0]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _checkpoints(run_dir: Path) -> list[Path]:
+    return sorted(path for path in run_dir.glob("*") if FOLDER.fullmatch(path.name))
+
+
+def _age(checkpoint: Path) -> tuple[int, int]:
+    name = FOLDER.fullmatch(checkpoint.name)
+    return session_of(checkpoint).number, int(name[1]) if name else 0
+
+
+def _resumed_by(session: Session, run_dir: Path) -> list[Path]:
+    """The checkpoint that a session went on from: where it was, or in ``run_dir`` if the folder was moved."""
+    before = Path(str(session.resumed_from))
+    there = [path for path in (before, run_dir / before.name) if path.is_dir()]
+    return [path for path in there if session_of(path).run in (session.run, "")][:1]
+
+
+def why_torn(folder: Path) -> str | None:
+    """What a checkpoint lacks, or ``None`` for a whole one."""
+    if not folder.is_dir():
+        return "there is no such folder"
+    try:
+        files = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
+    except FileNotFoundError:
+        return f"it has no {MARKER}, so it was not saved to the end, or by another trainer"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its {MARKER} is damaged ({error})"
+    for name, size in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, and {size} were saved"
+    return None
+
+
+def check_whole(folder: str | Path) -> None:
+    """Raise ``ValueError`` for a checkpoint that is torn, and warn of one that cannot be resumed exactly."""
+    if reason := why_torn(Path(folder)):
+        raise ValueError(
+            f"{folder} is no whole checkpoint: {reason}. Resume with `resume_from_checkpoint=True`, which takes the "
+            "newest whole one."
+        )
+    saved_by = json.loads((Path(folder) / MARKER).read_text(encoding="utf-8"))["num_processes"]
+    if saved_by != distributed.world_size():
+        logger.warning(
+            "%s was saved by %s process(es), and %s resume it: the run goes on with other batches and random numbers "
+            "than it would have.",
+            folder,
+            saved_by,
+            distributed.world_size(),
+        )
+
+
+def check_resumable(folder: str | Path) -> None:
+    """Raise ``ValueError`` for a checkpoint that holds the model alone."""
+    if not (Path(folder) / OPTIMIZER_NAME).exists():
+        raise ValueError(
+            f"{folder} was saved with save_only_model and has no {OPTIMIZER_NAME}: no run can go on from it. Start a "
+            "new run with its model, SentenceTransformer(path)."
+        )
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
