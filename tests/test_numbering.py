@@ -71,6 +71,62 @@ def test_filter_pairs_of_a_split_that_is_missing(layout, tmp_path):
         load_xmc(tmp_path)
 
 
+TWICE = [
+    ("raw", "lbl.json.gz", "lbl.json"),
+    ("raw", "trn.json.gz", "trn.json"),
+    ("raw", "tst.json.gz", "tst.json"),
+    ("jsonl", "labels.jsonl", "labels.parquet"),
+    ("jsonl", "train.jsonl", "train.parquet"),
+    ("parquet", "test.parquet", "test.jsonl"),
+    ("parquet", "filter_pairs.parquet", "filter_pairs.jsonl"),
+]
+
+
+@pytest.mark.parametrize(("layout", "name", "other"), TWICE)
+def test_two_files_of_one_table(layout, name, other, tmp_path):
+    layouts.LAYOUTS[layout](tmp_path)
+    (tmp_path / other).write_text("")
+    with pytest.raises(ValueError, match=r"name the same table.* Remove the one that is not meant") as caught:
+        load_xmc(tmp_path)
+    assert all(f"{tmp_path / file} " in str(caught.value) for file in (name, other))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "names"),
+    [
+        ("raw", "reference", "lbl.json.gz and raw/Y.txt"),
+        ("raw", "jsonl", "lbl.json.gz and labels.jsonl"),
+        ("reference", "parquet", "raw/Y.txt and labels.parquet"),
+        ("prepared", "jsonl", "xmc_data.json and labels.jsonl"),
+    ],
+)
+def test_two_layouts_in_one_folder(one, other, names, tmp_path):
+    folder = tmp_path / "data"
+    if one != "prepared":
+        folder.mkdir()
+    layouts.LAYOUTS[one](folder)
+    layouts.LAYOUTS[other](folder)
+    with pytest.raises(ValueError, match=f"holds {names}, which are of two layouts"):
+        load_xmc(folder)
+
+
+def test_tables_of_other_names_are_named_as_not_read(tmp_path, caplog):
+    layouts.write_jsonl(tmp_path)
+    for name in ("test.json", "dev.jsonl", "train.csv", "labels.txt", "README.md"):
+        (tmp_path / name).write_text("")
+    load_xmc(tmp_path)
+    assert "not read: dev.jsonl, test.json, train.csv. The tables are labels, train, validation, test" in caplog.text
+
+
+def test_a_repository_whose_labels_stand_at_its_root(tmp_path):
+    write(tmp_path, [{"text": text} for text in PORTS], train=[{"text": "a ferry", "label_ids": [2]}])
+    as_hub(tmp_path)
+    (tmp_path / "queries" / "names.jsonl").rename(tmp_path / "labels.jsonl")
+    card = tmp_path / "README.md"
+    card.write_text(card.read_text().replace("queries/names.jsonl", "labels.jsonl"))
+    assert load_xmc(tmp_path).relevance("train").toarray().tolist() == [[0, 0, 1]]
+
+
 PAIRS = {
     "row": (np.array([[3, 0]]), "names row 3, label 0; there are 3 rows and 5 labels"),
     "label": (np.array([[0, 5]]), "names row 0, label 5; there are 3 rows and 5 labels"),
@@ -289,3 +345,17 @@ def test_rows_as_long_as_the_list_of_labels(case, layout, tmp_path):
 def test_two_labels_of_which_a_row_names_both(tmp_path):
     write(tmp_path, [{"text": "boats"}, {"text": "cranes"}], train=[{"text": "x", "label_ids": [0, 1]}] * 3)
     assert load_xmc(tmp_path).label_counts().tolist() == [3, 3]
+
+
+def test_two_labels_whose_rows_may_be_flags_or_ids(tmp_path):
+    labels, texts = (
+        [{"text": "boats"}, {"text": "cranes"}],
+        [{"text": "x", "label_ids": ids} for ids in ([0, 1], [1, 0])],
+    )
+    write(tmp_path, labels, train=texts)
+    with pytest.raises(ValueError, match=r"ids already, write those of each row in ascending order: \[0, 1\]"):
+        load_xmc(tmp_path)
+    write(tmp_path, labels, train=[{"text": "x", "label_ids": [0, 0]}, *texts])
+    with pytest.raises(ValueError, match="one flag for each label") as caught:
+        load_xmc(tmp_path)
+    assert "ascending" not in str(caught.value)

@@ -62,7 +62,7 @@ def test_scores_that_are_no_numbers(scores, tmp_path):
 def test_columns_that_are_missing_or_unequal(tmp_path):
     layouts.write_parquet(tmp_path)
     Dataset.from_dict({"sentence": ["x"], "label_ids": [[0]]}).to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(ValueError, match="train: no column text; there are sentence, label_ids"):
+    with pytest.raises(ValueError, match="train: no column text; it has sentence, label_ids"):
         load_xmc(tmp_path)
     Dataset.from_dict({"text": ["x"], "label_ids": [[0, 1]], "label_scores": [[1.0]]}).to_parquet(
         tmp_path / "train.parquet"
@@ -71,11 +71,11 @@ def test_columns_that_are_missing_or_unequal(tmp_path):
         load_xmc(tmp_path)
     del_column(tmp_path / "labels.parquet", "text")
     layouts.tables()["train"].to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(ValueError, match="labels: no column text; there are label_id"):
+    with pytest.raises(ValueError, match="labels: no column text; it has label_id"):
         load_xmc(tmp_path)
     layouts.tables()["labels"].to_parquet(tmp_path / "labels.parquet")
     del_column(tmp_path / "filter_pairs.parquet", "row")
-    with pytest.raises(ValueError, match="filter_pairs: no column row; there are label"):
+    with pytest.raises(ValueError, match="filter_pairs: no column row; it has label"):
         load_xmc(tmp_path)
 
 
@@ -128,6 +128,11 @@ def test_tables_of_many_batches(tmp_path, monkeypatch):
         ({"text": ["x"], "label_ids": [[0]], "label_scores": [[True]]}, "train, row 0: label_scores are bool; exp"),
         ({"text": ["x"], "label_ids": pa.array([[(0, 1)]], pa.map_(pa.int8(), pa.int8()))}, "parquet: not a readable"),
         ({"text": pa.array(["x"], pa.large_string()), "label_ids": [[0]]}, None),
+        ({"text": pa.array(["x"], pa.string_view()), "label_ids": [[0]]}, None),
+        (
+            {"text": ["x"]},
+            "train: no column label_ids; it has text. If the labels .* are not known, give each an empty",
+        ),
         ({"text": ["x"], "label_ids": [[0]], "label_scores": pa.array([[1]], pa.list_(pa.decimal128(3)))}, None),
     ],
 )
@@ -151,6 +156,14 @@ def test_a_parquet_file_that_is_damaged(damage, tmp_path):
     path.unlink()
     path.write_bytes(content if damage == "garbled" else b"x" * 50)
     with pytest.raises(ValueError, match=r"train\.parquet: not a readable table"):
+        load_xmc(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["labels", "train", "test", "filter_pairs"])
+def test_an_empty_file_is_no_table(name, tmp_path):
+    layouts.write_jsonl(tmp_path)
+    (tmp_path / f"{name}.jsonl").write_text("")
+    with pytest.raises(ValueError, match=rf"{name}\.jsonl is empty\. If there is no such table, remove the file"):
         load_xmc(tmp_path)
 
 
@@ -256,7 +269,7 @@ def test_columns_that_nobody_reads_in_a_repository_of_json(case, array, tmp_path
     [
         (None, "train, row 0: label_ids is string; expected a list of numbers"),
         (["text", "boat", "car,motor,red"], "labels: not a readable table"),
-        (["name", "boat"], "no column text; there are name"),
+        (["name", "boat"], "no column text; it has name"),
     ],
 )
 def test_a_repository_in_a_format_without_lists(lines, message, tmp_path):

@@ -207,7 +207,7 @@ def _lists_of(table: pa.Table, name: str, where: str) -> tuple[np.ndarray, pa.Ar
 
 
 def _name_of(kind: pa.DataType) -> str:
-    return "string" if pa.types.is_large_string(kind) else str(kind)
+    return "string" if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) else str(kind)
 
 
 def _hint(kind: pa.DataType) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from hf_xmc.data.numbering import check_filter_pairs, refuse_other_numbers, refu
 from hf_xmc.data.positives import check_positives, kept_positives
 from hf_xmc.data.prepared import PREPARED, SPLITS
 from hf_xmc.data.tables import LABELS, PAIRS, QUERIES, read_config, read_table
+
+logger = logging.getLogger(__name__)
 
 
 def load_xmc(path: str | Path, *, revision: str | None = None, errors: str = "strict") -> XMCData:
@@ -46,8 +49,9 @@ def load_xmc(path: str | Path, *, revision: str | None = None, errors: str = "st
     What is mended and counted: a label named twice for a query (the larger score stays), a relevance of 0 (not a
     positive), a byte order mark, a carriage return at the end of a line, a filter pair named twice. Everything else
     that is wrong, such as a ``uid`` that two labels have, is an error with file and line. So are files that do not
-    belong together, such as a matrix with more columns than there are labels, and numbers whose meaning would be a
-    guess, such as a numeric ``label_id`` that is not the row number (:mod:`hf_xmc.data.numbering`).
+    belong together, such as a matrix with more columns than there are labels; two files of one table, such as
+    ``labels.jsonl`` and ``labels.parquet``; two layouts in one folder; and numbers whose meaning would be a guess, such
+    as a numeric ``label_id`` that is not the row number (:mod:`hf_xmc.data.numbering`).
 
     Args:
         path: A folder, or a data set of the Hub.
@@ -64,14 +68,16 @@ def load_xmc(path: str | Path, *, revision: str | None = None, errors: str = "st
         return _load_hub_layout(str(path), revision)
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file: give the folder it is in.")
-    if (folder / PREPARED).exists():
-        return _load_prepared(folder)
-    if _either(folder, "lbl.json"):
-        return _load_raw(folder, errors)
-    if (folder / "raw" / "Y.txt").exists():
-        return _load_reference(folder, errors)
-    if _table_file(folder, "labels"):
-        return _load_tables(folder, errors)
+    found = [(_only(folder, names), read) for names, read in LAYOUTS]
+    layouts = [(path, read) for path, read in found if path is not None]
+    if len(layouts) > 1:
+        (one, _), (other, _), *_ = layouts
+        raise ValueError(
+            f"{folder} holds {one.relative_to(folder)} and {other.relative_to(folder)}, which are of two layouts. Are "
+            "they two data sets? Give each a folder of its own."
+        )
+    for _, read in layouts:
+        return read(folder, errors)
     if (folder / "README.md").exists():
         return _load_hub_layout(str(folder), revision)
     raise ValueError(
@@ -83,8 +89,7 @@ def load_xmc(path: str | Path, *, revision: str | None = None, errors: str = "st
 
 def _load_raw(folder: Path, errors: str) -> XMCData:
     notes: Counter[str] = Counter()
-    label_file = _either(folder, "lbl.json")
-    train_file, test_file = _either(folder, "trn.json"), _either(folder, "tst.json")
+    label_file, train_file, test_file = (_only(folder, _json_names(name)) for name in ("lbl", "trn", "tst"))
     if label_file is None or train_file is None:
         raise ValueError(f"{folder} has lbl.json(.gz) but no trn.json(.gz).")
     texts, ids = formats.read_json_labels(label_file, notes, errors)
@@ -115,7 +120,9 @@ def _load_reference(folder: Path, errors: str) -> XMCData:
 
 
 def _load_tables(folder: Path, errors: str) -> XMCData:
-    files = {name: path for name in ("labels", *SPLITS) if (path := _table_file(folder, name))}
+    files = {name: path for name in ("labels", *SPLITS) if (path := _only(folder, _table_names(name)))}
+    if "train" not in files and (folder / "README.md").exists():
+        return _load_hub_layout(str(folder), None)  # a repository whose labels stand at its root
     if "train" not in files:
         raise ValueError(f"{folder} has a labels table but no train.jsonl or train.parquet.")
     notes: Counter[str] = Counter()
@@ -123,8 +130,15 @@ def _load_tables(folder: Path, errors: str) -> XMCData:
         name: read_table(path, LABELS if name == "labels" else QUERIES, f"{folder}, {name}", notes, errors)
         for name, path in files.items()
     }
-    pairs = _table_file(folder, "filter_pairs")
+    pairs = _only(folder, _table_names("filter_pairs"))
     filters = {"test": read_table(pairs, PAIRS, f"{folder}, filter_pairs", notes, errors)} if pairs else {}
+    if others := sorted(path.name for path in set(folder.glob("*.*")) - {*files.values(), pairs} if _is_table(path)):
+        logger.warning(
+            "%s: not read: %s. The tables are labels, %s and filter_pairs, each as .jsonl or .parquet.",
+            folder,
+            ", ".join(others),
+            ", ".join(SPLITS),
+        )
     return _from_datasets(str(folder), loaded.pop("labels"), loaded, filters, notes)
 
 
@@ -184,7 +198,7 @@ def _from_datasets(
     return _assemble(named, rows, pairs, notes)
 
 
-def _load_prepared(folder: Path) -> XMCData:
+def _load_prepared(folder: Path, errors: str) -> XMCData:
     parts = prepared.read(folder)
     try:
         return XMCData(**parts.tables, filter_pairs=parts.filter_pairs, notes=parts.notes)
@@ -249,9 +263,37 @@ def _count(notes: Counter[str], what: str, number: int) -> None:
         notes[what] += number
 
 
-def _either(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / f"{name}.gz", folder / name) if path.exists()), None)
+def _only(folder: Path, names: Iterable[str]) -> Path | None:
+    """Return the file of a folder that has one of these names, if there is one.
+
+    Raises:
+        ValueError: if there are two, which may differ.
+    """
+    found = [path for name in names if (path := folder / name).exists()]
+    if len(found) > 1:
+        raise ValueError(
+            f"{found[0]} and {found[1]} name the same table, and only one of them would be read. Remove the one that "
+            "is not meant."
+        )
+    return found[0] if found else None
 
 
-def _table_file(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / f"{name}.jsonl", folder / f"{name}.parquet") if path.exists()), None)
+def _json_names(name: str) -> tuple[str, ...]:
+    return f"{name}.json.gz", f"{name}.json"
+
+
+def _is_table(path: Path) -> bool:
+    """Return whether a file looks like a table of a data set, though it may have a name that is not read."""
+    return path.suffix in (".jsonl", ".parquet") or path.name.partition(".")[0] in (*SPLITS, "filter_pairs")
+
+
+def _table_names(name: str) -> tuple[str, ...]:
+    return f"{name}.jsonl", f"{name}.parquet"
+
+
+LAYOUTS: tuple[tuple[tuple[str, ...], Callable[[Path, str], XMCData]], ...] = (  # each has one of these files
+    ((PREPARED,), _load_prepared),
+    (_json_names("lbl"), _load_raw),
+    (("raw/Y.txt",), _load_reference),
+    (_table_names("labels"), _load_tables),
+)

@@ -162,9 +162,11 @@ def refuse_flags(offsets: np.ndarray, label_ids: np.ndarray, num_labels: int, wh
     if num_labels < 2 or not len(lengths) or not (lengths == num_labels).all() or label_ids.max() > 1:
         return
     flags = label_ids.reshape(-1, num_labels)
+    ids = num_labels == 2 and (flags.sum(1) == 1).all()  # with two labels, these rows may be ids
     for row in np.flatnonzero((flags[:, 0] != 0) | (flags[:, 1] != 1) | (num_labels > 2))[:1]:
         raise ValueError(
             f"{where(0)}: label_ids is {shown(flags[0].tolist())}, as long as the list of labels, and no row has "
             "another number than 0 and 1. They look like one flag for each label; expected the ids of the labels, as "
             f"`np.flatnonzero(row)` gives them: {np.flatnonzero(flags[row]).tolist()} for row {row}."
+            + (" If they are ids already, write those of each row in ascending order: [0, 1]." if ids else "")
         )

@@ -31,7 +31,8 @@ class Columns(NamedTuple):
             ValueError: if a required one is missing.
         """
         if missing := sorted(set(self.required) - set(names)):
-            raise ValueError(f"{where}: no column {', '.join(missing)}; there are {', '.join(names) or 'none'}.")
+            hint = " If the labels of its queries are not known, give each an empty list." * (missing == ["label_ids"])
+            raise ValueError(f"{where}: no column {', '.join(missing)}; it has {', '.join(names)}.{hint}")
         return [name for name in (*self.required, *self.optional) if name in names]
 
 
@@ -149,7 +150,7 @@ def _read_json(path: Path, columns: Columns, where: str, notes: Counter[str], er
         if len(records) == formats.ROWS_A_BATCH:
             flush()
     if chosen is None:
-        columns.among((), where)  # an empty file has none
+        raise ValueError(f"{path} is empty. If there is no such table, remove the file.")
     if records:
         flush()
     return Dataset(_joined(tables, str(path)))
