@@ -12,9 +12,11 @@ from hub_server import Hub
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module
+from sentence_transformers.sentence_transformer.modules import Dense
+from transformers import BertModel, BertTokenizerFast
 
 from hf_xmc import XMCModel, XMCTrainer, XMCTrainingArguments
-from hf_xmc.hub.self_contained import with_merged_adapters
+from hf_xmc.hub.self_contained import _unload, with_merged_adapters
 
 TEXTS = ["a red boat", "old oak tree", "dog and cat"]
 LORA = {"r": 2, "target_modules": ["query", "value"], "lora_dropout": 0.3, "init_lora_weights": False}
@@ -154,9 +156,8 @@ class Doubling(Module):
 
 
 def test_code_and_files_from_elsewhere_are_refused(bert, bert_folder, tmp_path, monkeypatch):
-    own, remote, other = (make_bert_encoder(bert_folder) for _ in range(3))
+    own, other = (make_bert_encoder(bert_folder) for _ in range(2))
     own.append(Doubling())
-    remote[0].model.config.auto_map = {"AutoModel": "org/code--modeling.Model"}
     save = type(other[1]).save
     monkeypatch.setattr(
         type(other[1]), "save", lambda self, path, **kwargs: (save(self, path), Path(path, "extra.onnx").touch())
@@ -166,13 +167,75 @@ def test_code_and_files_from_elsewhere_are_refused(bert, bert_folder, tmp_path, 
     monkeypatch.setattr(type(other[1]), "save", save)
     with pytest.raises(ValueError, match=r"modules.json names test_self_contained.Doubling, which is code"):
         XMCModel(own, LABELS).save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"config.json names auto_map .*org/code--modeling.Model"):
-        XMCModel(remote, LABELS).save_pretrained(tmp_path / "model")
     router = make_router(bert_folder)
     router[0].sub_modules["query"].append(Doubling())
     with pytest.raises(ValueError, match=r"router_config.json names test_self_contained.Doubling"):
         XMCModel(router, LABELS).save_pretrained(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
+
+
+class OwnBert(BertModel):
+    """A class that the Auto classes know only where it is registered."""
+
+
+class OwnTokenizer(BertTokenizerFast):
+    pass
+
+
+def test_classes_that_do_not_come_back_are_refused(bert_folder, queries, tmp_path, monkeypatch):
+    static = make_static_encoder(16)
+    model = XMCModel(static, LABELS)
+    wrong = {
+        "test_self_contained.OwnBert": lambda encoder: setattr(encoder[0].model, "__class__", OwnBert),
+        "test_self_contained.OwnTokenizer": lambda encoder: setattr(encoder[0].tokenizer, "__class__", OwnTokenizer),
+        "module 2 is Doubled": lambda encoder: encoder.append(Dense(16, 16, activation_function=Doubled())),
+        r"module 2 is LeakyReLU\(negative_slope=0.5\)": lambda encoder: encoder.append(
+            Dense(16, 16, activation_function=torch.nn.LeakyReLU(0.5))
+        ),
+        "module 2 is <built-in method tanh": lambda encoder: encoder.append(
+            Dense(16, 16, activation_function=torch.tanh)
+        ),
+    }
+    for message, change in wrong.items():
+        model.encoder = make_bert_encoder(bert_folder)
+        change(model.encoder)
+        with pytest.raises(ValueError, match=message):
+            model.save_pretrained(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+    args = XMCTrainingArguments(str(tmp_path / "run"), use_cpu=True, report_to="none", push_to_hub=True)
+    monkeypatch.setattr(XMCTrainer, "init_hf_repo", lambda *_, **__: None)
+    with pytest.raises(ValueError, match="module 2 is <built-in method tanh"):  # before the first step
+        XMCTrainer(model.encoder, args, queries, labels=LABELS)
+    for activation in (None, torch.nn.GELU(), torch.nn.Tanh()):
+        encoder = make_bert_encoder(bert_folder)
+        encoder.append(Dense(16, 16, activation_function=activation))
+        assert_it_loads_elsewhere(encoder, tmp_path / "model")
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+def test_code_that_is_named_but_not_used_is_left_out(bert, tmp_path):
+    """Many models of the Hub still name code that transformers has adopted since."""
+    code = {"AutoModel": "org/code--modeling.Model"}
+    bert[0].model.config.auto_map = bert[0].tokenizer.init_kwargs["auto_map"] = code
+    assert_it_loads_elsewhere(bert, tmp_path / "model")
+    assert not [path for path in (tmp_path / "model").rglob("*.json") if "org/code" in path.read_text()]
+
+
+@pytest.mark.parametrize("kind", ["lora", "ia3", "trained tokens"])
+def test_adapters_that_were_loaded_from_a_folder_are_merged_or_deleted(kind, bert, tmp_path):
+    plain = bert.encode(TEXTS)
+    expected = with_adapter(bert, CONFIGS[kind]).encode(TEXTS)
+    bert.save_pretrained(str(tmp_path / "adapter"))
+    loaded = SentenceTransformer(str(tmp_path / "adapter"), device="cpu")
+    torch.testing.assert_close(assert_it_loads_elsewhere(loaded, tmp_path / "model"), expected)
+    loaded.delete_adapter("default")
+    torch.testing.assert_close(assert_it_loads_elsewhere(loaded, tmp_path / "model"), plain)
+    _unload(loaded[0].model)  # as a user may do, and transformers still has the names of the adapter's file
+    torch.testing.assert_close(assert_it_loads_elsewhere(loaded, tmp_path / "model"), plain)
 
 
 def test_a_release_that_names_an_adapter_is_refused(bert, tmp_path):

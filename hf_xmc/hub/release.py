@@ -25,7 +25,7 @@ import hf_xmc
 from hf_xmc.encoders.roles import named_prompts
 from hf_xmc.hub import manifest
 from hf_xmc.hub.manifest import CALIBRATION, CARD, CONFIG, LABEL_INDEX, PARTS, REBUILT, TRAINING_MEMORY
-from hf_xmc.hub.self_contained import refuse_what_points_outside, with_merged_adapters
+from hf_xmc.hub.self_contained import check_self_contained, refuse_what_points_outside, with_merged_adapters
 from hf_xmc.metrics.calibration import Calibration
 from hf_xmc.search.exact import LabelIndex
 from hf_xmc.search.memory import TrainingMemory
@@ -81,6 +81,7 @@ def save(folder: str | Path, encoder: SentenceTransformer, parts: Mapping[str, W
     """
     folder = Path(folder)
     check_target(folder)
+    check_self_contained(encoder)
     refuse_non_finite(encoder.named_parameters(), "the weights of the encoder")
     saved = with_merged_adapters(encoder)
     with whole_folder(folder) as new:

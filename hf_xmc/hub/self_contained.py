@@ -6,17 +6,19 @@ import copy
 import json
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense
 from torch import nn
+from transformers import PreTrainedModel
 
 from hf_xmc.hub.manifest import LOADED, is_adapter
 
 STOCK = "sentence_transformers."
+LIBRARIES = {"sentence_transformers", "transformers", "tokenizers"}
 
 
 def adapters_of(encoder: nn.Module) -> list[str]:
@@ -32,6 +34,46 @@ def adapters_of(encoder: nn.Module) -> list[str]:
             active = {name for layer in layers if not layer.disable_adapters for name in layer.active_adapters}
             kinds |= {str(getattr(configs[name].peft_type, "value", "")) for name in active if name in configs}
     return sorted(kinds)
+
+
+def check_self_contained(encoder: nn.Module) -> None:
+    """Raise if an encoder cannot be saved so that it embeds as it does now on another machine.
+
+    :func:`hf_xmc.release.save` asks this first, and so may a run that ends with it.
+
+    Raises:
+        ValueError: if an adapter cannot be merged into the weights, or if the class of a model, a tokenizer or an
+            activation function does not come back when the encoder is loaded.
+    """
+    for name, module in encoder.named_modules():
+        if configs := _configs_of(module):
+            _refuse_unmergeable(module, configs)
+        parts = [getattr(module, part, None) for part in ("processor", "tokenizer")]
+        if isinstance(module, PreTrainedModel):
+            parts.append(module)
+        for part in parts:
+            kind = type(part)
+            if part is not None and kind.__module__.partition(".")[0] not in LIBRARIES:
+                raise ValueError(
+                    f"the encoder holds {kind.__module__}.{kind.__qualname__}, which is code that no release holds and "
+                    "that does not load on another machine: use a class of transformers or sentence-transformers."
+                )
+        if isinstance(module, Dense) and not _comes_back(module.activation_function):
+            raise ValueError(
+                f"the activation function of module {name} is {module.activation_function!r}, and of it only the name "
+                "of its class is saved: use a class of torch.nn with its default arguments."
+            )
+
+
+def _comes_back(activation: Any) -> bool:
+    """Return whether an activation function is the one that is loaded by the name of its class."""
+    kind = type(activation)
+    if not isinstance(activation, nn.Module) or kind.__module__.partition(".")[0] != "torch":
+        return False
+    try:
+        return repr(kind()) == repr(activation)
+    except TypeError:  # it needs arguments
+        return False
 
 
 def with_merged_adapters(encoder: SentenceTransformer) -> SentenceTransformer:
@@ -51,12 +93,15 @@ def with_merged_adapters(encoder: SentenceTransformer) -> SentenceTransformer:
 
     def rebuilt(module: nn.Module) -> nn.Module:
         if id(module) not in merged:
-            if _configs_of(module):
+            if _configs_of(module) or _holds_layers_of_peft(module):
                 merged[id(module)] = _merged(module)
             else:
                 children = {name: None if child is None else rebuilt(child) for name, child in module._modules.items()}
                 same = all(children[name] is child for name, child in module._modules.items())
-                merged[id(module)] = module if same else _with_children(module, children)
+                renamed = _saves_names_of_adapter(module)
+                merged[id(module)] = new = _with_children(module, children) if renamed or not same else module
+                if renamed:
+                    del new._weight_conversions
         return merged[id(module)]
 
     return rebuilt(encoder)  # type: ignore[return-value]
@@ -68,18 +113,38 @@ def _with_children(module: nn.Module, children: dict[str, nn.Module | None]) -> 
     return new
 
 
+def _saves_names_of_adapter(module: nn.Module) -> bool:
+    """Return whether transformers would save the weights of a model by the names that an adapter has in its file.
+
+    It notes how names changed whenever it loads weights, to change them back when it saves the model. An adapter that
+    is loaded leaves its own changes there, also after it is merged or deleted.
+    """
+    changes = vars(module).get("_weight_conversions") or ()
+    return any("base_model." in pattern for change in changes for pattern in change.source_patterns)
+
+
 def _configs_of(module: nn.Module) -> dict[str, Any]:
     """Return the settings of the adapters that a model holds: one of PEFT, or one of transformers with layers of it."""
     configs = getattr(module, "peft_config", None)
     return configs if isinstance(configs, dict) else {}
 
 
+def _holds_layers_of_peft(module: nn.Module) -> bool:
+    """Return whether layers are still wrapped in a model of transformers, such as after ``delete_adapter``."""
+    layers = module.modules() if isinstance(module, PreTrainedModel) else module.children()
+    return any(map(_is_peft, layers))
+
+
 def _is_peft(module: nn.Module) -> bool:
     return type(module).__module__.partition(".")[0] == "peft"
 
 
-def _merged(module: Any) -> nn.Module:
-    configs = _configs_of(module)
+def _base_of(module: Any) -> Any:
+    return module.get_base_model() if hasattr(module, "get_base_model") and _is_peft(module) else module
+
+
+def _refuse_unmergeable(module: nn.Module, configs: dict[str, Any]) -> tuple[str, str]:
+    """Raise if adapters cannot be merged; return the beginning and the end of the message for what is found later."""
     kinds = ", ".join(
         sorted({str(getattr(config.peft_type, "value", config.peft_type)) for config in configs.values()})
     )
@@ -90,12 +155,18 @@ def _merged(module: Any) -> nn.Module:
     help_ = "Nothing was saved. Train an adapter that can be merged, such as LoRA, or save a copy without it."
     if any(getattr(config, "is_prompt_learning", False) for config in configs.values()):
         raise ValueError(f"{refusal}: its tokens are put before each text. {help_}")
-    model: Any = module.get_base_model() if hasattr(module, "get_base_model") and _is_peft(module) else module
+    model = _base_of(module)
     if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
         raise ValueError(
             f"{refusal}: the weights are quantised, so merging would round it away. Nothing was saved. Load the base "
             "model without quantisation, load the adapter into it, and save that."
         )
+    return refusal, help_
+
+
+def _merged(module: nn.Module) -> nn.Module:
+    refusal, help_ = _refuse_unmergeable(module, _configs_of(module))
+    model = _base_of(module)
     with torch.no_grad():
         memo = {id(p): nn.Parameter(p.detach().to("cpu", copy=True), p.requires_grad) for p in model.parameters()}
         memo |= {id(b): b.detach().to("cpu", copy=True) for b in model.buffers()}
@@ -108,6 +179,8 @@ def _merged(module: Any) -> nn.Module:
         raise ValueError(f"{refusal}: {', '.join(left)} would be left. {help_}")
     if "peft_config" in vars(model):
         del model.peft_config
+    if _saves_names_of_adapter(model):
+        del model._weight_conversions
     model._hf_peft_config_loaded = False
     return model
 
@@ -139,9 +212,12 @@ def _unloaded(layer: Any) -> Any:
 def refuse_what_points_outside(folder: Path) -> None:
     """Check a folder into which an encoder was saved: nothing in it may need code or a file from elsewhere.
 
+    The entry ``auto_map`` of a configuration is removed. It names code that the library does not use if it has the
+    class itself, which :func:`check_self_contained` has found.
+
     Raises:
-        ValueError: if it holds an adapter, a module that is not one of sentence-transformers, code, a reference to
-            code, or a file that no release may hold.
+        ValueError: if it holds an adapter, a module that is not one of sentence-transformers, code, or a file that no
+            release may hold.
     """
     for path in sorted(path for path in folder.rglob("*") if path.is_file() or path.is_symlink()):
         name = path.relative_to(folder).as_posix()
@@ -154,19 +230,23 @@ def refuse_what_points_outside(folder: Path) -> None:
                 f"the encoder saves {name}, and a release holds {', '.join(sorted(LOADED))} and nothing else. Load the "
                 'encoder with backend="torch", and without code of its own.'
             )
-        if path.suffix == ".json":
-            for reference in _references(json.loads(path.read_text(encoding="utf-8")), path.name):
+        if path.name.endswith("config.json"):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if "auto_map" in content:
+                del content["auto_map"]
+                path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        for kind in _modules_in(path):
+            if not kind.startswith(STOCK):
                 raise ValueError(
-                    f"{name} names {reference}, which is code that no release holds and that does not load without "
+                    f"{name} names {kind}, which is code that no release holds and that does not load without "
                     "`trust_remote_code`: build the encoder of modules of sentence-transformers and transformers."
                 )
 
 
-def _references(content: Any, name: str) -> Iterator[str]:
-    """Yield the code that a file of settings names outside of the two libraries."""
-    if name == "modules.json":
-        yield from (module["type"] for module in content if not module["type"].startswith(STOCK))
-    elif name == "router_config.json":
-        yield from (kind for kind in content["types"].values() if not kind.startswith(STOCK))
-    elif isinstance(content, dict) and name.endswith("config.json") and content.get("auto_map"):
-        yield f"auto_map {json.dumps(content['auto_map'])}"
+def _modules_in(path: Path) -> list[str]:
+    """Return the classes of modules that a file of settings names."""
+    if path.name == "modules.json":
+        return [module["type"] for module in json.loads(path.read_text(encoding="utf-8"))]
+    if path.name == "router_config.json":
+        return list(json.loads(path.read_text(encoding="utf-8"))["types"].values())
+    return []
