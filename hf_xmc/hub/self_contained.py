@@ -39,7 +39,7 @@ def adapters_of(encoder: nn.Module) -> list[str]:
 def check_self_contained(encoder: nn.Module) -> None:
     """Raise if an encoder cannot be saved so that it embeds as it does now on another machine.
 
-    :func:`hf_xmc.release.save` asks this first, and so may a run that ends with it.
+    :func:`hf_xmc.hub.release.save` asks this first, and so may a run that ends with it.
 
     Raises:
         ValueError: if an adapter cannot be merged into the weights, or if the class of a model, a tokenizer or an
