@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
@@ -18,9 +19,11 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from hf_xmc.data.columns import strings_of
 from hf_xmc.data.dataset import XMCData
 from hf_xmc.data.labels import LabelTexts
+from hf_xmc.data.numbering import check_filter_pairs
 from hf_xmc.encoders.encode import encode_labels, encode_queries
+from hf_xmc.metrics.cells import positive_cells
 from hf_xmc.metrics.frequency import PROPENSITY_PRESETS, inverse_propensity
-from hf_xmc.metrics.ranking import evaluate_ranking
+from hf_xmc.metrics.ranking import check_k, evaluate_ranking
 from hf_xmc.search.exact import LabelIndex, of_recognised
 from hf_xmc.search.grouped import label_index
 from hf_xmc.topk import TopK
@@ -42,9 +45,16 @@ class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
         filter_pairs: ``(M, 2)`` pairs (row, label) left out of the predictions.
         inverse_propensity: ``(L,)``, for PSP@k, PSnDCG@k and PSR@k in addition.
         name: a prefix of the metrics' names.
-        primary_metric: what a trainer compares checkpoints by.
+        primary_metric: what a trainer compares checkpoints by; by default P@5, or the first metric if there is no P@5.
         p_at, ndcg_at, recall_at, batch_size: the k of each metric; texts encoded at a time.
         write_csv: append the metrics of each call to ``csv_file`` in its ``output_path``, as stock evaluators do.
+
+    Attributes:
+        metric_names: the metrics, without the prefix.
+
+    Raises:
+        ValueError: if the arguments do not belong together, no query has a positive, a k is not a whole number of at
+            least 1, or ``primary_metric`` is not one of the metrics.
     """
 
     def __init__(
@@ -56,7 +66,7 @@ class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
         filter_pairs: np.ndarray | None = None,
         inverse_propensity: ArrayLike | None = None,
         name: str = "",
-        primary_metric: str = "P@5",
+        primary_metric: str | None = None,
         p_at: Sequence[int] = (1, 3, 5),
         ndcg_at: Sequence[int] = (5,),
         recall_at: Sequence[int] = (10, 100),
@@ -71,13 +81,30 @@ class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
                 f"relevance has shape {relevance.shape}; expected ({len(texts)}, {len(self.table)}): a row for each "
                 "query, a column for each label."
             )
+        if filter_pairs is not None:
+            check_filter_pairs(np.asarray(filter_pairs), len(texts), len(self.table), "filter_pairs")
         self.texts, self.relevance, self.labels = texts, relevance, labels
         self.filter_pairs, self.inverse_propensity = filter_pairs, inverse_propensity
-        self.name, self.primary_metric, self.batch_size = name, primary_metric, batch_size
+        self.name, self.batch_size = name, batch_size
         self.p_at, self.ndcg_at, self.recall_at = p_at, ndcg_at, recall_at
+        for k in [*p_at, *ndcg_at, *recall_at]:
+            check_k(k)
         self.max_k = max([*p_at, *ndcg_at, *recall_at])
+        self.metric_names = self._check_metrics()
+        self.primary_metric = primary_metric or ("P@5" if "P@5" in self.metric_names else self.metric_names[0])
+        if self.primary_metric not in self.metric_names:
+            raise ValueError(f"primary_metric must be one of {', '.join(self.metric_names)}, got {primary_metric!r}.")
         self.write_csv = write_csv
-        self.csv_file = f"Extreme-Multilabel-Classification_evaluation{name and '_' + name}_results.csv"
+        suffix = re.sub(r"[/\\]", "_", name and f"_{name}")  # a name may be that of a repository, org/data
+        self.csv_file = f"Extreme-Multilabel-Classification_evaluation{suffix}_results.csv"
+
+    def _check_metrics(self) -> list[str]:
+        """Return the names of all metrics, of which each can be computed: one query without predictions is scored."""
+        positives = positive_cells(self.relevance)
+        row = np.flatnonzero(np.diff(positives.indptr))[:1]
+        if not len(row):
+            raise ValueError("no query has a positive in relevance: there is nothing to evaluate.")
+        return [name for name in self._score(np.full((1, self.max_k), -1), positives[row]) if "@" in name]
 
     @classmethod
     def from_data(
@@ -133,9 +160,12 @@ class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
         return of_recognised(found, queries)
 
     def score(self, predictions: TopK) -> dict[str, float]:
+        return self._score(predictions.label_ids, self.relevance)
+
+    def _score(self, label_ids: np.ndarray, relevance: sp.csr_array) -> dict[str, float]:
         return evaluate_ranking(
-            predictions.label_ids,
-            self.relevance,
+            label_ids,
+            relevance,
             inverse_propensity=self.inverse_propensity,
             p_at=self.p_at,
             ndcg_at=self.ndcg_at,

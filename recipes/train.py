@@ -241,9 +241,7 @@ def fit(recipe: RecipeArguments, args: XMCTrainingArguments, data: XMCData) -> t
 
 def check_metric(args: XMCTrainingArguments, evaluator: ExtremeMultilabelClassificationEvaluator) -> None:
     """Raise if checkpoints are compared by a metric that the evaluator does not give."""
-    empty = np.full((len(evaluator.texts), evaluator.max_k), -1)
-    names = [name for name in evaluator.score(TopK(empty, empty)) if "@" in name]
-    metric = args.metric_for_best_model
+    metric, names = args.metric_for_best_model, evaluator.metric_names
     if metric is not None and metric.removeprefix("eval_") not in names:
         raise ValueError(f"metric_for_best_model must be one of {', '.join(names)}, got {metric!r}.")
 

@@ -76,3 +76,38 @@ def test_each_call_with_a_folder_appends_a_row_to_a_csv_file(encoder, data, tmp_
     make(data, "test", write_csv=False)(encoder, tmp_path / "none")
     make(data, "test")(encoder)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_name_with_slashes_is_one_file_name(encoder, data, tmp_path):
+    ExtremeMultilabelClassificationEvaluator.from_data(data, "test", name="org/data")(encoder, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [
+        "Extreme-Multilabel-Classification_evaluation_org_data_results.csv"
+    ]
+
+
+WRONG = {
+    "primary_metric": ({"primary_metric": "P@7"}, r"primary_metric must be one of P@1, P@3, P@5, nDCG@5, .*got 'P@7'"),
+    "a k of 0": ({"p_at": (0, 5)}, "k must be a whole number of at least 1, got 0"),
+    "a fraction": ({"recall_at": (10.0,)}, r"k must be a whole number of at least 1, got 10\.0"),
+    "propensities": ({"inverse_propensity": [1.0, 2.0]}, r"shape \(2,\), but relevance has 11 labels"),
+    "filter pairs": ({"filter_pairs": np.array([[0, 11]])}, "filter_pairs names row 0, label 11; there are 13 rows"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_would_fail_at_the_first_evaluation_fails_at_construction(case, data):
+    arguments, message = WRONG[case]
+    with pytest.raises(ValueError, match=message):
+        ExtremeMultilabelClassificationEvaluator(data.test["text"], relevance_of(POSITIVES), LABELS, **arguments)
+
+
+def test_queries_of_which_none_has_a_positive(data):
+    empty = relevance_of([[] for _ in POSITIVES])
+    with pytest.raises(ValueError, match="no query has a positive in relevance"):
+        ExtremeMultilabelClassificationEvaluator(data.test["text"], empty, LABELS)
+
+
+def test_the_primary_metric_is_among_the_metrics(encoder, data):
+    evaluator = ExtremeMultilabelClassificationEvaluator.from_data(data, "test", p_at=(1, 2))
+    assert evaluator.metric_names[:3] == ["P@1", "P@2", "PSP@1"]
+    assert evaluator.primary_metric in evaluator(encoder)

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
-from hf_xmc import metrics
-from hf_xmc.metrics import cells, frequency
+from hf_xmc.metrics import cells, frequency, ranking
 from hf_xmc.metrics.frequency import PROPENSITY_PRESETS, by_frequency_decile, inverse_propensity, label_counts
 from hf_xmc.metrics.ranking import (
     drop_filter_pairs,
@@ -214,6 +213,13 @@ def test_more_positives_than_queries_is_an_error():
 
 
 def test_the_doctests_hold():
-    results = [doctest.testmod(module) for module in (cells, metrics, frequency)]
+    results = [doctest.testmod(module) for module in (cells, ranking, frequency)]
     assert sum(result.failed for result in results) == 0
     assert sum(result.attempted for result in results) >= 8
+
+
+@pytest.mark.parametrize("metric", [psp_at_k, psndcg_at_k, psr_at_k])
+@pytest.mark.parametrize("k", [0, -1, 1.5, "2", True])
+def test_a_k_that_is_no_number_of_places(metric, k):
+    with pytest.raises(ValueError, match=f"k must be a whole number of at least 1, got {k!r}"):
+        metric([[0, 1]], sp.csr_array([[1, 0]]), [1, 3], k)

@@ -149,7 +149,8 @@ class _Judged:
     num_empty: int  # queries left out
 
     def top(self, k: int) -> BoolArray:
-        if not 1 <= k <= self.hits.shape[1]:
+        check_k(k)
+        if k > self.hits.shape[1]:
             raise ValueError(
                 f"k = {k}, but label_ids has {self.hits.shape[1]} columns: predict at least k labels a query."
             )
@@ -173,20 +174,22 @@ class _Judged:
         return ideal
 
     def psp(self, inverse_propensity: ArrayLike, k: int) -> float:
-        return self._share_of_best(inverse_propensity, np.ones(k), np.ones(len(self.hits)))
+        return self._share_of_best(inverse_propensity, self.top(k), np.ones(k), np.ones(len(self.hits)))
 
     def psndcg(self, inverse_propensity: ArrayLike, k: int) -> float:
-        return self._share_of_best(inverse_propensity, _discount(k), self.ideal(k))
+        return self._share_of_best(inverse_propensity, self.top(k), _discount(k), self.ideal(k))
 
     def psr(self, inverse_propensity: ArrayLike, k: int) -> float:
-        return self._share_of_best(inverse_propensity, np.ones(k), self.num_positives)
+        return self._share_of_best(inverse_propensity, self.top(k), np.ones(k), self.num_positives)
 
     def measure(self, name: str, k: int, *weights: ArrayLike) -> float:
         methods = {"P": "precision", "nDCG": "ndcg", "R": "recall", "PSP": "psp", "PSnDCG": "psndcg", "PSR": "psr"}
         value: float = getattr(self, methods[name])(*weights, k)
         return value
 
-    def _share_of_best(self, inverse_propensity: ArrayLike, discount: FloatArray, norm: ArrayLike) -> float:
+    def _share_of_best(
+        self, inverse_propensity: ArrayLike, hits: BoolArray, discount: FloatArray, norm: ArrayLike
+    ) -> float:
         """Return the gains over the best possible ones: discounted by place, divided by each query's norm, summed."""
         weights, k = self.one_a_label(inverse_propensity, "inverse_propensity", least=1), len(discount)
         # With the labels renumbered from the heaviest down, sorting the indices of a row puts its best gains first.
@@ -198,7 +201,7 @@ class _Judged:
         place = np.arange(best.nnz) - indptr[row]
         row, place, best_labels = row[place < k], place[place < k], heaviest[best.indices[place < k]]
         best_gains = weights[best_labels] * discount[place] / norm[row]
-        row, place = np.nonzero(self.top(k))
+        row, place = np.nonzero(hits)
         gains = weights[self.label_ids[row, place]] * discount[place] / norm[row]
         return math.fsum(gains.tolist()) / math.fsum(best_gains.tolist())
 
@@ -242,6 +245,12 @@ def judge(label_ids: ArrayLike, relevance: SparseMatrix, filter_pairs: ArrayLike
     rows = np.repeat(np.arange(len(judged)), num_positives)
     hits = cells_among(judged, rows, positives.indices)
     return _Judged(judged, hits, positives, num_positives, num_empty=int(np.count_nonzero(~kept)))
+
+
+def check_k(k: int) -> None:
+    """Raise a ``ValueError`` if ``k`` is not a number of places."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise ValueError(f"k must be a whole number of at least 1, got {k!r}.")
 
 
 def _discount(k: int) -> FloatArray:
