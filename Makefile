@@ -4,6 +4,8 @@ VENV   ?= .venv
 DATA   ?= recipes/data/wordnet-hypernyms
 OUT    ?= runs/demo
 EXAMPLES ?= 20000
+# A file of tests stays in one process, and its fixtures with it. PARALLEL= runs all in this process, for a debugger.
+PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -16,10 +18,10 @@ synthetic: $(INSTALLED)  ## softmax and decoupled softmax on random texts with o
 	$(BIN)/python recipes/synthetic.py easy --output_dir runs/synthetic
 
 test: $(INSTALLED)  ## the tests that take seconds each
-	$(BIN)/python -m pytest -m "not slow and not soak"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not soak"
 
 test-slow: $(INSTALLED)  ## the ones that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
 soak: $(INSTALLED)  ## 100,000 predictions, a million lines, 1.3 million labels
 	$(BIN)/python -m pytest -m soak --timeout 3600

@@ -21,7 +21,7 @@ from datasets import Dataset
 from tqdm import tqdm
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-RESULTS = pytest.StashKey[dict]()
+RESULTS = {}  # of the tests of promises
 
 torch.set_num_threads(1)
 
@@ -187,10 +187,16 @@ def pytest_runtest_makereport(item, call):
     if promise and (report.when == "call" or report.failed):
         counts = item.tally.counts if hasattr(item, "tally") else dict.fromkeys(promises.KINDS, 0)
         result = {"promise": promise.args[0], "passed": report.passed, **counts}
-        item.config.stash.setdefault(RESULTS, {})[item.nodeid] = result
+        report.user_properties.append(("promise", result))  # a worker of pytest-xdist sends its reports
     return report
 
 
+def pytest_runtest_logreport(report):
+    for name, result in report.user_properties:
+        if name == "promise":
+            RESULTS[report.nodeid] = result
+
+
 def pytest_sessionfinish(session):
-    if results := session.config.stash.get(RESULTS, None):
-        promises.record(results)
+    if RESULTS and not hasattr(session.config, "workerinput"):  # not in the workers, which would all write the file
+        promises.record(RESULTS)
