@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 
 class TopK(NamedTuple):
@@ -14,16 +15,16 @@ class TopK(NamedTuple):
     """
 
     label_ids: np.ndarray  # (N, k) int64
-    scores: np.ndarray  # (N, k) float32
+    scores: np.ndarray  # (N, k) float32; float64 if they are probabilities
 
     @classmethod
-    def empty(cls, num_queries: int, k: int) -> TopK:
-        """Return ``num_queries`` rows of padding.
+    def empty(cls, num_queries: int, k: int, dtype: DTypeLike = np.float32) -> TopK:
+        """Return ``num_queries`` rows of padding, with scores of type ``dtype``.
 
         >>> TopK.empty(1, 2)
         TopK(label_ids=array([[-1, -1]]), scores=array([[-inf, -inf]], dtype=float32))
         """
-        return cls(np.full((num_queries, k), -1), np.full((num_queries, k), -np.inf, np.float32))
+        return cls(np.full((num_queries, k), -1), np.full((num_queries, k), -np.inf, dtype))
 
 
 def distinct(found: TopK, k: int) -> TopK:
@@ -61,3 +62,16 @@ def recall_of(found: TopK, exact: TopK) -> float:
     hits = (found.label_ids >= 0) & (found.scores >= (border - rounding)[:, None])
     wanted = real.sum(1)
     return float(np.minimum(hits.sum(1), wanted).sum() / wanted.sum()) if wanted.any() else 1.0
+
+
+def checked_k(k: Any, name: str = "k") -> int:
+    """Return a number of labels as a plain integer.
+
+    Raises:
+        ValueError: if it is not a whole number of at least 1.
+    """
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
+        raise ValueError(f"{name} must be a whole number, got {k!r}.")
+    if k < 1:
+        raise ValueError(f"{name} must be at least 1, got {k}.")
+    return int(k)

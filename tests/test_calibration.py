@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from conftest import LABELS, POSITIVES, relevance_of
 from forge import forge
 
-from hf_xmc import TopK, XMCModel, pipeline
+from hf_xmc import Hierarchy, TopK, XMCModel, pipeline
 from hf_xmc.metrics.calibration import (
     Calibration,
     choose_threshold,
@@ -289,6 +289,35 @@ def test_a_threshold_reads_all_labels_that_reach_it(encoder, queries, remembers)
         assert np.mean(right) >= wanted
     few = model.predict(texts, threshold=model.threshold_for(queries, labels_per_text=3))
     assert 0 < sum(map(len, few)) <= 3 * len(texts)
+
+
+def test_a_threshold_that_is_a_probability_is_reached_with_a_hierarchy_too(encoder):
+    model = XMCModel(encoder, LABELS)
+    model.calibration = Calibration((-1e3, -1e2), (0.0, 0.7))  # float32 would round 0.7 down
+    for hierarchy in (None, Hierarchy({"0": ["4"]})):
+        labels = model.predict("a red boat", threshold=0.7, hierarchy=hierarchy)
+        assert [label.score for label in labels] == [0.7] * 11
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, "3", True])
+def test_a_wrong_number_of_labels_is_refused_before_a_text_is_read(wrong, encoder, queries, monkeypatch):
+    model = XMCModel(encoder, LABELS)
+    model.calibrate(queries, np.int64(3))
+    assert model.calibration.first == 3
+    monkeypatch.setattr(model, "_embed", lambda texts: pytest.fail("a text was read"))
+    for call in (
+        lambda: model.predict_stream(["boat"], wrong),
+        lambda: model.predict("boat", wrong, threshold=0.5),
+        lambda: model.calibrate(queries, wrong),
+        lambda: model.threshold_for(queries, wrong),
+    ):
+        with pytest.raises(ValueError, match=f"top_k must be .*, got {wrong!r}"):
+            call()
+    for wanted in ({"precision": 0}, {"precision": float("nan")}, {"labels_per_text": -1}):
+        with pytest.raises(ValueError, match="must be"):
+            model.threshold_for(queries, **wanted)
+    with pytest.raises(ValueError, match="must be from 0 to 1, got '0'"):
+        model.predict("boat", threshold="0")
 
 
 def test_a_text_that_reaches_the_bound_is_said(encoder, caplog):

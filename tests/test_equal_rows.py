@@ -61,6 +61,23 @@ def test_equal_rows_come_in_the_order_of_ids_whatever_is_left_out(build, k):
     check(made.search(QUERIES, k, exclude=pairs, deny=gone), LABELS, excluded=pairs, hidden=gone)
 
 
+@pytest.mark.parametrize("kind", ["exact", "codes"])
+def test_places_that_tie_come_in_the_order_of_the_labels_that_are_left(kind, monkeypatch):
+    monkeypatch.setattr(exact, "LABEL_CHUNK", 7)
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        kinds = rng.integers(-2, 3, size=(9, 2)).astype(np.float32)  # small whole numbers: scores are exact, and tie
+        rows, queries = kinds[rng.integers(9, size=40)], rng.integers(-2, 3, size=(20, 2)).astype(np.float32)
+        hidden = rng.permutation(40)[: rng.integers(30)]
+        pairs = np.stack([rng.integers(20, size=90), rng.integers(40, size=90)], axis=1)
+        scores = queries @ rows.T
+        scores[:, hidden] = scores[pairs[:, 0], pairs[:, 1]] = -np.inf
+        found = BUILD[kind](rows).search(queries, 4, exclude=pairs, deny=hidden)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :4]
+        expected = np.where(np.isneginf(np.take_along_axis(scores, order, 1)), -1, order)
+        np.testing.assert_array_equal(found.label_ids, expected)
+
+
 def test_equal_rows_come_and_go(build):
     made = build(LABELS[:300])
     made.add(LABELS[300:])

@@ -57,6 +57,8 @@ REFUSED = {
     "BIVF8": "write for example",
     "Hash": "write for example",
     "nonsense": "write for example",
+    "IVF8(IVF4,Flat),SQ8": "write for example",
+    "IVF8, SQ8": "write for example",
     "ivf8,flat": "write for example",
     "IVF,Flat": "write for example",
     "HNSW32 ": "write for example",
@@ -103,6 +105,19 @@ def test_a_factory_finds_what_exact_search_finds(factory):
 @pytest.mark.parametrize("factory", REFUSED)
 def test_what_cannot_be_used_is_refused_with_what_to_write(factory):
     with pytest.raises(ValueError, match="(?i)" + REFUSED[factory].replace("(", r"\(").replace("+", r"\+")):
+        FaissIndex(LABELS, factory)
+
+
+@pytest.mark.parametrize("factory", ["nonsense", "", "PCA40,Flat", "LSH", "HNSW1"])
+def test_what_can_never_be_built_is_refused_without_labels_too(factory):
+    for rows in (LABELS, LABELS[:0]):
+        with pytest.raises(ValueError, match="cannot be used"):
+            FaissIndex(rows, factory)
+
+
+@pytest.mark.parametrize("factory", [32, b"SQ8", ["SQ8"], 0, False])
+def test_a_factory_that_is_no_string_is_refused(factory):
+    with pytest.raises(ValueError, match="`factory` must be a factory string of FAISS"):
         FaissIndex(LABELS, factory)
 
 

@@ -81,6 +81,17 @@ def test_calibration_thresholds_and_tuning_do_not_read_own_votes(model, encoder,
     assert "13 of 13 texts are in the memory" in caplog.text
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_memory_in_which_nothing_votes_leaves_the_labels_their_scores(encoder, queries):
+    plain, texts = XMCModel(encoder, LABELS), ["a red boat", "dog"]
+    for rows, leave_one_out in (([], False), ([], True), ([3], True)):
+        model = XMCModel(encoder, LABELS)
+        model.remember(queries.select(rows))
+        found = model.search(queries["text"][3:4] if rows else texts, 11, leave_one_out=leave_one_out)
+        expected = plain.search(queries["text"][3:4] if rows else texts, 11)
+        np.testing.assert_array_equal(found.label_ids, expected.label_ids)
+
+
 def test_a_text_is_found_however_the_encoder_reads_it(encoder, queries):
     model = XMCModel(encoder, LABELS)
     model.remember(Dataset.from_dict({"text": ["old BOAT", "dog", "dog"], "label_ids": [[0], [4], [5]]}))

@@ -9,15 +9,15 @@ import torch
 from conftest import LABELS
 from datasets import Dataset
 
-from hf_xmc import FaissIndex, LabelIndex, MemorySettings, MilvusIndex, XMCModel, model
+from hf_xmc import FaissIndex, LabelIndex, MemorySettings, MilvusIndex, XMCModel
 from hf_xmc.data import labels
-from hf_xmc.model import searcher
+from hf_xmc.metrics.calibration import Calibration
+from hf_xmc.model import calibrated, searcher
 from hf_xmc.search import approximate, exact, faiss_index, memory
 
 TEXTS = ["a red boat", "old oak tree", "dog and cat"]
 WATCHED = [
     (searcher, "encode_labels"),
-    (model.model, "encode_labels"),
     (exact, "codes_of"),
     (exact, "first_equal"),
     (exact, "Groups"),
@@ -169,6 +169,52 @@ def test_an_index_of_other_embeddings_ends_the_calibration(fresh, queries):
     assert made.calibration is None
 
 
+KNOWN = [
+    (searcher, "encode_queries"),
+    (searcher, "equal_texts"),
+    (searcher, "equal_embeddings"),
+    (calibrated, "relevance_of"),
+    (calibrated, "choose_threshold"),
+    (calibrated, "unit"),
+    (Calibration, "__post_init__"),
+    (Calibration, "__call__"),
+    (LabelIndex, "search"),
+    (memory, "unit"),
+    (memory, "evaluate_ranking"),
+    (torch, "equal"),
+]
+USES = {
+    "tune": lambda used, known: used.tune_memory(known, tolerance=0.1),
+    "calibrate": lambda used, known: used.calibrate(known),
+    "threshold": lambda used, known: used.threshold_for(known),
+    "remember": lambda used, known: used.remember(known),
+    "same index": lambda used, known: setattr(used, "index", FaissIndex(used.index.embeddings, "SQ8")),
+    "other index": lambda used, known: setattr(used, "index", LabelIndex(used.index.embeddings + 1)),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_memory_and_calibration_are_as_before_whichever_call_fails(use, fresh, queries):
+    used, known = fresh("exact"), queries.select([1, 3, 5])
+    used.calibrate(queries)
+    before = used.calibration, used.memory.settings, type(used.index), state_of(used)
+    with pytest.MonkeyPatch.context() as patch:
+        calls = Failing(patch, KNOWN)
+        rehearsed = fresh("exact")
+        rehearsed.calibrate(queries)
+        start = calls.calls
+        USES[use](rehearsed, known)
+    count = calls.calls - start
+    assert count
+    for at in sorted({*range(min(count, 8)), *range(max(0, count - 3), count)}):
+        for after in (False, True):
+            with pytest.MonkeyPatch.context() as patch:
+                Failing(patch, KNOWN, at, after)
+                with pytest.raises(RuntimeError, match="out of memory"):
+                    USES[use](used, known)
+            assert (used.calibration, used.memory.settings, type(used.index), state_of(used)) == before, (at, after)
+
+
 def table(rows, seed=0):
     return np.random.default_rng(seed).normal(size=(rows, 6)).astype(np.float32)
 
@@ -232,6 +278,17 @@ def test_a_kept_collection_is_used_with_all_of_its_embeddings_only(tmp_path):
         again.remove([1])
         left = np.delete(left, 1, axis=0)
         again.close()
+
+
+def test_vectors_that_a_killed_process_left_are_not_proposed(tmp_path):
+    path, rows, queries = str(tmp_path / "labels.db"), table(60), table(5, 1)
+    made = MilvusIndex(rows, path, keep=True)
+    made._insert(np.concatenate([1.01 * rows, rows[:20]]), made._next)  # they were to be signed, or deleted, next
+    made.close()
+    again = MilvusIndex(rows, path, keep=True)
+    _, places = again._propose(queries, 60, None if again._num_places == 60 else again._groups.size > 0)
+    assert (np.sort(places) == np.sort(again._groups.place_of)).all()
+    again.close()
 
 
 def test_a_collection_that_does_not_say_what_it_is_of_is_refused(tmp_path):

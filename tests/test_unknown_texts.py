@@ -105,6 +105,8 @@ def test_labels_without_a_known_token_are_counted(encoder, caplog):
     model = XMCModel(encoder, LABELS)
     model.add_labels(["boat house", "\u8239", "\u732b"])
     assert "2 of 3 label texts hold no token that the encoder knows" in caplog.text
+    model.rename_label("0", "\u8239")
+    assert "1 of 1 label texts hold no token that the encoder knows" in caplog.text
 
 
 def test_the_command_line_says_it_too(encoder, capsys, caplog, tmp_path):

@@ -98,18 +98,27 @@ def choose_threshold(
         relevance: sparse ``(N, L)``.
         precision, labels_per_text: what is wanted; one of them at most.
     """
-    if precision is not None and labels_per_text is not None:
-        raise ValueError("a threshold is chosen for a precision or for labels_per_text, not for both.")
-    if precision is not None and not 0 < precision <= 1:
-        raise ValueError(f"precision must be above 0 and at most 1, got {precision}.")
-    if labels_per_text is not None and not labels_per_text > 0:
-        raise ValueError(f"labels_per_text must be positive, got {labels_per_text}.")
+    check_wanted(precision, labels_per_text)
     scores, hits = scores_and_hits(found, relevance)
     if precision is not None:
         return threshold_for_precision(scores, hits, precision)
     if labels_per_text is not None:
         return threshold_for_count(scores, relevance.shape[0], labels_per_text)
     return threshold_for_f1(scores, hits, int((relevance.data > 0).sum()))
+
+
+def check_wanted(precision: float | None, labels_per_text: float | None) -> None:
+    """Refuse what no threshold can be chosen for.
+
+    Raises:
+        ValueError: if a number is out of range, or both are given.
+    """
+    if precision is not None and labels_per_text is not None:
+        raise ValueError("a threshold is chosen for a precision or for labels_per_text, not for both.")
+    if precision is not None and not 0 < precision <= 1:
+        raise ValueError(f"precision must be above 0 and at most 1, got {precision}.")
+    if labels_per_text is not None and not labels_per_text > 0:
+        raise ValueError(f"labels_per_text must be positive, got {labels_per_text}.")
 
 
 def threshold_for_precision(scores: np.ndarray, hits: np.ndarray, precision: float) -> float:

@@ -13,12 +13,12 @@ from hf_xmc.data.columns import as_dataset, texts_of
 from hf_xmc.data.dataset import relevance_of
 from hf_xmc.data.labels import LabelTexts
 from hf_xmc.encoders.long_text import max_tokens
-from hf_xmc.metrics.calibration import Calibration, choose_threshold
+from hf_xmc.metrics.calibration import Calibration, check_wanted, choose_threshold
 from hf_xmc.model.searcher import Searcher
 from hf_xmc.search.memory import TrainingMemory
 from hf_xmc.search.memory_settings import MemorySettings
 from hf_xmc.tensors import unit
-from hf_xmc.topk import TopK
+from hf_xmc.topk import TopK, checked_k
 
 logger = logging.getLogger(__name__)
 
@@ -127,8 +127,9 @@ class Calibrated(Searcher):
         Raises:
             ValueError: if there is no prediction to learn from.
         """
+        top_k = checked_k(top_k, "top_k")
         texts, relevance = self._known(validation)
-        found = self._held_out(texts, max(top_k, MAX_LABELS) if top_k > 0 else top_k, exclude)
+        found = self._held_out(texts, max(top_k, MAX_LABELS), exclude)
         self.calibration = Calibration.fit(found, relevance, top_k)
 
     def threshold_for(
@@ -152,9 +153,11 @@ class Calibrated(Searcher):
         Raises:
             ValueError: if the model is not calibrated, or no threshold gives what is wanted.
         """
+        top_k = MAX_LABELS if top_k is None else checked_k(top_k, "top_k")
+        check_wanted(precision, labels_per_text)
         texts, relevance = self._known(validation)
         calibration = self._calibrated()
-        found = self._held_out(texts, MAX_LABELS if top_k is None else top_k, exclude)
+        found = self._held_out(texts, top_k, exclude)
         found = TopK(found.label_ids, calibration(found.scores))
         return choose_threshold(found, relevance, precision=precision, labels_per_text=labels_per_text)
 

@@ -92,7 +92,7 @@ class Hierarchy:
         """
         up = {row: [rows[above] for above in self.ancestors[label]] for label, row in rows.items()}
         depth = {row: self._place[label] for label, row in rows.items()}
-        best = TopK.empty(len(found.label_ids), k)
+        best = TopK.empty(len(found.label_ids), k, found.scores.dtype)
         for number, (label_ids, scores) in enumerate(zip(found.label_ids.tolist(), found.scores, strict=True)):
             risen: dict[int, float] = {}
             for label, score in zip(label_ids, scores, strict=True):

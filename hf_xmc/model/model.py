@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 
 from hf_xmc.data.labels import LabelTexts
-from hf_xmc.encoders.encode import compares_by_cosine, encode_labels
+from hf_xmc.encoders.encode import compares_by_cosine
 from hf_xmc.hub import card, release, repository
 from hf_xmc.hub.manifest import CALIBRATION, LABEL_INDEX, PARTS, TRAINING_MEMORY, files_of_part
 from hf_xmc.model.predictor import Predictor
@@ -94,7 +94,7 @@ class XMCModel(Predictor):
         if length is not None and compares_by_cosine(self.encoder):
             raise ValueError("the encoder compares by the cosine, to which length means nothing: leave it out.")
         table, new = self.table.added(labels)
-        embeddings = self._embed_labels(new)
+        embeddings = self._embed_labels(new.texts["text"])
         if length is not None:
             embeddings = length * torch.nn.functional.normalize(embeddings)
         self._change(lambda: self.index.add(embeddings), table, np.arange(len(self.table)))
@@ -110,7 +110,7 @@ class XMCModel(Predictor):
     def rename_label(self, label_id: str, text: str) -> None:
         """Another text, in the place of the preferred one; the label keeps its id, row, votes and other texts."""
         table, row = self.table.renamed(int(self.table.rows_of([label_id])[0]), text)
-        self.index.replace([row], encode_labels(self.encoder, [text], 1).detach().cpu())
+        self.index.replace([row], self._embed_labels([text]))
         self.table = table
 
     def _keep(self, labels: np.ndarray) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from functools import partial
 from itertools import islice
+from numbers import Real
 from typing import Any, NamedTuple, overload
 
 import numpy as np
@@ -17,7 +18,7 @@ from hf_xmc.model.explanation import Explanation, explain
 from hf_xmc.model.hierarchy import Hierarchy
 from hf_xmc.model.predictions import Prediction, predictions_of
 from hf_xmc.model.searcher import BATCH
-from hf_xmc.topk import TopK
+from hf_xmc.topk import TopK, checked_k
 
 logger = logging.getLogger(__name__)
 
@@ -113,12 +114,11 @@ class Predictor(Calibrated):
             show_progress_bar: Whether to show a progress bar on standard error; ``None``: if that is a terminal.
         """
         refuse_one("a list or an iterator of texts", texts)
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}.")
+        top_k = None if top_k is None else checked_k(top_k, "top_k")
         if threshold is not None:
             self._calibrated()
-            if not 0 <= threshold <= 1:
-                raise ValueError(f"threshold is a probability and must be from 0 to 1, got {threshold}.")
+            if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
+                raise ValueError(f"threshold is a probability and must be from 0 to 1, got {threshold!r}.")
         visible = None if allow is None and deny is None else self.table.visible(allow, deny)
         rise = None
         if hierarchy is not None:

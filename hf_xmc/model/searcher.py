@@ -54,7 +54,7 @@ class Searcher:
         self._told_of_cuts = False
         self.table, order = LabelTexts.of(Dataset.from_dict({"text": []}) if labels is None else labels)
         if embeddings is None:
-            given = self._embed_labels(self.table)
+            given = self._embed_labels(self.table.texts["text"])
         else:
             given = comparable(torch.as_tensor(embeddings).detach().cpu(), compares_by_cosine(encoder))
         expected = len(order), encoder.get_embedding_dimension() or 0
@@ -168,10 +168,10 @@ class Searcher:
         """How many of these texts are longer than the encoder reads, and by how much."""
         return long_text.truncation(self.encoder, texts)
 
-    def _embed_labels(self, table: LabelTexts) -> Tensor:
-        if not len(table):
+    def _embed_labels(self, texts: Sequence[str]) -> Tensor:
+        if not len(texts):
             return torch.empty(0, self.encoder.get_embedding_dimension() or 0)
-        embeddings = encode_labels(self.encoder, table.texts["text"], BATCH).detach().cpu()
+        embeddings = encode_labels(self.encoder, texts, BATCH).detach().cpu()
         if unknown := int((~embeddings.any(1)).sum()):
             logger.warning(
                 "%d of %d label texts hold no token that the encoder knows: they score 0 for every text, whatever it "

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from hf_xmc.search.equal_rows import Groups, codes_of, first_equal
-from hf_xmc.topk import TopK
+from hf_xmc.topk import TopK, checked_k
 
 QUERY_BLOCK, LABEL_CHUNK = 512, 16384  # at most 32 MiB of scores at a time; few queries take longer chunks
+TORN_AT_ONCE = 16  # queries of which many labels are sorted together
 
 
 class LabelIndex:
@@ -100,8 +101,7 @@ class LabelIndex:
         queries = torch.as_tensor(queries).float()
         if queries.ndim != 2 or queries.shape[1] != self.embedding_dim:
             raise ValueError(f"queries have shape {tuple(queries.shape)}; expected (N, {self.embedding_dim}).")
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}.")
+        k = checked_k(k)
         _refuse_non_finite(queries, "query")
         visible = self.visible(allow, deny)
         groups = self._groups if visible is None else self._groups.restricted(visible)
@@ -119,6 +119,31 @@ class LabelIndex:
 
     def _search_block(self, queries: Tensor, k: int, groups: Groups, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """Score the first label of each place, and give its score to the others that are there."""
+        # Places come in the order of their first labels. If some of these are not returned, a tie may hold more places.
+        partial = groups.shared and bool(len(pairs) or groups.size.sum() < self.num_labels)
+        return self._labels_of_best(queries, k, groups, pairs, k + partial)
+
+    def _labels_of_best(
+        self, queries: Tensor, k: int, groups: Groups, pairs: Tensor, asked: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the best ``k`` labels of the best ``asked`` places, and of more if those behind score the same."""
+        best, best_ids = self._best_places(queries, asked, groups, pairs)
+        if not groups.shared:
+            return best, best_ids.masked_fill(best == -torch.inf, -1)
+        places = groups.place_of[best_ids.numpy()]
+        scores, label_ids = map(torch.from_numpy, groups.best(places, best.numpy(), k, pairs.numpy())[::-1])
+        if k < asked < self.num_labels:
+            torn = ((best[:, -1] == scores[:, -1]) & (best[:, -1] > -torch.inf)).nonzero()[:, 0]
+            for start in range(0, len(torn), TORN_AT_ONCE):
+                rows = torn[start : start + TORN_AT_ONCE]
+                place = torch.full((len(queries),), -1)
+                place[rows] = torch.arange(len(rows))
+                here = torch.stack([place[pairs[:, 0]], pairs[:, 1]], 1)[place[pairs[:, 0]] >= 0]
+                scores[rows], label_ids[rows] = self._labels_of_best(queries[rows], k, groups, here, 4 * asked)
+        return scores, label_ids
+
+    def _best_places(self, queries: Tensor, k: int, groups: Groups, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scores and the first labels of the best ``k`` places; of equal scores the smaller id first."""
         hidden = None
         if groups.size.sum() < groups.shared + self.num_labels:
             hidden = torch.ones(self.num_labels, dtype=torch.bool)
@@ -143,11 +168,7 @@ class LabelIndex:
             best, order = torch.cat([best, new], 1).sort(dim=1, descending=True, stable=True)
             best_ids = torch.cat([best_ids, new_ids + start], 1).gather(1, order)[:, :k]
             best = best[:, :k]
-        if groups.shared:
-            places = groups.place_of[best_ids.numpy()]
-            ids, found = groups.best(places, best.numpy(), k, pairs.numpy())
-            return torch.from_numpy(found), torch.from_numpy(ids)
-        return best, best_ids.masked_fill(best == -torch.inf, -1)
+        return best, best_ids
 
     def visible(self, allow: Iterable[int] | None = None, deny: Iterable[int] | None = None) -> np.ndarray | None:
         """``(L,)``, whether a label may be returned; ``None`` where all may.

@@ -45,7 +45,7 @@ def made_of(factory: str, vectors: np.ndarray) -> Any:
     except RuntimeError as error:
         if _TOO_FEW.search(str(error)):
             raise TooFewLabels(_refusal(factory, _reason(error), "write smaller numbers, or 'SQ8'")) from None
-        if "Error: '" not in str(error):  # of memory, and the like
+        if not str(error).startswith("Error in "):  # of memory, and the like
             raise
         raise ValueError(_refusal(factory, _reason(error), INSTEAD)) from None
     return index

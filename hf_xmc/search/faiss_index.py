@@ -13,7 +13,7 @@ from torch import Tensor
 from hf_xmc.search.approximate import ProposingIndex, checked_count, vectors_of
 from hf_xmc.search.equal_rows import Groups
 from hf_xmc.search.exact import LabelIndex
-from hf_xmc.search.faiss_factory import GRAPHS, TooFewLabels, inner_of, made_of, search, untrained
+from hf_xmc.search.faiss_factory import GRAPHS, MOST, TooFewLabels, inner_of, made_of, search, untrained
 from hf_xmc.search.faiss_tables import FACTORY, restore, state_of
 from hf_xmc.topk import recall_of
 
@@ -63,12 +63,16 @@ class FaissIndex(ProposingIndex):
         refine: int = 4,
         state: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        self.factory = factory or default_factory(len(embeddings))
+        if not (factory is None or isinstance(factory, str)):
+            raise ValueError(f"`factory` must be a factory string of FAISS, such as 'HNSW32', got {factory!r}.")
+        self.factory = default_factory(len(embeddings)) if factory is None else factory
         self.effort = checked_count("effort", effort)
         self._state = state
         self._index: Any = None
         self.built = self.factory  # or what stands in for it
         super().__init__(embeddings, refine)
+        if not self.num_labels:
+            untrained(self.factory, MOST, self.embedding_dim)  # which refuses what can never be built
 
     def _fill(self, vectors: np.ndarray) -> None:
         built = self.factory

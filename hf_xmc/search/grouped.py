@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_xmc.data.labels import LabelTexts
 from hf_xmc.search.exact import LabelIndex
-from hf_xmc.topk import TopK, distinct
+from hf_xmc.topk import TopK, checked_k, distinct
 
 
 class GroupedIndex(LabelIndex):
@@ -66,13 +66,13 @@ class GroupedIndex(LabelIndex):
         deny: Iterable[int] | None = None,
     ) -> TopK:
         """The ``k`` best labels of each query; arguments as in :meth:`LabelIndex.search`."""
-        queries = torch.as_tensor(queries).float()
+        queries, k = torch.as_tensor(queries).float(), checked_k(k)
         visible = self.visible(allow, deny)
         texts = None if visible is None else np.flatnonzero(visible[self.label_of])
         pairs = self._text_pairs(self._checked_pairs(exclude, len(queries)).numpy())
         best = TopK.empty(len(queries), k)
         rows = np.arange(len(queries))
-        asked = k + int(self._size.max(initial=1)) - 1 if k > 0 else k  # which the index refuses
+        asked = k + int(self._size.max(initial=1)) - 1
         while True:
             asked = min(asked, len(self.label_of))
             place = np.full(len(queries), -1)

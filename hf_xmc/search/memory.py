@@ -17,7 +17,7 @@ from hf_xmc.metrics.ranking import evaluate_ranking
 from hf_xmc.search.exact import QUERY_BLOCK, LabelIndex, of_recognised
 from hf_xmc.search.memory_settings import GRID, METRICS, MemorySettings
 from hf_xmc.tensors import unit
-from hf_xmc.topk import TopK
+from hf_xmc.topk import TopK, checked_k
 
 CANDIDATES = 200  # labels that take part by their own score; the others need a vote
 
@@ -119,10 +119,9 @@ class TrainingMemory:
         """
         if labels.num_labels != self.num_labels:
             raise ValueError(f"the memory is of {self.num_labels} labels, the index of {labels.num_labels}.")
-        queries = torch.as_tensor(queries).float()
+        queries, k = torch.as_tensor(queries).float(), checked_k(k)
         allow, deny = (None if ids is None else list(ids) for ids in (allow, deny))
-        asked = max(k, CANDIDATES) if k > 0 else k  # which the index refuses
-        found = labels.search(queries, asked, exclude=exclude, allow=allow, deny=deny)
+        found = labels.search(queries, max(k, CANDIDATES), exclude=exclude, allow=allow, deny=deny)
         pairs = np.empty((0, 2), np.int64) if exclude is None else np.asarray(exclude, np.int64).reshape(-1, 2)
         visible = labels.visible(allow, deny)
         return self._mixed(found, self.nearest(queries, silent=silent), k, self.settings, pairs, visible)
@@ -155,8 +154,9 @@ class TrainingMemory:
     def weights(self, nearest: Neighbors, settings: MemorySettings) -> np.ndarray:
         """``(N, n)``, the share of the votes that each neighbor has."""
         cosines = nearest.cosines
-        weights = np.exp((cosines - cosines[:, :1]).astype(np.float64) / settings.temperature)
-        weights /= weights.sum(1, keepdims=True)
+        largest = np.where(np.isneginf(cosines[:, :1]), 0, cosines[:, :1])  # if there is no neighbor, nothing votes
+        weights = np.exp((cosines - largest).astype(np.float64) / settings.temperature)
+        weights /= np.maximum(weights.sum(1, keepdims=True), 1)
         weights[cosines == 0] = 0  # a query without a known word is near to nothing
         return weights
 

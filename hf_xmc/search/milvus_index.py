@@ -187,25 +187,28 @@ class MilvusIndex(ProposingIndex):
             raise ValueError(f"the collection {name!r} is not of these {self.num_labels} embeddings: {instead}")
         if said != expected:
             raise ValueError(f"the collection {name!r} was made with other settings, {said}: {instead}")
-        stored = self._stored()
+        rows = self._stored()
+        stored = {row["code"]: row["place"] for row in rows}
         distinct = np.flatnonzero(first == np.arange(len(first)))
         codes = codes_of(self.embeddings[torch.from_numpy(distinct)].float()).view(np.int64).tolist()
         if len(set(codes)) < len(codes) or not stored.keys() >= set(codes):
             raise ValueError(f"the collection {name!r} does not hold all of these embeddings: {instead}")
         places = np.array([stored[code] for code in codes], dtype=np.int64)
-        self._next = max(self._next, int(places.max(initial=-1)) + 1)
+        self._stale = np.setdiff1d(
+            [row["place"] for row in rows], places
+        )  # left by a change that did not come to its end
         return Groups(places[np.searchsorted(distinct, first)], self._next)
 
-    def _stored(self) -> dict[int, int]:
-        """Return the place of each code in the collection."""
-        stored: dict[int, int] = {}
+    def _stored(self) -> list[dict[str, int]]:
+        """Return the place and the code of each vector in the collection."""
+        stored: list[dict[str, int]] = []
         pages = self._client.query_iterator(
             self.collection_name, batch_size=SENT_AT_ONCE, output_fields=["place", "code"]
         )
         while page := pages.next():
-            stored |= {row["code"]: row["place"] for row in page}
+            stored += page
         pages.close()
-        self._next = max(stored.values(), default=-1) + 1
+        self._next = max((row["place"] for row in stored), default=-1) + 1
         return stored
 
     def _propose(self, vectors: np.ndarray, k: int, shown: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
