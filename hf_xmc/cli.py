@@ -101,8 +101,10 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 def _index(arguments: argparse.Namespace) -> None:
+    from hf_xmc.hub.release import check_target
     from hf_xmc.model.model import XMCModel
 
+    check_target(arguments.output_dir)  # before the labels are embedded
     labels = _labels(arguments.labels)
     model = XMCModel.from_pretrained(arguments.encoder, labels=labels)
     model.save_pretrained(arguments.output_dir)

@@ -40,6 +40,7 @@ from hf_xmc import (
 )
 from hf_xmc.hub.card import hardware
 from hf_xmc.hub.release import check_target
+from hf_xmc.hub.self_contained import check_encoder
 from hf_xmc.metrics.calibration import expected_calibration_error, scores_and_hits
 from hf_xmc.metrics.frequency import PROPENSITY_PRESETS, by_frequency_decile, inverse_propensity, label_counts
 from hf_xmc.model.calibrated import MAX_LABELS
@@ -174,8 +175,6 @@ def parse(argv: list[str]) -> tuple[RecipeArguments, XMCTrainingArguments]:
         raise ValueError(f"validation_size must be a share from 0 up to below 1, got {recipe.validation_size}.")
     if not 0 <= recipe.memory_tolerance < np.inf:
         raise ValueError(f"memory_tolerance must be a number from 0, got {recipe.memory_tolerance}.")
-    resume = args.resume_from_checkpoint  # a flag and a YAML file give text
-    args.resume_from_checkpoint = {"true": True, "false": None}.get(str(resume).lower(), resume)
     return recipe, args
 
 
@@ -213,7 +212,7 @@ def fit(recipe: RecipeArguments, args: XMCTrainingArguments, data: XMCData) -> t
     """Train; returns the trainer and the seconds that it took.
 
     Raises:
-        ValueError: if a setting is wrong, before the first step.
+        ValueError: if a setting is wrong or the encoder could not be saved, before the first step.
     """
     read = with_phrases(data) if recipe.model == "phrases" else data  # texts as the encoder in training reads them
     if recipe.rarity:
@@ -224,8 +223,10 @@ def fit(recipe: RecipeArguments, args: XMCTrainingArguments, data: XMCData) -> t
         check_metric(args, evaluator)
     else:
         turn_evaluation_off(args)
+    encoder = build_encoder(recipe, read, args.seed)
+    check_encoder(plain(encoder, recipe))
     trainer = XMCTrainer(
-        build_encoder(recipe, read, args.seed),
+        encoder,
         args,
         read.train,
         labels=read.labels,

@@ -121,6 +121,8 @@ def test_errors_are_one_line_on_standard_error(capsys, model, data, tmp_path):
     _, _, err = run(capsys, "index", model, "--labels", tmp_path / "labels.txt", "--output_dir", tmp_path / "x")
     assert "labels.txt, line 2: an empty label" in err
     assert not (tmp_path / "x").exists()
+    _, _, err = run(capsys, "index", tmp_path / "nothing", "--labels", data, "--output_dir", tmp_path)
+    assert "holds no saved XMCModel: choose another folder" in err, "the encoder was read first"
     _, _, err = run(capsys, "predict", model, "a", "--file", tmp_path / "labels.txt")
     assert "as arguments or with --file, not both" in err
     code, _, err = run(capsys, "predict", model, "--file", tmp_path)

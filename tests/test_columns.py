@@ -189,7 +189,28 @@ def test_a_repeated_label_counts_once_with_its_largest_score_and_a_score_of_0_is
     weighed = data.weigh_positives(0).train
     assert (weighed["label_ids"][:], weighed["label_scores"][:]) == ([[2, 4], [], [0]], [[5, 3], [], [2]])
     trained = trainer(tmp_path, Dataset.from_dict({**columns, "other": [1, 2, 3]})).train_dataset
-    assert trained.to_dict() == {"text": [*"abc"], "label_ids": [[4, 2], [], [1, 0]], "row": [0, 1, 2]}
+    assert trained.to_dict() == {"text": [*"abc"], "label_ids": [[4, 2], [], [1, 0]]}
+
+
+@pytest.mark.parametrize("value", ["a text", 5])
+def test_a_column_named_row_means_nothing(value, queries, tmp_path):
+    marked = queries.add_column("row", [value] * len(queries))
+    made = trainer(tmp_path, queries, eval_dataset=queries)
+    expected = made.evaluate()["eval_loss"]
+    assert trainer(tmp_path, marked, eval_dataset=marked).evaluate()["eval_loss"] == expected
+    made.train_dataset = made.eval_dataset = marked  # unchecked so far
+    assert made.evaluate()["eval_loss"] == expected
+    rows = torch.cat([batch["row"] for batch in made.get_train_dataloader()])
+    assert sorted(rows.tolist()) == list(range(len(queries)))
+
+
+def test_a_data_set_that_is_set_later_is_checked(queries, tmp_path):
+    made = trainer(tmp_path, queries, eval_dataset=queries)
+    made.train_dataset = made.eval_dataset = Dataset.from_dict({"text": ["a", "b"], "label_ids": [[0], [77]]})
+    with pytest.raises(ValueError, match=r"eval_dataset, row 1: label id 77"):
+        made.evaluate()
+    with pytest.raises(ValueError, match=r"train_dataset, row 1: label id 77"):
+        made.train()
 
 
 def test_honest_rows_are_not_taken_for_flags():

@@ -188,3 +188,21 @@ def test_without_model_init_a_second_run_goes_on(queries, tmp_path):
     assert negatives.next != turn
     first, second = weights.seen
     assert 0 < (first - start).norm() < (second - start).norm()
+
+
+def test_workers_that_persist_read_texts_for_the_model_that_is_there(queries, tmp_path):
+    prompts = ["", "red ", "dog "]
+
+    def with_a_new_prompt():
+        encoder = make_static_encoder()
+        encoder.prompts = {"query": prompts[0], "document": ""}
+        return encoder
+
+    workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    trainer, _ = trainer_of(tmp_path, queries, model_init=with_a_new_prompt, max_steps=1, **workers)
+    for _ in range(2):
+        del prompts[0]
+        trainer.train()
+        found = trainer.evaluate()["eval_loss"]
+        afresh, _ = trainer_of(tmp_path, queries, trainer.model)
+        assert found == pytest.approx(afresh.evaluate()["eval_loss"], rel=1e-5)

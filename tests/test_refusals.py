@@ -143,7 +143,7 @@ def test_a_loss_for_another_trainer_is_refused(queries, tmp_path):
 @pytest.mark.parametrize("mode", ["exact", "fresh", "bank", "mined"])
 def test_reentrant_checkpointing_is_refused_and_the_other_kind_works(mode, queries, bert_folder, tmp_path):
     settings = {"label_mode": mode, "label_chunk_size": 4, "max_steps": 1}
-    with pytest.raises(ValueError, match="gradient_checkpointing_kwargs: use_reentrant must be False"):
+    with pytest.raises(ValueError, match=r"gradient_checkpointing_kwargs\): use_reentrant must be False"):
         arguments(
             tmp_path, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True}, **settings
         )

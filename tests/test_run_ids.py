@@ -239,3 +239,16 @@ def test_a_run_that_saves_nothing_is_not_the_last_one(queries, tmp_path):
     other = train(tmp_path, queries, 0.05, save_strategy="no")
     assert other.session.run != saved.session.run
     assert newest(tmp_path) == tmp_path / "checkpoint-6"
+
+
+def test_text_of_a_command_line_is_understood_by_the_trainer(queries, tmp_path):
+    train(tmp_path, queries, 0.1, stop=3)
+    for text, step in [("false", 0), ("", 0), ("True", 2), ("true", 2)]:
+        trainer = train(tmp_path, queries, 0.1, resume=text, stop=5, save_strategy="no")
+        assert trainer.session.resumed_from == (str(tmp_path / "checkpoint-2") if step else None), text
+    (tmp_path / "checkpoint-2").rename(tmp_path / "true")
+    trainer = train(tmp_path, queries, 0.1, resume=tmp_path / "true", stop=5, save_strategy="no")
+    assert trainer.session.resumed_from == str(tmp_path / "true")
+    for wrong in (1, 2.0, ["checkpoint-2"]):
+        with pytest.raises(ValueError, match=r"resume_from_checkpoint must be True, False or the path"):
+            trainer.train(resume_from_checkpoint=wrong)

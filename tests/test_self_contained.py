@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import LABELS, make_bert_encoder, make_router, make_static_encoder
+from datasets import Dataset
 from forge import forge
 from hub_server import Hub
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module
 from sentence_transformers.sentence_transformer.modules import Dense
-from transformers import BertModel, BertTokenizerFast
+from transformers import BertModel, BertTokenizerFast, Trainer
 
-from hf_xmc import XMCModel, XMCTrainer, XMCTrainingArguments
+from hf_xmc import XMCData, XMCModel, XMCTrainer, XMCTrainingArguments
 from hf_xmc.hub.self_contained import _unload, with_merged_adapters
 
 TEXTS = ["a red boat", "old oak tree", "dog and cat"]
@@ -203,7 +204,7 @@ def test_classes_that_do_not_come_back_are_refused(bert_folder, queries, tmp_pat
             model.save_pretrained(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
     args = XMCTrainingArguments(str(tmp_path / "run"), use_cpu=True, report_to="none", push_to_hub=True)
-    monkeypatch.setattr(XMCTrainer, "init_hf_repo", lambda *_, **__: None)
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda *_, **__: None)
     with pytest.raises(ValueError, match="module 2 is <built-in method tanh"):  # before the first step
         XMCTrainer(model.encoder, args, queries, labels=LABELS)
     for activation in (None, torch.nn.GELU(), torch.nn.Tanh()):
@@ -236,6 +237,44 @@ def test_adapters_that_were_loaded_from_a_folder_are_merged_or_deleted(kind, ber
     torch.testing.assert_close(assert_it_loads_elsewhere(loaded, tmp_path / "model"), plain)
     _unload(loaded[0].model)  # as a user may do, and transformers still has the names of the adapter's file
     torch.testing.assert_close(assert_it_loads_elsewhere(loaded, tmp_path / "model"), plain)
+
+
+def doubling():
+    encoder = make_static_encoder()
+    encoder.append(Doubling())
+    return encoder
+
+
+@pytest.mark.parametrize("given", ["model", "model_init"])
+def test_a_run_is_refused_at_the_start_if_it_could_not_publish_its_model(given, queries, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda trainer, *args, **kwargs: made.append(trainer))
+    args = XMCTrainingArguments(str(tmp_path), use_cpu=True, report_to="none", push_to_hub=True, hub_model_id="a/b")
+    with pytest.raises(ValueError, match=r"modules.json names test_self_contained.Doubling, which is code"):
+        XMCTrainer(
+            **{given: doubling() if given == "model" else doubling}, args=args, train_dataset=queries, labels=LABELS
+        )
+    assert not made, "the repository was made"
+
+
+def test_a_model_of_a_later_trial_is_checked_too(queries, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda *args, **kwargs: None)
+    encoders = {"model": make_static_encoder()}
+    args = XMCTrainingArguments(str(tmp_path), use_cpu=True, report_to="none", push_to_hub=True, hub_model_id="a/b")
+    trainer = XMCTrainer(None, args, queries, labels=LABELS, model_init=lambda: encoders["model"])
+    encoders["model"] = doubling()
+    with pytest.raises(ValueError, match=r"names test_self_contained.Doubling"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_the_recipe_trains_no_encoder_that_it_could_not_save(script, queries, tmp_path, monkeypatch):
+    train = script("train")
+    recipe, args = train.parse(["--data", "none", "--output_dir", str(tmp_path), "--use_cpu", "--report_to", "none"])
+    monkeypatch.setattr(train, "build_encoder", lambda *_: doubling())
+    monkeypatch.setattr(train.XMCTrainer, "training_step", lambda *_: pytest.fail("a step was taken"))
+    with pytest.raises(ValueError, match=r"names test_self_contained.Doubling"):
+        train.fit(recipe, args, XMCData(queries, Dataset.from_dict({"label_id": LABELS, "text": LABELS})))
 
 
 def test_a_release_that_names_an_adapter_is_refused(bert, tmp_path):

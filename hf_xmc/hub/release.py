@@ -22,16 +22,15 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 import hf_xmc
-from hf_xmc.encoders.roles import named_prompts
 from hf_xmc.hub import manifest
 from hf_xmc.hub.manifest import CALIBRATION, CARD, CONFIG, LABEL_INDEX, PARTS, REBUILT, TRAINING_MEMORY
-from hf_xmc.hub.self_contained import check_self_contained, refuse_what_points_outside, with_merged_adapters
+from hf_xmc.hub.self_contained import write_encoder
 from hf_xmc.metrics.calibration import Calibration
 from hf_xmc.search.exact import LabelIndex
 from hf_xmc.search.memory import TrainingMemory
 from hf_xmc.search.memory_settings import MemorySettings
 from hf_xmc.storage.folders import check_replaceable, whole_folder
-from hf_xmc.tensors import first_non_finite, refuse_non_finite
+from hf_xmc.tensors import first_non_finite
 
 logger = logging.getLogger(__name__)
 
@@ -81,12 +80,8 @@ def save(folder: str | Path, encoder: SentenceTransformer, parts: Mapping[str, W
     """
     folder = Path(folder)
     check_target(folder)
-    check_self_contained(encoder)
-    refuse_non_finite(encoder.named_parameters(), "the weights of the encoder")
-    saved = with_merged_adapters(encoder)
     with whole_folder(folder) as new:
-        save_encoder(saved, new)
-        refuse_what_points_outside(new)
+        write_encoder(encoder, new)
         (new / CARD).write_text(card, encoding="utf-8")
         said = {name: write(new / name) for name, write in parts.items()}
         manifest.write(
@@ -96,19 +91,6 @@ def save(folder: str | Path, encoder: SentenceTransformer, parts: Mapping[str, W
             embedding_dim=encoder.get_embedding_dimension(),
             similarity=encoder.similarity_fn_name,
         )
-
-
-def save_encoder(encoder: SentenceTransformer, folder: Path) -> None:
-    """Save an encoder so that it has the same prompts when it is loaded.
-
-    See :func:`hf_xmc.encoders.roles.named_prompts`.
-    """
-    prompts = encoder.prompts
-    encoder.prompts = dict(named_prompts(encoder))
-    try:
-        encoder.save_pretrained(str(folder))
-    finally:
-        encoder.prompts = prompts
 
 
 def load(folder: Path, device: str | None = None, parts: Collection[str] = PARTS) -> Release:

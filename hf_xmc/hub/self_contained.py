@@ -7,6 +7,7 @@ import json
 import sys
 import warnings
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -15,10 +16,43 @@ from sentence_transformers.sentence_transformer.modules import Dense
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_xmc.encoders.roles import named_prompts
 from hf_xmc.hub.manifest import LOADED, is_adapter
+from hf_xmc.tensors import refuse_non_finite
 
 STOCK = "sentence_transformers."
 LIBRARIES = {"sentence_transformers", "transformers", "tokenizers"}
+
+
+def check_encoder(encoder: SentenceTransformer) -> None:
+    """Raise if :func:`write_encoder` would refuse an encoder, so that a training can ask before its first step.
+
+    The encoder is written to a temporary folder.
+    """
+    with TemporaryDirectory() as folder:
+        write_encoder(encoder, Path(folder))
+
+
+def write_encoder(encoder: SentenceTransformer, folder: Path) -> None:
+    """Save an encoder so that it loads on another machine, with the same prompts.
+
+    In what is saved, adapters are merged (:func:`with_merged_adapters`) and prompts are named
+    (:func:`hf_xmc.encoders.roles.named_prompts`). The encoder keeps its own. No model card is written.
+
+    Raises:
+        ValueError: if it has an adapter that cannot be merged, a class that does not come back when it is loaded, or
+            code or files that are no part of a release.
+        FloatingPointError: if it has weights that are NaN or infinite.
+    """
+    check_self_contained(encoder)
+    refuse_non_finite(encoder.named_parameters(), "the weights of the encoder")
+    saved, prompts = with_merged_adapters(encoder), encoder.prompts
+    saved.prompts = dict(named_prompts(encoder))
+    try:
+        saved.save_pretrained(str(folder), create_model_card=False)
+    finally:
+        saved.prompts = prompts
+    refuse_what_points_outside(folder)
 
 
 def adapters_of(encoder: nn.Module) -> list[str]:
@@ -39,7 +73,7 @@ def adapters_of(encoder: nn.Module) -> list[str]:
 def check_self_contained(encoder: nn.Module) -> None:
     """Raise if an encoder cannot be saved so that it embeds as it does now on another machine.
 
-    :func:`hf_xmc.hub.release.save` asks this first, and so may a run that ends with it.
+    :func:`write_encoder` asks this first.
 
     Raises:
         ValueError: if an adapter cannot be merged into the weights, or if the class of a model, a tokenizer or an

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.data_collator import BaseDataCollator
 from sentence_transformers.util import batch_to_device
@@ -182,12 +182,8 @@ def _padded(encoder: SentenceTransformer) -> Iterator[None]:
             module.can_flatten_inputs = True
 
 
-def with_rows(queries: Any) -> Any:
-    """A data set, or a dictionary of them, with the place of each query as a column ``row``."""
-    if isinstance(queries, dict):
-        return DatasetDict({name: with_rows(part) for name, part in queries.items()})
-    if not isinstance(queries, Dataset) or "row" in queries.column_names:
-        return queries
+def with_rows(queries: Dataset) -> Dataset:
+    """Return a data set with the place of each query as a column ``row``."""
     return queries.add_column("row", np.arange(len(queries)))
 
 

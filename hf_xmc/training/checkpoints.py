@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 import uuid
@@ -158,6 +159,23 @@ def latest_session(run_dir: Path) -> Session:
             f"{LATEST} that names the last one: pass the path of the checkpoint to resume from."
         )
     return next(iter(runs.values()), Session())
+
+
+def as_argument(given: object) -> str | bool:
+    """Return what ``resume_from_checkpoint`` asks for: ``True``, ``False`` or a path.
+
+    A command line and a YAML file give ``true`` and ``false`` as text. A folder of that name needs a ``Path``.
+
+    Raises:
+        ValueError: if it is none of them.
+    """
+    if isinstance(given, str):
+        return {"true": True, "false": False, "none": False, "": False}.get(given.lower(), given)
+    if isinstance(given, os.PathLike):
+        return os.fspath(given)
+    if given is None or isinstance(given, bool):
+        return bool(given)
+    raise ValueError(f"resume_from_checkpoint must be True, False or the path of a checkpoint, got {given!r}.")
 
 
 def to_resume(run_dir: str | Path) -> Path:

@@ -14,7 +14,6 @@ from transformers.training_args import OptimizerNames
 
 from hf_xmc import distributed
 from hf_xmc.data.columns import as_dataset
-from hf_xmc.hub.self_contained import check_self_contained
 
 EVALUATOR = "use `evaluator`, which measures the ranking of the labels"
 SCORED = "a step scores every query against the labels, and its loss is the mean over the queries"
@@ -86,7 +85,7 @@ def refuse_arguments(args: TrainingArguments) -> None:
         )
     checkpointing = args.gradient_checkpointing_kwargs
     if isinstance(checkpointing, dict) and checkpointing.get("use_reentrant"):
-        raise ValueError(f"gradient_checkpointing_kwargs: {NOT_REENTRANT}")
+        raise ValueError(f"activation_checkpointing_kwargs (gradient_checkpointing_kwargs): {NOT_REENTRANT}")
 
 
 def refuse_constructor_arguments(given: Mapping[str, Any], model: Any) -> None:
@@ -154,8 +153,6 @@ def refuse_ways_of_running(args: TrainingArguments, model: nn.Module, *, sharded
             f"hub_strategy {strategy.value} would publish pickles of the optimizer: use end or "
             "every_save, which publish the model."
         )
-    if args.push_to_hub:
-        check_self_contained(model)
     if sharded_weights:
         raise ValueError("FSDP and DeepSpeed are not tested with sharded labels: use plain DistributedDataParallel.")
     for name, module in model.named_modules():

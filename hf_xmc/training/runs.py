@@ -18,6 +18,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 
 from hf_xmc import distributed
+from hf_xmc.hub.self_contained import check_encoder
 from hf_xmc.losses.modules import EmbeddingLoss
 from hf_xmc.model.model import XMCModel
 from hf_xmc.storage.folders import give_default_modes
@@ -25,6 +26,7 @@ from hf_xmc.tensors import refuse_non_finite
 from hf_xmc.training.arguments import XMCTrainingArguments
 from hf_xmc.training.checkpoints import (
     Session,
+    as_argument,
     check_resumable,
     check_whole,
     delete_old,
@@ -204,14 +206,15 @@ class RunTrainer(SentenceTransformerTrainer):
     ) -> Any:
         """As in the stock trainer; ``True`` resumes the last run in ``output_dir`` from its newest whole checkpoint.
 
+        The text ``"true"``, as a command line gives it, means ``True``.
+
         Raises:
             ValueError: if there is none, or the one that is named is torn or holds no state of the optimizer.
         """
-        checkpoint: str | None = None
-        if resume_from_checkpoint is True:
+        asked = as_argument(resume_from_checkpoint)
+        checkpoint = asked if isinstance(asked, str) else None
+        if asked is True:
             checkpoint = distributed.from_first(lambda: str(to_resume(self._get_output_dir(trial))))
-        elif resume_from_checkpoint:
-            checkpoint = os.fspath(resume_from_checkpoint)
         if checkpoint is not None:
             check_whole(checkpoint)
             check_resumable(checkpoint)
@@ -255,6 +258,13 @@ class RunTrainer(SentenceTransformerTrainer):
             self.loss = self.prepare_loss(self.loss_given[0], self.model)
             self.loss.load_state_dict(self.loss_given[1], strict=False)
             self.prepare_for_model()
+            if self.args.push_to_hub:
+                check_encoder(self.model)
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Make the repository; ``ValueError`` comes first if the encoder could not be published at the end."""
+        check_encoder(self.model)
+        super().init_hf_repo(*args, **kwargs)
 
     def push_to_hub(
         self,

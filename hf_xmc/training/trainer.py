@@ -19,7 +19,7 @@ from torch import Tensor
 from hf_xmc import distributed
 from hf_xmc.data.columns import as_dataset, checked_labels
 from hf_xmc.data.labels import LabelTexts
-from hf_xmc.data.positives import checked_splits
+from hf_xmc.data.positives import checked_queries, checked_splits
 from hf_xmc.distributed import gather_queries, gather_rows, scale_gradient
 from hf_xmc.encoders import roles
 from hf_xmc.encoders.forward import ROLE, embed
@@ -48,7 +48,7 @@ class XMCTrainer(RunTrainer):
     """A ``SentenceTransformerTrainer`` in which every query is scored against every label, or a fair sample of them.
 
     Args:
-        model: any ``SentenceTransformer``. What it becomes loads without this package.
+        model: any ``SentenceTransformer``, unless ``model_init`` makes one. What it becomes loads without this package.
         args: :class:`XMCTrainingArguments`.
         train_dataset: columns ``text``, ``label_ids``, and, where positives are graded, ``label_scores``.
         labels: the label texts, or a data set, as in :class:`hf_xmc.XMCModel`. A label with several texts scores as the
@@ -76,7 +76,7 @@ class XMCTrainer(RunTrainer):
 
     def __init__(
         self,
-        model: SentenceTransformer,
+        model: SentenceTransformer | None = None,
         args: XMCTrainingArguments | None = None,
         train_dataset: Dataset | None = None,
         *,
@@ -91,7 +91,6 @@ class XMCTrainer(RunTrainer):
         if model is not None:
             roles.refuse_unusable(model)
         super().__init__(model=model, args=args, train_dataset=train_dataset, loss=loss, **kwargs)
-        self.train_dataset, self.eval_dataset = with_rows(self.train_dataset), with_rows(self.eval_dataset)
         self.prepare_for_model()
 
     def prepare_for_model(self) -> None:
@@ -101,6 +100,7 @@ class XMCTrainer(RunTrainer):
         """
         sharded_weights = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self.args.check()
+        self._eval_dataloaders.clear()  # whose persistent workers read texts for the model before
         refuse_ways_of_running(self.args, self.model, sharded_weights=sharded_weights)
         self.loss.model = self.model  # the optimizer is given the parameters of the loss, and no others
         self.data_collator = self.get_data_collator(self.model, self.args)  # type: ignore[assignment]
@@ -165,6 +165,7 @@ class XMCTrainer(RunTrainer):
         drop_last = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = drop_last and dataset_kind == "train"  # an evaluation is of all queries
         batch_size = self._batch_size if dataset_kind == "train" else batch_size
+        dataset = checked_queries(dataset, len(self._table), f"{dataset_kind}_dataset")  # another may have been set
         try:
             return super()._build_dataloader(with_rows(dataset), batch_size, dataset_kind)
         finally:
