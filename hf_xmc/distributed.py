@@ -1,4 +1,4 @@
-"""Which labels belong to which process, and every collective of the package."""
+"""Label shards, and every collective operation of the package."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def barrier() -> None:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What ``make`` returns on the first process, on every process; what it raises is raised on every process."""
+    """Call ``make`` on the first process and return its result, or raise its exception, on every process."""
     if world_size() == 1:
         return make()
     made: list[Any] = [None, None]

@@ -89,7 +89,7 @@ class XMCData:
         return relevance_of(self.split(name), self.num_labels)
 
     def label_counts(self) -> np.ndarray:
-        """How many training queries each label has, ``(L,)``."""
+        """Return the number of training queries of each label, ``(L,)``."""
         return np.bincount(positives_of(self.train, self.num_labels).label_ids, minlength=self.num_labels)
 
     def carve_validation(self, size: int | float = 0.05) -> XMCData:
@@ -129,7 +129,7 @@ class XMCData:
         With 1 the loss counts a label as PSP@k does (Jain, Prabhu, Varma, KDD 2016), with 0 all alike.
 
         Raises:
-            ValueError: an exponent that is no number, or ``a`` and ``b`` that are no propensity model.
+            ValueError: if ``exponent`` is not finite, or ``a`` and ``b`` are not a propensity model.
         """
         if not np.isfinite(exponent):
             raise ValueError(f"exponent must be a finite number, from 0 (all alike) to 1 (as PSP@k), got {exponent}.")
@@ -157,7 +157,7 @@ class XMCData:
             token: as everywhere on the Hub.
 
         Raises:
-            RuntimeError: the push failed. The repository holds what it held before, or all of the new.
+            RuntimeError: if the push fails. The repository then holds either the old data set or all of the new one.
         """
         tables = {f"default/{name}": split for name in SPLITS if (split := getattr(self, name)) is not None}
         for name, pairs in self.filter_pairs.items():

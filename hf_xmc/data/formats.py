@@ -40,8 +40,8 @@ def read_lines(path: Path, notes: Counter[str], errors: str = "strict") -> Itera
     r"""Each line of a text file, gzipped or not, with its ``file:line``. Lines end at ``\n`` and nowhere else.
 
     Raises:
-        ValueError: not UTF-8 (unless ``errors="replace"``, which is counted), a NUL character, a line above
-            ``MAX_LINE``, a damaged or truncated gzip, or one that swells beyond ``MAX_RATIO``.
+        ValueError: if a line is not UTF-8 (unless ``errors="replace"``, which is counted), holds a NUL character or is
+            longer than ``MAX_LINE``; or if a gzip file is damaged, truncated, or larger than ``MAX_RATIO`` allows.
     """
     limit = MAX_RATIO * path.stat().st_size + 2**20
     number, size = 0, 0

@@ -70,7 +70,7 @@ class LabelTexts:
             numbers: those for texts without ids; by default those of the rows.
 
         Raises:
-            ValueError: labels of another kind, or without a text or an id.
+            ValueError: if the labels are of another kind, or a text or an id is missing.
         """
         rows = _rows(labels, map(str, count()) if numbers is None else numbers)
         order = np.argsort(_codes(rows), kind="stable")
@@ -79,14 +79,14 @@ class LabelTexts:
 
     @property
     def several(self) -> bool:
-        """Whether some label has several texts."""
+        """Return whether any label has more than one text."""
         return len(self.texts) > len(self.labels)
 
     def rows_of(self, label_ids: Iterable[str]) -> np.ndarray:
         """Rows in :attr:`labels` of label ids.
 
         Raises:
-            ValueError: one is not among them, or no string.
+            ValueError: if an id is not a string, or is not an id of a label.
         """
         refuse_one("a list of label ids", label_ids)
         wanted = list(label_ids)
@@ -113,12 +113,14 @@ class LabelTexts:
         return visible
 
     def added(self, labels: Sequence[str] | Dataset) -> tuple[LabelTexts, LabelTexts]:
-        """With more labels behind those there are, which the training has not seen; and the table of them alone.
+        """Return the table with the new labels appended, and a table of the new labels alone.
+
+        ``seen`` is false for the new labels unless it is given.
 
         Texts without ids get the next numbers that are free.
 
         Raises:
-            ValueError: an id that is there already, or labels that :meth:`of` refuses.
+            ValueError: if an id already exists, or :meth:`of` refuses the labels.
         """
         taken = set(self.labels["label_id"])
         new, _ = LabelTexts.of(labels, (number for number in map(str, count(len(self))) if number not in taken))
@@ -136,7 +138,7 @@ class LabelTexts:
         return LabelTexts(_table(self.texts).filter(pa.array(labels[self.label_of])))
 
     def renamed(self, label: int, text: str) -> tuple[LabelTexts, int]:
-        """With another preferred text for a label, and the row of that text in :attr:`texts`."""
+        """Return the table with another preferred text for a label, and the row of that text in :attr:`texts`."""
         row, table = int(np.searchsorted(self.label_of, label)), _table(self.texts)
         texts = [table["text"][:row], pa.chunked_array([[text]], table["text"].type), table["text"][row + 1 :]]
         column = pa.chunked_array([chunk for part in texts for chunk in part.chunks], table["text"].type)

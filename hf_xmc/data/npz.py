@@ -42,7 +42,7 @@ def read_npz(path: Path) -> sp.csr_matrix:
 
 
 def _checked_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
-    """How many elements a member of an npz holds, once they are known to fit into it."""
+    """Return the number of elements of a member of an npz, after a check that they fit into it."""
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

@@ -62,8 +62,8 @@ def read_config(
     """Read the given columns of one config of a repository, or of a folder like one, split by split.
 
     Raises:
-        ValueError: as in :func:`read_table`; if a split has not as many rows as the card says; or if ``datasets``
-            cannot read a file of another format.
+        ValueError: if :func:`read_table` raises it; if a split has not as many rows as the card says; or if
+            ``datasets`` cannot read a file of another format.
     """
     builder = load_dataset_builder(name, config, revision=revision)
     files = {str(split): list(urls) for split, urls in (builder.config.data_files or {}).items()}

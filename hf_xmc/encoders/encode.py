@@ -48,10 +48,10 @@ def comparable(embeddings: Tensor, by_cosine: bool) -> Tensor:
 
 
 def compares_by_cosine(encoder: SentenceTransformer) -> bool:
-    """Whether embeddings must be brought to length one, since no module does it.
+    """Return whether embeddings must be scaled to unit norm, because no module of the encoder does it.
 
     Raises:
-        ValueError: the encoder compares by a distance.
+        ValueError: if the encoder compares by a distance.
     """
     if encoder.similarity_fn_name not in ("cosine", "dot"):
         raise ValueError(

@@ -25,7 +25,7 @@ WORD = re.compile(r"[!-/:-@\[-^`{-~]|[^\s!-/:-@\[-`{-~]+")  # of an encoder with
 
 
 class Truncation(NamedTuple):
-    """What is cut off from texts because an encoder reads no more."""
+    """The number of tokens that an encoder does not read, because texts are too long."""
 
     num_texts: int
     num_cut: int
@@ -70,7 +70,7 @@ def max_tokens(encoder: SentenceTransformer) -> int | None:
 
 
 def truncation(encoder: SentenceTransformer, texts: Sequence[str]) -> Truncation:
-    """How many of these queries are cut, and by how much."""
+    """Count the queries that are cut, and the tokens that are lost."""
     limit = max_tokens(encoder)
     if limit is None:
         return Truncation(len(texts), 0, 0, None)

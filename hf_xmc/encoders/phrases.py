@@ -57,7 +57,7 @@ def write_phrases(texts: Sequence[str]) -> list[str]:
 
 
 def _rewritten(text: str) -> str:
-    """What the template writes, sooner."""
+    """Rewrite one text as the chat template does, but faster."""
     words = text.translate(SPACED).split()[:MAX_WORDS]
     return " ".join([*words, *map("_".join, pairwise(words))]) or UNKNOWN
 
@@ -131,14 +131,14 @@ def phrase_encoder(
 
 
 def standalone(encoder: SentenceTransformer) -> SentenceTransformer:
-    """What :func:`phrase_encoder` made, once it is trained, as an encoder of plain texts.
+    """Convert a trained encoder of :func:`phrase_encoder` to an encoder of plain texts.
 
     Embeddings are those of the rewritten texts, with the same prompts, precision and ``truncate_dim``. The table
     becomes the input embedding of a transformer without layers, the only stock module whose tokenizer runs a chat
     template; positions are given a zero.
 
     Raises:
-        ValueError: the encoder is of another make.
+        ValueError: if another function made the encoder.
     """
     if len(encoder) != 1 or not isinstance(encoder[0], StaticEmbedding):
         modules = ", ".join(type(module).__name__ for module in encoder)
@@ -171,7 +171,7 @@ def standalone(encoder: SentenceTransformer) -> SentenceTransformer:
 
 
 def is_standalone(encoder: SentenceTransformer) -> bool:
-    """Whether an encoder is one that :func:`standalone` made, or a saved one of those."""
+    """Return whether :func:`standalone` made this encoder, or a saved copy of it."""
     modules: list[Any] = list(encoder)
     if len(modules) != 2 or not isinstance(modules[0], Transformer) or not isinstance(modules[1], Pooling):
         return False

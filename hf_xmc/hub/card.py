@@ -28,14 +28,14 @@ PACKAGES = ("sentence-transformers", "transformers", "torch")
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that the model was made with."""
+    """Return the versions of the packages that the model was made with."""
     others = {package: importlib.metadata.version(package) for package in PACKAGES}
     return {"hf_xmc": hf_xmc.__version__, **others}
 
 
 @dataclass
 class XMCCard:
-    """What a card tells. What is not known is left out of it.
+    """The facts in a model card. Unknown facts are left out.
 
     Attributes:
         results: by split, the metrics as fractions; the first split is the one of the deciles.
@@ -160,7 +160,7 @@ def brought_up_to_date(text: str, num_labels: int, repo_id: str | None = None) -
 
 
 def describe_encoder(encoder: SentenceTransformer, base_model: str | None = None) -> str:
-    """What an encoder is, in a few words."""
+    """Describe an encoder in a few words."""
     if isinstance(encoder[0], StaticEmbedding):
         rows = encoder[0].embedding.num_embeddings
         return f"a static one: the mean of {rows:,} token vectors"

@@ -49,7 +49,7 @@ def read(path: Path) -> dict[str, Any]:
     """``xmc_config.json``, once it is known to name files of its own folder only, and nothing that runs code.
 
     Raises:
-        ValueError: another format, or a manifest that is damaged or hostile.
+        ValueError: if the manifest has another format, or is damaged or hostile.
     """
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
@@ -94,7 +94,7 @@ def check(folder: Path, parts: Iterable[str] = PARTS) -> dict[str, Any]:
     does not name it then.
 
     Raises:
-        ValueError: as in :func:`read`; or a file is missing, changed, or was slipped in; or a library is too old.
+        ValueError: if :func:`read` raises it; if a file is missing, modified or was added; or if a library is too old.
     """
     about = read(folder / CONFIG)
     try:
@@ -136,7 +136,7 @@ def is_adapter(name: str) -> bool:
 
 
 def digest_of(about: Mapping[str, Any]) -> str:
-    """Of a manifest, but for the entry that holds it."""
+    """Return the SHA-256 of a manifest without its own ``digest``."""
     rest = {name: value for name, value in about.items() if name != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 

@@ -76,7 +76,7 @@ def save(folder: str | Path, encoder: SentenceTransformer, parts: Mapping[str, W
     Raises:
         ValueError: if the folder holds something else, which is left alone; or if the encoder needs code or files that
             are no part of it.
-        FloatingPointError: the encoder has weights that are NaN or infinite.
+        FloatingPointError: if a weight of the encoder is NaN or infinite.
     """
     folder = Path(folder)
     check_target(folder)
@@ -102,7 +102,7 @@ def load(folder: Path, device: str | None = None, parts: Collection[str] = PARTS
         parts: what is wanted beside the encoder; what is not wanted need not be there.
 
     Raises:
-        ValueError: it is not a whole model, or a file was changed.
+        ValueError: if the model is incomplete or a file was modified.
     """
     about = manifest.check(folder, parts)
     try:
@@ -136,7 +136,7 @@ def read_label_index(release: Release) -> tuple[Dataset, Tensor]:
     """Labels and embeddings ``(L, D)``, both mapped into memory rather than read.
 
     Raises:
-        ValueError: files that hold something else.
+        ValueError: if the files hold something else.
     """
     folder = release.folder / LABEL_INDEX
     try:
@@ -163,7 +163,7 @@ def read_index(release: Release, exact: LabelIndex) -> LabelIndex:
     leave ``exact``, with a warning too.
 
     Raises:
-        ValueError: FAISS makes no such index of the embeddings.
+        ValueError: if FAISS cannot build the index from the embeddings.
     """
     part = release.parts.get(LABEL_INDEX, {})
     if (said := part.get("faiss")) is None:
@@ -229,7 +229,7 @@ def read_training_memory(release: Release) -> TrainingMemory | None:
     """The memory, if the release has one.
 
     Raises:
-        ValueError: files that hold something else.
+        ValueError: if the files hold something else.
     """
     if TRAINING_MEMORY not in release.parts:
         return None
@@ -262,7 +262,7 @@ def read_calibration(release: Release) -> Calibration | None:
     """The calibration, if the release has one.
 
     Raises:
-        ValueError: a file that holds something else.
+        ValueError: if the file holds something else.
     """
     if CALIBRATION not in release.parts:
         return None

@@ -177,7 +177,7 @@ def push(
     Returns the address of the commit, or of the pull request.
 
     Raises:
-        RuntimeError: the push failed. The repository holds what it held before, or all of the release; the folder is
+        RuntimeError: if the push fails. The repository then holds the old release, or all of the new one; the folder is
             untouched, and the push can be repeated.
     """
     names = [CONFIG, *manifest.read(folder / CONFIG)["files"]]

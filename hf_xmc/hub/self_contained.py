@@ -1,4 +1,4 @@
-"""What makes an encoder load on another machine: no adapter of another model, and no code or file from elsewhere."""
+"""Checks that an encoder loads on another machine: no adapter of another model, no code or file from elsewhere."""
 
 from __future__ import annotations
 

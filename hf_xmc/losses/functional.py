@@ -35,7 +35,7 @@ def decoupled_softmax_loss(scores: Tensor, positives: Tensor, weights: Tensor | 
         weights: ``(B, P)`` weight of each positive, 0 for one that is not sampled.
 
     Raises:
-        ValueError: a label id is out of range, a weight is negative, or the shapes disagree.
+        ValueError: if a label id is out of range, a weight is negative, or the shapes disagree.
 
     >>> decoupled_softmax_loss(torch.zeros(1, 4), torch.tensor([[0, 1]])).exp()   # 1 positive against 2 negatives
     tensor(3.)

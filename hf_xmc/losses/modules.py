@@ -15,7 +15,7 @@ from hf_xmc.losses import streaming
 
 
 class EmbeddingLoss(nn.Module):
-    """What the losses have in common: a temperature, a budget of memory and a function of the embeddings."""
+    """Base class of the losses: a temperature, a memory budget and a function of the embeddings."""
 
     function: ClassVar[Callable[..., Tensor]]
     weighs_labels: ClassVar[bool] = False  # whether a label can stand for several
@@ -45,7 +45,7 @@ class EmbeddingLoss(nn.Module):
             text_counts: ``(L,)``, how many rows of ``labels`` are texts of each label; it scores as the best of them.
 
         Raises:
-            ValueError: the loss has no such sums.
+            ValueError: if ``label_weights`` are given and the loss has no sums over labels.
         """
         queries = queries / self.temperature
         if label_weights is not None:
@@ -69,7 +69,7 @@ class EmbeddingLoss(nn.Module):
         )
 
     def settings(self) -> dict[str, Any]:
-        """What the function needs beside the temperature."""
+        """Return the keyword arguments of the function, without the temperature."""
         return {}
 
     def get_config_dict(self) -> dict[str, Any]:

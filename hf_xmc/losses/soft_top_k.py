@@ -56,7 +56,7 @@ class _Threshold(torch.autograd.Function):
 
 
 def both_sides(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What :func:`balance` needs of ``z = alpha (s + t)``, ``(B, L)``: five sums over the labels of a row."""
+    """Return the five sums over labels that :func:`balance` takes, for ``z = alpha (s + t)``, ``(B, L)``."""
     above = z >= 0
     tail = F.logsigmoid(-z.abs())  # log of what a label lacks to its side: p below the threshold, 1 - p above
     slope = tail + F.logsigmoid(z.abs())  # log p (1 - p)
@@ -91,7 +91,9 @@ def balance(
 
 
 def threshold_bracket(lowest: Tensor, highest: Tensor, count: Tensor, k: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    r"""Where every :math:`p_j` is at most, and at least, ``k`` divided by the number of labels; NaN without a root."""
+    r"""Return a lower and an upper bound of the threshold, NaN if there is no root.
+
+    At the bounds every :math:`p_j` is at most, and at least, ``k`` divided by the number of labels."""
     even = (k / (count - k)).log() / alpha
     return even - highest, even - lowest
 

@@ -128,7 +128,7 @@ def threshold_for_precision(scores: np.ndarray, hits: np.ndarray, precision: flo
         scores, hits: as :func:`scores_and_hits` gives them. Of probabilities the threshold is one too.
 
     Raises:
-        ValueError: none is.
+        ValueError: if no threshold reaches the precision.
 
     >>> threshold_for_precision(np.array([0.9, 0.8, 0.3, 0.2]), np.array([1, 1, 0, 0]), 0.6)
     0.3
@@ -161,7 +161,7 @@ def threshold_for_count(scores: np.ndarray, num_queries: int, labels_per_query: 
     """The lowest threshold that no more than ``labels_per_query`` predictions a query reach, on average.
 
     Raises:
-        ValueError: the highest scores alone are more.
+        ValueError: if the predictions that share the highest score are already more.
 
     >>> threshold_for_count(np.array([0.9, 0.8, 0.3, 0.2]), num_queries=2, labels_per_query=1.5)
     0.3

@@ -49,7 +49,7 @@ def drop_filter_pairs(
 
 
 def cells_among(label_ids: IntArray, rows: IntArray, labels: IntArray) -> BoolArray:
-    """Which of the cells (row, ``label_ids[row, place]``) are among the cells (``rows[i]``, ``labels[i]``)."""
+    """Return which cells (row, ``label_ids[row, place]``) are among the cells (``rows[i]``, ``labels[i]``)."""
     # One integer a cell, so that looking one up is a binary search, and nothing is larger than its input.
     width = 1 + max(label_ids.max(initial=0), labels.max(initial=0))
     cells = np.sort(rows * width + labels)

@@ -34,7 +34,7 @@ def by_frequency_decile(
     precision_at: int = 5,
     recall_at: int = 100,
 ) -> list[FrequencyDecile]:
-    """Where the hits come from: ten equal groups of labels, from the rarest in training to the most frequent.
+    """Count hits in ten equal groups of labels, from the rarest in training to the most frequent.
 
     The labels grouped are those with a positive in ``relevance``: one that is never asked for is neither found nor
     missed. Sizes differ by one at most. Labels of equal frequency stand in the order of their ids, so that a cut among
@@ -62,7 +62,7 @@ def by_frequency_decile(
 
 
 def label_counts(relevance: SparseMatrix) -> IntArray:
-    """How many queries each label is a positive of: sparse ``(N, L)`` to ``(L,)``.
+    """Return the number of queries that each label is a positive of: sparse ``(N, L)`` to ``(L,)``.
 
     >>> from scipy.sparse import csr_array
     >>> label_counts(csr_array([[1, 0, 0], [1, 0, 2]]))

@@ -1,4 +1,4 @@
-"""What queries with known labels teach a model without training: votes, probabilities and thresholds."""
+"""Learn from queries with known labels without training the encoder: votes, probabilities and thresholds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_LABELS = 200  # labels of a text that a threshold chooses from
 
 
 class Calibrated(Searcher):
-    """What :class:`hf_xmc.XMCModel` learns from queries with known labels, without training of the encoder."""
+    """The part of :class:`hf_xmc.XMCModel` that learns from queries with known labels, without training the encoder."""
 
     _calibration: Calibration | None = None
     _scored_by: tuple[tuple[int, MemorySettings] | None, LabelTexts, str]  # when the calibration was made

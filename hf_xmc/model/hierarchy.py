@@ -12,13 +12,13 @@ from hf_xmc.topk import TopK
 
 
 class Hierarchy:
-    """Which labels are kinds of which. A label may have several parents.
+    """The broader labels of each label. A label may have several parents.
 
     Args:
         parents: by label id, the ids of its parents; roots may be left out.
 
     Raises:
-        ValueError: a label that is an ancestor of itself.
+        ValueError: if a label is an ancestor of itself.
 
     >>> Hierarchy({"sloop": ["sailing boat"], "sailing boat": ["boat"]}).closure(["sloop"])
     ['boat', 'sailing boat', 'sloop']
@@ -46,7 +46,8 @@ class Hierarchy:
         """A file of lines ``label_id TAB parent_id``, one for each parent of a label.
 
         Raises:
-            ValueError: a line of another form, or not UTF-8, by its number; or as in the class.
+            ValueError: if a line has another form or is not UTF-8 (the message has its number), or a label is an
+                ancestor of itself.
         """
         parents: dict[str, list[str]] = {}
         for number, content in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
@@ -71,7 +72,7 @@ class Hierarchy:
         """These labels and all their ancestors, those further up first: a consistent set.
 
         Raises:
-            ValueError: a label that is not in the hierarchy.
+            ValueError: if a label is not in the hierarchy.
         """
         wanted = list(label_ids)
         for label in wanted:

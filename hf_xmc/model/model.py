@@ -1,4 +1,4 @@
-"""What users hold: an encoder and its labels. Text goes in, label text comes out."""
+"""The model that users hold: an encoder and its labels. Text goes in, label text comes out."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class XMCModel(Predictor):
     brings its number of labels up to date, and a push its repository. Without, one is made of what is known.
 
     Raises:
-        ValueError: no label, embeddings that are not those of the labels, or an encoder that compares by a distance.
+        ValueError: if there are no labels, the embeddings do not fit the labels, or the encoder compares by a distance.
 
     >>> model = XMCModel.from_pretrained("runs/demo/model")  # doctest: +SKIP
     >>> model.predict("a small boat with a sail", top_k=3)  # doctest: +SKIP
@@ -55,7 +55,7 @@ class XMCModel(Predictor):
 
     @property
     def index(self) -> LabelIndex:
-        """What finds labels: of their texts, row by row. Another may be set, such as a :class:`hf_xmc.FaissIndex`.
+        """The index of label texts, one row per text. Set a :class:`hf_xmc.FaissIndex` to search faster.
 
         Raises:
             ValueError: if it is set to something else, or to an index of another number of texts or dimensions.
@@ -77,7 +77,7 @@ class XMCModel(Predictor):
         self._index = index
 
     def add_labels(self, labels: Sequence[str] | Dataset, *, length: float | None = None) -> None:
-        """Labels that can be predicted from now on; nothing is trained. They come behind those that are there.
+        """Append labels, which can be predicted at once; nothing is trained.
 
         Args:
             labels: as in the class; several rows of one ``label_id`` are texts of one label. Texts without ids get the
@@ -86,8 +86,8 @@ class XMCModel(Predictor):
                 is; that of a label it has not seen tells nothing, and one for all finds rare labels better.
 
         Raises:
-            ValueError: a label id that is there already, or a length that is not positive or means nothing. The model
-                is then as before, as after any error here.
+            ValueError: if a label id already exists, or ``length`` is not positive or has no effect. The model is
+                unchanged after an error.
         """
         if length is not None and not length > 0:
             raise ValueError(f"length must be positive, got {length}.")
@@ -100,15 +100,15 @@ class XMCModel(Predictor):
         self._change(lambda: self.index.add(embeddings), table, np.arange(len(self.table)))
 
     def remove_labels(self, label_ids: Iterable[str]) -> None:
-        """Labels that go, by the ids that :meth:`predict` shows. Rows of the others close up, as in a list.
+        """Remove labels by the ids that :meth:`predict` shows. The rows of the remaining labels close up, as in a list.
 
         Raises:
-            ValueError: an id that is none of the labels', or no label would be left.
+            ValueError: if an id is not an id of a label, or no label would be left.
         """
         self._keep(self.table.visible(None, label_ids))
 
     def rename_label(self, label_id: str, text: str) -> None:
-        """Another text, in the place of the preferred one; the label keeps its id, row, votes and other texts."""
+        """Replace the preferred text of a label. The label keeps its id, row, votes and other texts."""
         table, row = self.table.renamed(int(self.table.rows_of([label_id])[0]), text)
         self.index.replace([row], self._embed_labels([text]))
         self.table = table

@@ -33,7 +33,8 @@ def pipeline(model: str | Path | XMCModel, **settings: Any) -> Pipeline:
         settings: of :meth:`XMCModel.from_pretrained`.
 
     Raises:
-        ValueError: settings for a model that is loaded already; or as in :meth:`XMCModel.from_pretrained`.
+        ValueError: if settings are given for a model that is already loaded, or
+            :meth:`XMCModel.from_pretrained` raises it.
 
     Returns a function that gives, for one text, a list of ``{"label", "score", "label_id"}``, best first, and for
     several a list of such lists. ``top_k`` and ``threshold`` are those of :meth:`XMCModel.predict`.

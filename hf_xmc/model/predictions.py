@@ -1,4 +1,4 @@
-"""What a prediction is to its reader: label texts in the place of rows."""
+"""Predictions as users read them: label texts instead of row numbers."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class Choice(NamedTuple):
-    """Which labels are wanted for a text."""
+    """The labels that are wanted for a text."""
 
     top_k: int | None
     threshold: float | None
@@ -37,7 +37,7 @@ class Choice(NamedTuple):
 
 
 class Predictor(Calibrated):
-    """What :class:`hf_xmc.XMCModel` predicts with; its arguments and attributes are described there."""
+    """The part of :class:`hf_xmc.XMCModel` that predicts; its arguments and attributes are described there."""
 
     def explain(self, text: str, label_id: str, nearest: int = 5) -> Explanation:
         """Explain why a label is predicted for a text, or is not; ``print`` shows it line by line.

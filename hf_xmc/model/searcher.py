@@ -38,7 +38,7 @@ class Found(NamedTuple):
 
 
 class Searcher:
-    """What :class:`hf_xmc.XMCModel` searches with; its arguments and attributes are described there."""
+    """The part of :class:`hf_xmc.XMCModel` that searches; its arguments and attributes are described there."""
 
     def __init__(
         self,
@@ -165,7 +165,7 @@ class Searcher:
         return queries.float().cpu().reshape(len(texts), self.index.embedding_dim)  # of no text, `encode` makes (0,)
 
     def truncation(self, texts: Sequence[str]) -> long_text.Truncation:
-        """How many of these texts are longer than the encoder reads, and by how much."""
+        """Count the texts that are longer than the encoder reads, and the tokens that are lost."""
         return long_text.truncation(self.encoder, texts)
 
     def _embed_labels(self, texts: Sequence[str]) -> Tensor:

@@ -16,7 +16,7 @@ FEW = 1 / 20  # if no larger share of the labels may be returned, or a larger on
 
 
 class ProposingIndex(LabelIndex, ABC):
-    """What :class:`hf_xmc.FaissIndex` and :class:`hf_xmc.MilvusIndex` share: everything but the proposals.
+    """Base class of :class:`hf_xmc.FaissIndex` and :class:`hf_xmc.MilvusIndex`, which make the proposals.
 
     Labels are found by inner product, in as many dimensions as the embeddings have. Labels of equal embeddings are one
     vector, so that they cannot crowd out others. A vector is known by its place: the number in the order of coming,
@@ -48,7 +48,7 @@ class ProposingIndex(LabelIndex, ABC):
     @property
     @abstractmethod
     def _num_places(self) -> int:
-        """How many places were ever given, since it was filled."""
+        """The number of places that were ever assigned since the index was filled."""
 
     @abstractmethod
     def _propose(self, vectors: np.ndarray, k: int, shown: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

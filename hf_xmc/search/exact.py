@@ -96,7 +96,7 @@ class LabelIndex:
             allow, deny: label ids to choose from, or not to.
 
         Raises:
-            ValueError: shapes that do not fit, a query that is not finite, or an id out of range.
+            ValueError: if shapes do not fit, a query is not finite, or an id is out of range.
         """
         queries = torch.as_tensor(queries).float()
         if queries.ndim != 2 or queries.shape[1] != self.embedding_dim:
@@ -174,7 +174,7 @@ class LabelIndex:
         """``(L,)``, whether a label may be returned; ``None`` where all may.
 
         Raises:
-            ValueError: an id out of range.
+            ValueError: if an id is out of range.
         """
         if allow is None and deny is None:
             return None

@@ -55,7 +55,7 @@ def untrained(factory: str, num_vectors: int, dim: int) -> Any:
     """Return the index that FAISS makes for inner products of so many vectors, before it is trained.
 
     Raises:
-        ValueError: as :func:`made_of`.
+        ValueError: if :func:`made_of` raises it.
     """
     for pattern, reason in REFUSED.items():
         if re.search(pattern, factory):

@@ -23,7 +23,7 @@ EFFORTS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 204
 
 
 def default_factory(num_labels: int) -> str:
-    """What to use at a scale: int8 codes that are all scanned, a graph, or inverted lists of int8 codes.
+    """Return the factory string for a number of labels: scanned int8 codes, a graph, or inverted lists of int8 codes.
 
     >>> default_factory(19_000), default_factory(131_000), default_factory(5_000_000)
     ('SQ8', 'HNSW32', 'IVF8192,SQ8')
@@ -50,8 +50,8 @@ class FaissIndex(ProposingIndex):
         state: the tables that :meth:`state` gave of an index of these embeddings, which are then not built again.
 
     Raises:
-        ValueError: embeddings as in :class:`LabelIndex`, a factory string that FAISS does not build for inner products
-            of so many labels and dimensions, an effort or refine below 1, or a ``state`` of something else.
+        ValueError: if :class:`LabelIndex` refuses the embeddings, FAISS cannot build ``factory`` for inner products of
+            so many labels and dimensions, ``effort`` or ``refine`` is below 1, or ``state`` is of another index.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class FaissIndex(ProposingIndex):
 
     @property
     def scans(self) -> bool:
-        """Whether every label is looked at."""
+        """Whether a search looks at every label."""
         return _scans(self._index)
 
     def _rank(

@@ -1,4 +1,4 @@
-"""What takes long to build of a FAISS index, as plain tables: a graph, or the lists that vectors were put into.
+"""The slow parts of building a FAISS index, stored as plain tables: its graph, or the inverted list of each vector.
 
 FAISS trusts a file that it reads, and a graph that leads out of its table leads out of memory. So none of its files is
 ever read: tables are looked through, and put into an index that was made here.
@@ -27,7 +27,7 @@ def checked_settings(said: Any, num_labels: int, embedding_dim: int) -> dict[str
     """``factory``, ``effort`` and ``refine`` as a file says them, once their memory is known to have a bound.
 
     Raises:
-        ValueError: others.
+        ValueError: if a setting is missing, out of range, or of an index whose memory has no known bound.
     """
     said = said if isinstance(said, dict) else {}
     factory, effort, refine = (said.get(name) for name in ("factory", "effort", "refine"))
@@ -38,11 +38,11 @@ def checked_settings(said: Any, num_labels: int, embedding_dim: int) -> dict[str
 
 
 def most_bytes(factory: str, num_labels: int, embedding_dim: int) -> int:
-    """What the tables of such an index of ``num_labels`` vectors take at most.
+    """Return an upper bound of the bytes that the tables of an index of ``num_labels`` vectors take.
 
     Raises:
-        ValueError: a factory string that has no bound here: it is made up of ``PCA32,`` or ``PCAR32,`` or neither, and
-            ``HNSW32``, ``IVF1024,`` with codes, or codes: ``Flat``, ``SQ8``, ``PQ16``; with numbers that make sense.
+        ValueError: if no bound is known. One is known for codes (``Flat``, ``SQ8``, ``PQ16``), ``IVF1024,`` and codes,
+            and ``HNSW32``, each after ``PCA32,``, ``PCAR32,`` or neither.
     """
     found = FACTORY.fullmatch(factory)
     reduced, lists, _, links = (int(number or 0) for number in found.groups()) if found else (0, 0, 0, 0)

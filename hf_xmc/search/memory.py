@@ -47,7 +47,7 @@ class TrainingMemory:
         index: makes the index that finds the nearest, of unit embeddings: :class:`hf_xmc.LabelIndex` or a faster one.
 
     Raises:
-        ValueError: sizes that do not fit.
+        ValueError: if sizes do not fit.
     """
 
     def __init__(

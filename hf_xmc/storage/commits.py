@@ -77,7 +77,7 @@ def upon(
         token: as everywhere on the Hub.
 
     Raises:
-        RuntimeError: for whatever fails in the block. The repository holds what it held before, or all that is new.
+        RuntimeError: if anything fails in the block. The repository then holds the old content, or all of the new one.
     """
     api = HfApi(token=token)
     try:

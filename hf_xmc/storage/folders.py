@@ -21,7 +21,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     which can be deleted. Where ``folder`` is a link, it stays one, and what it leads to is replaced.
 
     Raises:
-        ValueError: the process works in ``folder``, or below it.
+        ValueError: if the current directory is ``folder`` or is inside it.
     """
     folder = folder.resolve()
     _refuse_current(folder)
@@ -116,7 +116,7 @@ def _sync(path: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Whether the system could exchange the names of two folders in one step."""
+    """Exchange the names of two folders in one step; return whether the system could."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
     if rename is None:
         return False

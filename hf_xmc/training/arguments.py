@@ -1,4 +1,4 @@
-"""What the training loop needs beside the stock arguments, and nothing twice."""
+"""Training arguments in addition to those of sentence-transformers."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ def ranges(starts: np.ndarray, lengths: np.ndarray, chosen: np.ndarray) -> np.nd
 
 @contextmanager
 def _padded(encoder: SentenceTransformer) -> Iterator[None]:
-    """With FlashAttention `preprocess` may put all texts into one row, which has no mask; not in here."""
+    """Make ``preprocess`` return padded rows; with FlashAttention it may put all texts into one row without a mask."""
     modules: list[Any] = [module for module in encoder.modules() if getattr(module, "can_flatten_inputs", False)]
     try:
         for module in modules:

@@ -60,7 +60,7 @@ class Session:
         return cls(session_of(resumed_from).run or uuid.uuid4().hex, number, str(Path(resumed_from).resolve()))
 
     def about(self) -> dict[str, Any]:
-        """What :meth:`of` reads."""
+        """Return the fields that :meth:`of` reads."""
         return {"run": self.run, "session": self.number, "resumed_from": self.resumed_from}
 
     def write_as_latest(self, run_dir: Path) -> None:
@@ -229,7 +229,7 @@ def _resumed_by(session: Session, run_dir: Path) -> list[Path]:
 
 
 def why_torn(folder: Path) -> str | None:
-    """What a checkpoint lacks, or ``None`` for a whole one."""
+    """Return what is wrong with a checkpoint, or ``None`` if it is complete."""
     if not folder.is_dir():
         return "there is no such folder"
     try:

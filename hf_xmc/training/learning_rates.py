@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def word_factor(tokens: np.ndarray, share: float) -> float:
-    r"""How many times slower Adam moves the vectors of words, on average, when only a share of the labels is drawn.
+    r"""Return how many times slower Adam moves word vectors, on average, if only a share of the labels is drawn.
 
     A gradient :math:`g` that is there with probability :math:`p`, and then counts :math:`1 / p` times, is :math:`g` on
     average, but its mean square is :math:`g^2 / p`. Adam divides the one by the root of the other: it goes
@@ -80,6 +80,8 @@ def with_words(
 
 
 def _innermost_models(encoder: nn.Module) -> list[PreTrainedModel]:
-    """Those that hold no other: a model of several towers, as CLIP, has no word vectors but those of its towers."""
+    """Return the transformers models that contain no other.
+
+    A model of several towers, such as CLIP, has word vectors only in its towers."""
     models = [module for module in encoder.modules() if isinstance(module, PreTrainedModel)]
     return [model for model in models if sum(isinstance(module, PreTrainedModel) for module in model.modules()) == 1]

@@ -1,4 +1,4 @@
-"""Which labels take part in a step: all of them, or mined ones; :mod:`hf_xmc.training.label_bank` has a sample.
+"""The labels that take part in a step: all, or mined ones. :mod:`hf_xmc.training.label_bank` draws a sample.
 
 Each class answers the same two questions: which labels does this process score, and what are the positives called in
 that numbering (``select``); and how are those labels embedded (``embed``). What comes after is the same code.
@@ -158,7 +158,7 @@ class AllLabels:
         ), f"embeds {number} {self.table.unit} a step in {len(self.chunks)} chunk(s), {again}"
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold of this process; empty if nothing."""
+        """Return the tensors that a checkpoint must hold for this process, if any."""
         return {}
 
 
@@ -206,7 +206,7 @@ class MinedNegatives:
         return drawn[drawn >= 0]
 
     def _random(self) -> Tensor:
-        """Of this process's share of the labels, so that processes do not draw the same."""
+        """Draw from this process's share of the labels, so that processes draw different ones."""
         shard = LabelShard.of(self.table.num_labels, distributed.rank(), distributed.world_size())
         return torch.randint(shard.start, shard.stop, (math.ceil(self.num_random / distributed.world_size()),))
 

@@ -48,7 +48,7 @@ class UpdateWatch:
         update and lowers the scale, down to :data:`MIN_LOSS_SCALE`.
 
         Raises:
-            FloatingPointError: with the step, the rank, and the rows of the batch.
+            FloatingPointError: if the update must stop. The message has the step, the rank and the rows of the batch.
         """
         batches, self._batches = self._batches, []
         losses, self._losses = torch.stack(self._losses), []

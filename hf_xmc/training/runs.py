@@ -44,7 +44,7 @@ LOSS_WEIGHTS = "loss.safetensors"
 
 
 class FirstState(NamedTuple):
-    """What a training began with, for another attempt with a smaller batch."""
+    """The state in which a training began, for another attempt with a smaller batch."""
 
     weights: dict[str, Tensor]
     negatives: dict[str, Any]
@@ -204,7 +204,7 @@ class RunTrainer(SentenceTransformerTrainer):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """As in the stock trainer; ``True`` resumes the last run in ``output_dir`` from its newest whole checkpoint.
+        """Train as the stock trainer. ``True`` resumes the last run from its newest complete checkpoint.
 
         The text ``"true"``, as a command line gives it, means ``True``.
 
@@ -294,5 +294,5 @@ class RunTrainer(SentenceTransformerTrainer):
 
 
 def own_state(loss: nn.Module) -> dict[str, Tensor]:
-    """What a loss itself has learned, such as a bias, which the encoder's own files do not hold."""
+    """Return the state that a loss itself has learned, such as a bias, which the encoder's files do not hold."""
     return {name: value for name, value in loss.state_dict().items() if not name.startswith("model.")}

@@ -36,7 +36,9 @@ def inclusion_probabilities(importance: Tensor, size: int) -> Tensor:
 
 
 def systematic_sample(probabilities: Tensor) -> Tensor:
-    r"""Which labels are drawn, ascending: each with its probability, and as many as they sum to, up to rounding.
+    r"""Draw labels, each with its probability; return them in ascending order.
+
+    Their number is the sum of the probabilities, up to rounding.
 
     One uniform number :math:`u` for all: label :math:`l` is drawn if an integer lies in :math:`(u + \sum_{m<l} \pi_m,\;
     u + \sum_{m \le l} \pi_m]` (Madow, On the Theory of Systematic Sampling, 1949). Random numbers come from torch's

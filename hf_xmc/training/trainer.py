@@ -215,7 +215,7 @@ class XMCTrainer(RunTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> Any:
-        """As in the stock trainer; the loss is the mean over the queries, and the training does not notice."""
+        """Evaluate as the stock trainer, with the mean loss over the queries, and leave training state unchanged."""
         self._evaluation = evaluation = EvaluationLoss(self.negatives.table, self.loss)
         restore_random_state = random_state(self.args.device)
         try:

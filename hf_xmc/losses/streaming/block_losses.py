@@ -1,4 +1,4 @@
-"""What each loss does with a block of scores: its value, and the derivative of the value with respect to the scores."""
+"""The value of each loss on a block of scores, and its derivative with respect to the scores."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class SoftTopK(Criterion):
         return balance(distributed.sum_(count, self.shard), below, below_slope, above, above_slope, k)
 
     def _guess(self, threshold: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`_rest`, from the sums of ``e`` and ``e ** 2``: exact if all ``e`` are equal."""
+        """Estimate :meth:`_rest` from the sums of ``e`` and ``e ** 2``; exact if all ``e`` are equal."""
         ratio = LN2 * (self.last + threshold)
         denominator = (ratio.exp() * second / first.clamp(min=TINY)).log1p()
         return ratio + first.log() - denominator, ratio + first.log() - 2 * denominator

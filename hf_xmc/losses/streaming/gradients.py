@@ -10,7 +10,7 @@ from hf_xmc.losses.streaming.block_losses import BlockPositives
 
 
 class Gradients:
-    """Of the queries, the labels and the offset, by their products of precision ``dtype``."""
+    """Accumulate the gradients of queries, labels and offset; the products have precision ``dtype``."""
 
     def __init__(self, x: Tensor, labels: Tensor, offset: Tensor | None, dtype: torch.dtype) -> None:
         self.x, self.y, self.dtype = x, labels, dtype

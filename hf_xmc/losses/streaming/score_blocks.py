@@ -56,7 +56,7 @@ class ScoreBlock:
         self.pairs = PairsByChunk(self.slices, queries.device)
 
     def leave_out(self, rows: Tensor, columns: Tensor) -> None:
-        """From now on, the scores of these pairs are minus infinity."""
+        """Set the scores of these pairs to minus infinity from now on."""
         fresh = PairsByChunk(self.slices, rows.device, rows, columns)
         if self.filled:
             for number in range(len(self.slices)):
@@ -98,7 +98,7 @@ class ScoreBlock:
         self.filled = self._in_place
 
     def max_and_sum(self) -> tuple[Tensor, Tensor]:
-        """Of each query, ``(b, 1)``: the largest score, and the sum of ``2 ** (score - largest)``.
+        """Return for each query, ``(b, 1)``, the largest score and the sum of ``2 ** (score - largest)``.
 
         Kept apart: their log-sum alone, near 1e4, has lost the sum.
         """

@@ -98,7 +98,7 @@ class TritonBlock(ScoreBlock):
     _by_tile: tuple[Tensor, Tensor, Tensor] | None = None
 
     def max_and_sum(self) -> tuple[Tensor, Tensor]:
-        """As in ``ScoreBlock``; each program adds up a part of the labels, in no order."""
+        """Return the same as ``ScoreBlock``; each program sums a part of the labels, in no fixed order."""
         column_tiles = triton.cdiv(len(self.labels), COLUMNS)
         splits = max(1, min(SPLITS, column_tiles))
         tops = self.queries.new_full((splits, len(self.queries)), LOWEST)
