@@ -166,7 +166,7 @@ def _configs_of(module: nn.Module) -> dict[str, Any]:
 def _holds_layers_of_peft(module: nn.Module) -> bool:
     """Return whether layers are still wrapped in a model of transformers, such as after ``delete_adapter``."""
     layers = module.modules() if isinstance(module, PreTrainedModel) else module.children()
-    return any(map(_is_peft, layers))
+    return any(_is_peft(layer) and not _configs_of(layer) for layer in layers)  # a whole model of PEFT is merged alone
 
 
 def _is_peft(module: nn.Module) -> bool:
