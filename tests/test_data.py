@@ -167,6 +167,8 @@ BAD_LINES = {
     "escaped NUL": ("tst.json.gz", 1, record(title="a\0b"), r"tst.json.gz:2: title contains a NUL"),
     "half a surrogate pair": ("tst.json.gz", 1, record(title="\ud800"), r"half of a surrogate pair"),
     "a label id again": ("lbl.json.gz", 2, record(uid="L0"), r"gz:3: label_id 'L0' again, after .*lbl.json.gz:1; exp"),
+    "a uid that is null": ("lbl.json.gz", 2, record(uid=None), r"gz:3: uid is None; expected a string"),
+    "a uid in some lines": ("lbl.json.gz", 2, lambda _: b'{"title": "x"}', r"gz:3: no uid, unlike the lines before"),
     "a pair of another split": (
         "filter_labels_test.txt",
         1,
@@ -191,6 +193,14 @@ def test_what_is_wrong_is_an_error_with_file_and_line(case, raw):
     rewrite(raw / name, number, change)
     with pytest.raises(ValueError, match=message):
         load_xmc(raw)
+
+
+def test_blank_lines_may_end_a_raw_file(raw):
+    for name in ("lbl", "trn", "tst"):
+        with gzip.open(raw / f"{name}.json.gz", "ab") as file:
+            file.write(b"\n\n")
+    data = load_xmc(raw)
+    assert (len(data.labels), len(data.train), len(data.test)) == (5, 7, 3)
 
 
 def test_a_truncated_gzip_does_not_load(raw):

@@ -112,10 +112,10 @@ def test_two_layouts_in_one_folder(one, other, names, tmp_path):
 
 def test_tables_of_other_names_are_named_as_not_read(tmp_path, caplog):
     layouts.write_jsonl(tmp_path)
-    for name in ("test.json", "dev.jsonl", "train.csv", "labels.txt", "README.md"):
+    for name in ("test.json", "dev.jsonl", "train.csv", "filter_labels_test.txt", "labels.txt", "README.md"):
         (tmp_path / name).write_text("")
     load_xmc(tmp_path)
-    assert "not read: dev.jsonl, test.json, train.csv. The tables are labels, train, validation, test" in caplog.text
+    assert "not read: dev.jsonl, filter_labels_test.txt, test.json, train.csv. The tables are labels, tr" in caplog.text
 
 
 def test_a_repository_whose_labels_stand_at_its_root(tmp_path):

@@ -159,6 +159,20 @@ def test_a_parquet_file_that_is_damaged(damage, tmp_path):
         load_xmc(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["labels", "train", "filter_pairs"])
+def test_blank_lines_may_end_a_table_but_not_interrupt_it(name, tmp_path):
+    layouts.write_jsonl(tmp_path)
+    path = tmp_path / f"{name}.jsonl"
+    content = path.read_bytes()
+    path.write_bytes(content + b"\r\n \n")
+    data = load_xmc(tmp_path)
+    assert (len(data.labels), len(data.train)) == (5, 7)
+    assert data.filter_pairs["test"].tolist() == layouts.FILTER_PAIRS
+    path.write_bytes(content.replace(b"\n", b"\n\n", 1))  # a lost row would move the numbers of all that follow
+    with pytest.raises(ValueError, match=rf"{name}\.jsonl:2: not valid JSON \(a blank line"):
+        load_xmc(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["labels", "train", "test", "filter_pairs"])
 def test_an_empty_file_is_no_table(name, tmp_path):
     layouts.write_jsonl(tmp_path)

@@ -11,7 +11,7 @@ import json
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,8 +83,7 @@ def read_json_rows(path: Path, notes: Counter[str], errors: str = "strict") -> R
     """``trn.json.gz`` or ``tst.json.gz`` of the Extreme Classification Repository."""
     texts = _Texts()
     offsets, label_ids, scores = array("q", [0]), array("q"), array("f")
-    for line, where in read_lines(path, notes, errors):
-        record = parse(line, where)
+    for record, where in objects_of(read_lines(path, notes, errors)):
         ids = list_of(record, "target_ind", int, where)
         graded = list_of(record, "target_rel", (int, float), where) if "target_rel" in record else [1.0] * len(ids)
         if len(ids) != len(graded):
@@ -110,10 +109,17 @@ def read_json_rows(path: Path, notes: Counter[str], errors: str = "strict") -> R
 def read_json_labels(path: Path, notes: Counter[str], errors: str = "strict") -> tuple[pa.ChunkedArray, list[str]]:
     """``lbl.json.gz``: label texts, and the labels' own ids (``uid``)."""
     texts, ids = _Texts(), []
-    for number, (line, where) in enumerate(read_lines(path, notes, errors)):
-        record = parse(line, where)
+    named: bool | None = None  # whether the first label has a uid
+    for number, (record, where) in enumerate(objects_of(read_lines(path, notes, errors))):
         texts.append(text_of(record, where))
-        ids.append(str(record.get("uid", number)))
+        named = "uid" in record if named is None else named
+        if ("uid" in record) != named:
+            found = "no uid" if named else "a uid"
+            raise ValueError(f"{where}: {found}, unlike the lines before. Give every label a uid, or none.")
+        uid = record.get("uid", number)
+        if isinstance(uid, bool) or not isinstance(uid, str | int | float):
+            raise ValueError(f"{where}: uid is {str(uid)[:80]}; expected a string.")
+        ids.append(str(uid))
     return texts.done(), ids
 
 
@@ -132,7 +138,10 @@ def read_text_rows(
         (num_labels, label_file, matrix.shape[1], "columns"),
     ):
         if lines > size:
-            cause = f"Does a text of {file} contain a line break, or is one of the files from another data set?"
+            cause = (
+                f"Does a text of {file} contain a line break, does the file end with an empty line, or is one of the "
+                "files from another data set?"
+            )
         else:
             cause = f"Is {file} cut short, or one of the files from another data set?"
         if lines != size:
@@ -191,9 +200,16 @@ def text_of(record: dict[str, Any], where: str) -> str:
     return ": ".join(part for part in parts if part)
 
 
-def parse(line: str, where: str) -> dict[str, Any]:
-    """Return the JSON object of a line."""
-    return object_of(parse_json(line, where), where)
+def objects_of(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the JSON object of each line, with its place. Blank lines may only stand at the end of a file."""
+    blank = None
+    for line, where in lines:
+        if not line.strip():
+            blank = blank or where
+        elif blank:
+            raise ValueError(f"{blank}: not valid JSON (a blank line before others).")
+        else:
+            yield object_of(parse_json(line, where), where), where
 
 
 def parse_json(text: str, where: str) -> Any:

@@ -284,7 +284,7 @@ def _json_names(name: str) -> tuple[str, ...]:
 
 def _is_table(path: Path) -> bool:
     """Return whether a file looks like a table of a data set, though it may have a name that is not read."""
-    return path.suffix in (".jsonl", ".parquet") or path.name.partition(".")[0] in (*SPLITS, "filter_pairs")
+    return path.suffix in (".jsonl", ".parquet") or path.name.startswith(("filter_", *(f"{name}." for name in SPLITS)))
 
 
 def _table_names(name: str) -> tuple[str, ...]:

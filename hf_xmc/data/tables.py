@@ -15,7 +15,7 @@ from datasets import Dataset, DownloadConfig, DownloadManager, load_dataset, loa
 from datasets.exceptions import DatasetGenerationError
 
 from hf_xmc.data import formats
-from hf_xmc.data.formats import list_of, object_of, parse, parse_json, read_lines
+from hf_xmc.data.formats import list_of, object_of, objects_of, parse_json, read_lines
 
 
 class Columns(NamedTuple):
@@ -167,8 +167,7 @@ def _records(path: Path, notes: Counter[str], errors: str) -> Iterator[tuple[dic
             where = f"{path}, object {number}"
             yield object_of(value, where), where
     else:
-        for text, where in lines:
-            yield parse(text, where), where
+        yield from objects_of(lines)
 
 
 def _check_value(name: str, value: object, where: str) -> None:
