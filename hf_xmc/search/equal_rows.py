@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor
@@ -62,6 +63,7 @@ class Groups:
         first: ``(P,)``, the first label of each place, which stands for all of them; -1 if there is none.
         size: ``(P,)``, how many labels of each place may be returned.
         shared: whether any place has several labels.
+        partial: whether some labels may not be returned.
     """
 
     def __init__(self, place_of: np.ndarray, num_places: int) -> None:
@@ -71,10 +73,17 @@ class Groups:
         self._start = self.size.cumsum() - self.size
         self.first = np.full(num_places, -1)
         self.first[self.size > 0] = self._labels[self._start[self.size > 0]]
-        self.shared = bool((self.size > 1).any())
+        self.shared, self.partial = bool((self.size > 1).any()), False
 
     def __len__(self) -> int:
         return len(self.size)
+
+    @cached_property
+    def idle(self) -> np.ndarray:
+        """Labels that do not stand for a place with a label that may be returned, rising."""
+        idle = np.ones(len(self.place_of), dtype=bool)
+        idle[self.first[self.size > 0]] = False
+        return np.flatnonzero(idle)
 
     def restricted(self, visible: np.ndarray) -> Groups:
         """Return the same places with those labels only that may be returned; ``visible`` is a mask ``(L,)``.
@@ -84,6 +93,7 @@ class Groups:
         groups = object.__new__(Groups)
         groups.place_of, groups.first, groups.shared = self.place_of, self.first, self.shared
         groups._labels = self._labels[visible[self._labels]]
+        groups.partial = len(groups._labels) < len(self.place_of)
         groups.size = np.bincount(self.place_of[groups._labels], minlength=len(self))
         groups._start = groups.size.cumsum() - groups.size
         return groups
@@ -91,7 +101,7 @@ class Groups:
     def emptied_by(self, pairs: np.ndarray) -> np.ndarray:
         """Return the pairs (row, place) of which no label is left once the pairs (row, label) are excluded."""
         rows, places = pairs[:, 0], self.place_of[pairs[:, 1]]
-        if not self.shared:
+        if not self.shared or not len(pairs):
             return np.stack([rows, places], axis=1)
         pairs = np.unique(pairs[np.isin(pairs[:, 1], self._labels)], axis=0)
         left = np.stack([pairs[:, 0], self.place_of[pairs[:, 1]]], axis=1)
