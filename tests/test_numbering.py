@@ -347,6 +347,23 @@ def test_two_labels_of_which_a_row_names_both(tmp_path):
     assert load_xmc(tmp_path).label_counts().tolist() == [3, 3]
 
 
+def test_flags_for_each_text_of_labels_with_several():
+    labels = Dataset.from_dict({"label_id": ["b", "c", "b", "c"], "text": ["boat", "crane", "ship", "hoist"]})
+    rows = Dataset.from_dict({"text": ["x", "y"], "label_ids": [[1, 0, 0, 0], [0, 1, 0, 1]]})
+    with pytest.raises(
+        ValueError, match=r"row 0: label_ids is \[1, 0, 0, 0\], every row has 4 numbers.* one flag for ea"
+    ):
+        XMCData(rows, labels)
+
+
+def test_numbers_of_labels_with_several_texts_are_not_rows():
+    labels = Dataset.from_dict({"label_id": [1, 0, 1], "text": ["boat", "crane", "ship"]})
+    rows = Dataset.from_dict({"text": ["x"], "label_ids": [[1]]})
+    with pytest.raises(ValueError, match=r"not the label numbers 0 to 1.* in the order in which they first") as caught:
+        XMCData(rows, labels)
+    assert "leave label_id out" not in str(caught.value), "each text would be a label of its own"
+
+
 def test_two_labels_whose_rows_may_be_flags_or_ids(tmp_path):
     labels, texts = (
         [{"text": "boats"}, {"text": "cranes"}],

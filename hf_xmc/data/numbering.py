@@ -61,12 +61,14 @@ def refuse_other_numbers(label_id: pa.ChunkedArray, used: np.ndarray, where: str
         return
     number = next(number for number, value in enumerate(values) if value != number)
     start = ", counted from 1" if values == list(range(1, len(values) + 1)) else ""
+    several = len(given) > len(values)
+    place = "number of the label in the order in which they first occur" if several else "row number"
     raise ValueError(
         f"{where}, row {given.index(distinct[number])}: label_id is {values[number]}, and the numbers of label_id are "
-        f"not the row numbers 0 to {len(values) - 1}{start}. The whole numbers in label_ids are read as row numbers, "
-        "but they may be meant as values of label_id. If they are, write the row number of each label instead, counted "
-        "from 0. If they are row numbers already, leave label_id out, or write it as text with a letter, such as "
-        f'"L{values[number]}".'
+        f"not the {'label' if several else 'row'} numbers 0 to {len(values) - 1}{start}. A whole number in label_ids "
+        f"is read as the {place}, but it may be meant as a value of label_id. If it is, write the {place} instead, "
+        f"counted from 0. If not, {'' if several else 'leave label_id out, or '}write label_id as text with a letter, "
+        f'such as "L{values[number]}".'
     )
 
 

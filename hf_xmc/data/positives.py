@@ -156,17 +156,24 @@ def refuse_flags(offsets: np.ndarray, label_ids: np.ndarray, num_labels: int, wh
     """Raise a ``ValueError`` if rows hold one flag for each label instead of label ids.
 
     Rows are flags if each is as long as the list of labels, holds 0 and 1 only, and some row is not 0, 1: as label ids,
-    such rows would name a label twice, or every label in a row that is not ascending.
+    such rows would name a label twice, or every label in a row that is not ascending. So are several rows of another
+    length, the same one for all and more than two: the list may be that of label texts, or of other labels.
     """
     lengths = np.diff(offsets)
-    if num_labels < 2 or not len(lengths) or not (lengths == num_labels).all() or label_ids.max() > 1:
+    size = int(lengths[0]) if len(lengths) else 0
+    if (
+        not (size == num_labels > 1 or (size > 2 and len(lengths) > 1))
+        or (lengths != size).any()
+        or label_ids.max() > 1
+    ):
         return
-    flags = label_ids.reshape(-1, num_labels)
-    ids = num_labels == 2 and (flags.sum(1) == 1).all()  # with two labels, these rows may be ids
-    for row in np.flatnonzero((flags[:, 0] != 0) | (flags[:, 1] != 1) | (num_labels > 2))[:1]:
+    flags = label_ids.reshape(-1, size)
+    ids = size == 2 and (flags.sum(1) == 1).all()  # with two labels, these rows may be ids
+    about = "as long as the list of labels" if size == num_labels else f"every row has {size} numbers"
+    for row in np.flatnonzero((flags[:, 0] != 0) | (flags[:, 1] != 1) | (size > 2))[:1]:
         raise ValueError(
-            f"{where(0)}: label_ids is {shown(flags[0].tolist())}, as long as the list of labels, and no row has "
-            "another number than 0 and 1. They look like one flag for each label; expected the ids of the labels, as "
-            f"`np.flatnonzero(row)` gives them: {np.flatnonzero(flags[row]).tolist()} for row {row}."
+            f"{where(0)}: label_ids is {shown(flags[0].tolist())}, {about}, and no row has another number than 0 and "
+            "1. They look like one flag for each label; expected the ids of the labels, as `np.flatnonzero(row)` gives "
+            f"them: {np.flatnonzero(flags[row]).tolist()} for row {row}."
             + (" If they are ids already, write those of each row in ascending order: [0, 1]." if ids else "")
         )
