@@ -1,4 +1,4 @@
-"""Encoders in bfloat16 and float16 train, and are indexed, saved and searched, like those in float32."""
+"""Encoders in bfloat16, float16 and float64 train, and are indexed, saved and searched, like those in float32."""
 
 import numpy as np
 import pytest
@@ -21,10 +21,10 @@ from hf_xmc.encoders.encode import encode_labels, encode_queries
 from hf_xmc.search.exact import LabelIndex
 
 TEXTS = ["text 1 about boat and sailing boat", "text 4 about animal"]
-STORED = {torch.bfloat16: torch.float32, torch.float16: torch.float16}
+STORED = {torch.bfloat16: torch.float32, torch.float16: torch.float16, torch.float64: torch.float32}
 
 
-@pytest.fixture(params=[torch.bfloat16, torch.float16])
+@pytest.fixture(params=[torch.bfloat16, torch.float16, torch.float64])
 def dtype(request):
     return request.param
 
@@ -118,6 +118,10 @@ def test_embeddings_that_are_given(encoder, dtype):
     assert embeddings.dtype == dtype
     given, computed = XMCModel(encoder, LABELS, embeddings), XMCModel(encoder, LABELS)
     assert given.search(TEXTS, 11).label_ids.tolist() == computed.search(TEXTS, 11).label_ids.tolist()
+    if dtype == torch.float64:
+        with pytest.raises(ValueError, match=r"of float32 or float16, got .* of torch.float64"):
+            LabelIndex(embeddings)
+        return
     index = LabelIndex(embeddings)
     assert index.embeddings.dtype == STORED[dtype]
     assert torch.equal(index.embeddings, embeddings.to(STORED[dtype]))
@@ -155,3 +159,40 @@ def test_norms_beyond_half_precision_are_remembered(queries):
     model = XMCModel(encoder.bfloat16(), LABELS)
     model.remember(queries)
     torch.testing.assert_close(model.memory.index.embeddings.float().norm(dim=1), torch.ones(13), rtol=0, atol=2e-3)
+
+
+def test_a_model_trained_in_mixed_precision_embeds_as_it_does_when_it_is_loaded(bert_folder, queries, tmp_path):
+    ends = []
+    settings = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "bf16": True}
+    args = XMCTrainingArguments(str(tmp_path / "run"), max_steps=1, learning_rate=0.01, **settings)
+    trainer = XMCTrainer(make_bert_encoder(bert_folder), args, queries, labels=LABELS)
+    for _ in range(2):
+        trainer.train()
+        model = XMCModel(trainer.model, LABELS)
+        model.save_pretrained(tmp_path / "model")
+        loaded = XMCModel.from_pretrained(tmp_path / "model", device="cpu")
+        assert torch.equal(XMCModel(loaded.encoder, LABELS).index.embeddings, model.index.embeddings)
+        assert loaded.predict(TEXTS) == model.predict(TEXTS)
+        ends.append(model.index.embeddings)
+    assert (ends[0] - ends[1]).norm() > 0.001, "the second training did nothing"
+
+
+def test_a_push_within_a_run_in_mixed_precision_is_of_full_precision(bert_folder, queries, tmp_path, monkeypatch):
+    pushed = []
+    settings = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "bf16": True}
+    args = XMCTrainingArguments(str(tmp_path), max_steps=2, save_steps=1, learning_rate=0.01, **settings)
+    trainer = XMCTrainer(make_bert_encoder(bert_folder), args, queries, labels=LABELS)
+    monkeypatch.setattr(XMCModel, "push_to_hub", lambda model, *_, **__: pushed.append(model.index.embeddings))
+    stock, wrapped = trainer._save_checkpoint, []
+
+    def save(model, trial):
+        stock(model, trial)
+        trainer.push_to_hub()
+        wrapped.append("forward" in vars(trainer.model))
+
+    trainer._save_checkpoint = save
+    trainer.train()
+    assert wrapped == [True, True], "the run does not go on in mixed precision"
+    plain = make_bert_encoder(bert_folder)
+    plain.load_state_dict(trainer.model.state_dict())
+    assert torch.equal(pushed[-1], XMCModel(plain, LABELS).index.embeddings)

@@ -286,3 +286,12 @@ def test_a_distance_that_becomes_a_product_is_said(queries, tmp_path, caplog):
     trainer_of(encoder, tmp_path, queries)
     assert "similarity_fn_name was 'euclidean' and is now 'dot'" in caplog.text
     assert encoder.similarity_fn_name == "dot"
+
+
+def test_an_encoder_whose_default_prompt_is_missing_loads_when_it_was_saved(encoder, tmp_path):
+    encoder.default_prompt_name = "missing"
+    expected = encoder.encode(LABELS)
+    XMCModel(encoder, LABELS).save_pretrained(tmp_path / "model")
+    loaded = XMCModel.from_pretrained(tmp_path / "model", device="cpu").encoder
+    for encode in (loaded.encode, loaded.encode_query, loaded.encode_document):
+        assert (encode(LABELS) == expected).all()

@@ -42,8 +42,8 @@ def encode_labels(encoder: SentenceTransformer, texts: Sequence[str], batch_size
 
 
 def comparable(embeddings: Tensor, by_cosine: bool) -> Tensor:
-    """Return embeddings ``(N, D)`` as an index takes them: bfloat16 as float32, and of unit norm for the cosine."""
-    embeddings = embeddings.float() if embeddings.dtype == torch.bfloat16 else embeddings
+    """Return embeddings ``(N, D)`` as an index takes them: in float16 or float32, and of unit norm for the cosine."""
+    embeddings = embeddings if embeddings.dtype == torch.float16 else embeddings.float()
     return unit(embeddings) if by_cosine and len(embeddings) else embeddings
 
 

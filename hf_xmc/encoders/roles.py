@@ -42,9 +42,12 @@ def named_prompts(encoder: SentenceTransformer) -> dict[str, str]:
 
     ``encode_query`` and ``encode_document`` give the same embeddings with them. A saved encoder needs these names:
     sentence-transformers adds both, with an empty prompt, when it loads an encoder that lacks them, and then neither
-    ``passage`` nor ``default_prompt_name`` decides any more.
+    ``passage`` nor ``default_prompt_name`` decides any more. It does not load an encoder whose ``default_prompt_name``
+    is not among its prompts, though such an encoder embeds texts, without a prompt.
     """
     named = {name: prompt or "" for name, prompt in encoder.prompts.items()}
+    if encoder.default_prompt_name is not None:
+        named.setdefault(encoder.default_prompt_name, "")
     return named | {role: prompt_of(encoder, role) or "" for role in PROMPT_NAMES}
 
 

@@ -18,6 +18,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 
 from hf_xmc import distributed
+from hf_xmc.encoders.forward import forget_autocast, without_autocast
 from hf_xmc.hub.self_contained import check_encoder
 from hf_xmc.losses.modules import EmbeddingLoss
 from hf_xmc.model.model import XMCModel
@@ -204,9 +205,7 @@ class RunTrainer(SentenceTransformerTrainer):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Train as the stock trainer. ``True`` resumes the last run from its newest complete checkpoint.
-
-        The text ``"true"``, as a command line gives it, means ``True``.
+        """Train as the stock trainer. ``True`` (or ``"true"``) resumes the last run from its newest whole checkpoint.
 
         Raises:
             ValueError: if there is none, or the one that is named is torn or holds no state of the optimizer.
@@ -225,6 +224,7 @@ class RunTrainer(SentenceTransformerTrainer):
             return super().train(checkpoint, trial, *args, **kwargs)
         finally:
             self._first_state = None
+            forget_autocast(self.model)
             if trial is not None:  # the next one starts from the arguments that were given, and so does `train`
                 vars(self.args).update(given)
                 self._train_batch_size = self.args.train_batch_size
@@ -281,13 +281,14 @@ class RunTrainer(SentenceTransformerTrainer):
         """
         if not self.is_world_process_zero():
             return None
-        return XMCModel(self.model, self.labels).push_to_hub(
-            self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name,
-            private=self.args.hub_private_repo if private is None else private,
-            revision=revision or self.args.hub_revision,
-            commit_message=commit_message or "End of training",
-            token=token or self.args.hub_token,
-        )
+        with without_autocast(self.model):
+            return XMCModel(self.model, self.labels).push_to_hub(
+                self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name,
+                private=self.args.hub_private_repo if private is None else private,
+                revision=revision or self.args.hub_revision,
+                commit_message=commit_message or "End of training",
+                token=token or self.args.hub_token,
+            )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Nothing yet: a model is pushed when its checkpoint is whole."""
