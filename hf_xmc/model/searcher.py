@@ -89,8 +89,8 @@ class Searcher:
         what the encoder makes of it.
 
         Args:
-            leave_one_out: Whether texts that the memory holds get no vote of their own, as if it did not hold them: to
-                measure or to fit on such texts.
+            leave_one_out: Whether texts that the memory holds get no vote of their own, to measure or to fit on them.
+                They still count in the discount of frequent labels.
         """
         found = self._found(texts, top_k, leave_one_out, exclude, allow=allow, deny=deny)
         self._tell_of_unknown(int((~found.recognised).sum()), len(texts))
