@@ -51,14 +51,16 @@ def _parser() -> argparse.ArgumentParser:
 
     index = add("index", help="embed labels and save a model that predicts them")
     index.add_argument("encoder", help="a sentence-transformers model: a folder, or a model of the Hub")
-    index.add_argument("--labels", required=True, help="a text file with a label a line, or a data set")
+    index.add_argument("--labels", required=True, help="a text file with one label per line, or a data set")
     index.add_argument("--output_dir", type=Path, required=True, help="a folder to write the model to")
     index.set_defaults(run=_index)
 
-    predict = add("predict", help="labels of texts, a line of JSON each")
+    predict = add("predict", help="labels of texts, one line of JSON per text")
     predict.add_argument("model", help="a saved model: a folder, or a model of the Hub")
-    predict.add_argument("texts", nargs="*", help="texts; without any, --file or standard input, a text a line")
-    predict.add_argument("--file", type=Path, help="a text file, a text a line")
+    predict.add_argument(
+        "texts", nargs="*", help="texts; without any, --file or standard input is read, one text per line"
+    )
+    predict.add_argument("--file", type=Path, help="a text file with one text per line")
     predict.add_argument(
         "--top_k",
         type=int,
@@ -67,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--threshold",
         type=float,
-        help="the least probability of a label, from 0 to 1, for a calibrated model (default: no threshold)",
+        help="minimum probability of a label, from 0 to 1; the model must be calibrated (default: no threshold)",
     )
     predict.add_argument("--hierarchy", type=Path, help="a file of `label_id TAB parent_id`: scores rise to parents")
     predict.add_argument(
