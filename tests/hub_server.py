@@ -11,7 +11,6 @@ import hashlib
 import json
 import re
 import threading
-import time
 import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -90,7 +89,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             if self.current_fault == "slow":
-                time.sleep(1)
+                threading.Event().wait(1)  # tests replace time.sleep
             if self.current_fault == "cut":
                 self.wfile.write(body[: len(body) // 2])
                 self.close_connection = True
@@ -273,3 +272,14 @@ class Handler(BaseHTTPRequestHandler):
 
 def digest_of(content):
     return hashlib.sha256(content).hexdigest()
+
+
+def point_client_at(url, monkeypatch, offline=False):
+    """Point the real client in this process at a server."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub._tree_cache._IN_MEMORY_TREE_CACHE", {})
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # it would keep the address of the test before

@@ -1,4 +1,4 @@
-"""Push and pull with the real client, in processes of their own; faults on the way."""
+"""Push and pull with the real client, here and in processes of their own; faults on the way."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from conftest import LABELS, make_static_encoder
-from hub_server import Hub
+from hub_server import Hub, point_client_at
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import AutoModel, AutoTokenizer, DistilBertConfig, DistilBertModel
@@ -100,19 +100,27 @@ def test_push_and_pull_give_the_same_scores_and_stock_code_loads_the_encoder(hub
     assert not [line for line in hub.requests if "label_index" in line], "the encoder alone needs no index"
 
 
-def test_revisions_and_pull_requests(hub, client, model, saved):
-    client(PUSH, saved, '{"revision": "v2", "private": true}')
-    assert "xmc_config.json" not in hub.files("org/boats")
-    assert json.loads(client(PREDICT, "-", '{"revision": "v2"}')) == expected(model)
-    assert client(PUSH, saved, '{"create_pr": true}').endswith("/discussions/1")
-    assert "xmc_config.json" not in hub.files("org/boats")
-    error = client(PREDICT, "-", "{}", succeeds=False)
-    assert "org/boats has no xmc_config.json, and does not load as a model of sentence-transformers either" in error
+@pytest.fixture
+def here(hub, monkeypatch):
+    """The real client, in this process, pointed at the server; it waits for nobody."""
+    point_client_at(hub.url, monkeypatch)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
 
 
-def test_a_new_release_takes_the_place_of_the_old_one(hub, client, saved):
+def test_revisions_and_pull_requests(hub, here, model, saved, tmp_path):
+    settings = {"cache_dir": tmp_path / "cache", "token": "hf_test"}
+    push(saved, "org/boats", revision="v2", private=True, token="hf_test")
+    assert "xmc_config.json" not in hub.files("org/boats")
+    assert XMCModel.from_pretrained("org/boats", revision="v2", **settings).predict(TEXTS) == model.predict(TEXTS)
+    assert push(saved, "org/boats", create_pr=True, token="hf_test").endswith("/discussions/1")
+    assert "xmc_config.json" not in hub.files("org/boats")
+    with pytest.raises(ValueError, match=r"org/boats has no xmc_config.json, and does not load as a model of sent"):
+        XMCModel.from_pretrained("org/boats", **settings)
+
+
+def test_a_new_release_takes_the_place_of_the_old_one(hub, here, saved):
     hub.put("org/boats", {"pytorch_model.bin": b"old", "1_Pooling/config.json": b"{}", "README.md": b"mine"})
-    client(PUSH, saved, "{}")
+    push(saved, "org/boats", token="hf_test")
     listed = json.loads((saved / "xmc_config.json").read_text())["files"]
     assert set(hub.files("org/boats")) == {*listed, "xmc_config.json", "README.md"}
 
@@ -126,17 +134,6 @@ FAULTS = {
     "commit fails": ["POST", "commit/main", "error", 99],
     "someone else commits first": ["POST", "commit/main", "race", 1],
 }
-
-
-@pytest.fixture
-def here(hub, monkeypatch):
-    """The real client, in this process, pointed at the server; it waits for nobody."""
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-    template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -238,17 +235,19 @@ def test_a_download_that_fails_leaves_nothing_that_loads(hub, here, model, saved
             assert XMCModel.from_pretrained("org/boats", **cache).predict(TEXTS) == model.predict(TEXTS)
 
 
-def test_a_slow_body_and_one_failure_are_waited_out(hub, client, model, saved):
-    client(PUSH, saved, "{}")
+def test_a_slow_body_and_one_failure_are_waited_out(hub, here, model, saved, tmp_path):
+    push(saved, "org/boats", token="hf_test")
     hub.faults += [["GET", "embeddings.safetensors", "slow", 1], ["GET", "model.safetensors", "cut", 1]]
-    assert json.loads(client(PREDICT, "-", "{}", cache="other")) == expected(model)
+    pulled = XMCModel.from_pretrained("org/boats", cache_dir=tmp_path / "cache", token="hf_test")
+    assert pulled.predict(TEXTS) == model.predict(TEXTS)
+    assert [fault[3] for fault in hub.faults] == [0, 0]
 
 
-def test_a_repository_half_uploaded_is_refused(hub, client, here, saved, tmp_path):
+def test_a_repository_half_uploaded_is_refused(hub, here, saved, tmp_path):
     whole = {path.relative_to(saved).as_posix(): path.read_bytes() for path in saved.rglob("*") if path.is_file()}
     hub.put("org/boats", {name: content for name, content in whole.items() if "embeddings" not in name})
-    error = client(PREDICT, "-", "{}", succeeds=False)
-    assert "embeddings.safetensors is missing: get the model again" in error
+    with pytest.raises(ValueError, match=r"embeddings.safetensors is missing: get the model again"):
+        XMCModel.from_pretrained("org/boats", cache_dir=tmp_path / "one", token="hf_test")
     hub.put("org/later", {name: content for name, content in whole.items() if name != "xmc_config.json"})
     with pytest.raises(ValueError, match=r"org/later has a label_index and no xmc_config.json: it was not saved"):
         XMCModel.from_pretrained("org/later", cache_dir=tmp_path / "one", token="hf_test")
@@ -275,15 +274,16 @@ def test_a_plain_encoder_and_labels_of_ones_own(hub, here, model, saved, tmp_pat
     assert not {"embeddings.safetensors", "labels.parquet"} & fetched
 
 
-def test_a_faiss_index_is_pushed_and_pulled(hub, client, here, tmp_path):
+def test_a_faiss_index_is_pushed_and_pulled(hub, here, tmp_path):
     labels = [f"{label} {number}" for number in range(12) for label in LABELS]
     model = XMCModel(make_static_encoder(), labels)
     model.index = FaissIndex(model.index.embeddings, "HNSW4", effort=2, refine=1)
     model.remove_labels(["5"])
     model.push_to_hub("org/boats", token="hf_test")
     assert "label_index/faiss.safetensors" in hub.files("org/boats")
-    code = PREDICT.replace("print(", "print(type(XMCModel.from_pretrained('org/boats').index).__name__, ")
-    assert client(code, "-", "{}") == f"FaissIndex {json.dumps(expected(model))}"
+    pulled = XMCModel.from_pretrained("org/boats", cache_dir=tmp_path / "whole", token="hf_test")
+    assert type(pulled.index) is FaissIndex
+    assert pulled.predict(TEXTS) == model.predict(TEXTS)
     lean = {"allow_patterns": ["label_index/labels.parquet", "*/embeddings.safetensors"]}
     pulled = XMCModel.from_pretrained("org/boats", cache_dir=tmp_path / "one", token="hf_test", **lean)
     assert pulled.predict(TEXTS) == model.predict(TEXTS)
@@ -344,7 +344,7 @@ NORMALISED = {
 
 
 @pytest.mark.parametrize("layout", ["sentence-transformers", "transformers"])
-def test_the_papers_checkpoints_get_their_pooling_and_norm(hub, client, layout, tmp_path, bert_folder):
+def test_the_papers_checkpoints_get_their_pooling_and_norm(hub, here, layout, tmp_path, bert_folder):
     """Made in their layout: DistilBERT, with and without the files of sentence-transformers, which say mean pooling."""
     distilbert = make_distilbert(tmp_path / "distilbert", bert_folder)
     if layout == "sentence-transformers":
@@ -353,23 +353,19 @@ def test_the_papers_checkpoints_get_their_pooling_and_norm(hub, client, layout, 
         stock.save_pretrained(str(distilbert))
     for name in NORMALISED:
         put_folder(hub, name, distilbert)
-    code = """
-names, labels = json.loads(sys.argv[1])
-models = [XMCModel.from_pretrained(name, labels=labels, device="cpu") for name in names]
-models[0].save_pretrained("saved")
-again = XMCModel.from_pretrained("saved")
-assert again.predict("boat") == models[0].predict("boat")
-assert {model.encoder.similarity_fn_name for model in (*models, again)} == {"dot"}
-print(json.dumps([model.index.embeddings.tolist() for model in models]))
-"""
-    found = json.loads(client(code, json.dumps([list(NORMALISED), LABELS])))
+    settings = {"cache_dir": tmp_path / "cache", "token": "hf_test", "device": "cpu"}
+    models = [XMCModel.from_pretrained(name, labels=LABELS, **settings) for name in NORMALISED]
+    models[0].save_pretrained(tmp_path / "saved")
+    again = XMCModel.from_pretrained(tmp_path / "saved", device="cpu")
+    assert again.predict("boat") == models[0].predict("boat")
+    assert {model.encoder.similarity_fn_name for model in (*models, again)} == {"dot"}
     tokenizer, plain = AutoTokenizer.from_pretrained(distilbert), AutoModel.from_pretrained(distilbert)
     with torch.no_grad():
         tokens = tokenizer(LABELS, padding=True, return_tensors="pt")
         expected = plain(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state[:, 0]
-    for normalised, embeddings in zip(NORMALISED.values(), found, strict=True):
+    for normalised, model in zip(NORMALISED.values(), models, strict=True):
         wanted = torch.nn.functional.normalize(expected, dim=1) if normalised else expected
-        torch.testing.assert_close(torch.tensor(embeddings), wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.index.embeddings, wanted, rtol=1e-4, atol=1e-5)
 
 
 def make_distilbert(folder, bert_folder):
@@ -383,13 +379,19 @@ def make_distilbert(folder, bert_folder):
     return folder
 
 
-def test_what_is_not_there_is_said(hub, client):
-    assert "'org/boats' is neither a folder here nor a model" in client(PREDICT, "-", "{}", succeeds=False)
-    error = client(PREDICT, "-", "{}", succeeds=False, HF_HUB_OFFLINE="1")
-    assert "org/boats is not in the local cache" in error
+def test_what_is_not_there_is_said(hub, here, tmp_path, monkeypatch):
+    def pull(**settings):
+        XMCModel.from_pretrained("org/boats", cache_dir=tmp_path / "cache", token="hf_test", **settings)
+
+    with pytest.raises(ValueError, match="'org/boats' is neither a folder here nor a model"):
+        pull()
+    with monkeypatch.context() as offline:
+        offline.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.raises(ValueError, match="org/boats is not in the local cache"):
+            pull()
     hub.put("org/boats", {"README.md": b"mine"})
-    error = client(PREDICT, "-", '{"revision": "nope"}', succeeds=False)
-    assert "ValueError: org/boats has no revision 'nope'; expected a branch, a tag or a commit" in error
+    with pytest.raises(ValueError, match="org/boats has no revision 'nope'; expected a branch, a tag or a commit"):
+        pull(revision="nope")
 
 
 LOAD_DATA = """
@@ -407,26 +409,29 @@ def data(tmp_path):
     return tmp_path / "data"
 
 
-def test_a_data_set_goes_to_the_hub_and_comes_back(hub, client, data):
-    client("load_xmc(sys.argv[1]).push_to_hub('org/data')", data)
+def test_a_data_set_goes_to_the_hub_and_comes_back(hub, here, client, data):
+    load_xmc(data).push_to_hub("org/data", token="hf_test")
     rows, labels, ids, pairs = json.loads(client(LOAD_DATA, "train", "test", cache="other"))
     assert rows["train"] == [[text, ids] for text, ids in layouts.TRAIN]
     assert rows["test"] == [[text, ids] for text, ids in layouts.TEST]
     assert (labels, ids[0], pairs) == (layouts.LABELS, "L0", {"test": layouts.FILTER_PAIRS})
 
 
-def test_a_data_set_takes_the_place_of_another_and_its_card_stays(hub, client, data):
+def test_a_data_set_takes_the_place_of_another_and_its_card_stays(hub, here, data, tmp_path):
     card = b"---\nlicense: mit\ndataset_info: {splits: [{name: train, num_examples: 99}]}\n---\n# Mine\n"
     old = {"README.md": card, "default/train-00000-of-00001.parquet": b"old", "default/validation.parquet": b"old"}
     hub.put("org/data", {**old, "LICENSE": b"mit"}, kind="dataset")
-    client("load_xmc(sys.argv[1]).push_to_hub('org/data')", data)
+    load_xmc(data).push_to_hub("org/data", token="hf_test")
     files = hub.files("org/data", "dataset")
     tables = {"default/train.parquet", "default/test.parquet", "labels/train.parquet", "filter_pairs/test.parquet"}
     assert set(files) == {"README.md", "LICENSE", *tables}
     _, metadata, text = files["README.md"].decode().split("---\n")
     assert text == "# Mine\n"
     assert yaml.safe_load(metadata).keys() == {"license", "configs"}
-    assert json.loads(client(LOAD_DATA, "train"))[1] == layouts.LABELS
+    for name, content in files.items():
+        (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "copy" / name).write_bytes(content)
+    assert load_xmc(tmp_path / "copy").labels["text"][:] == layouts.LABELS
 
 
 @pytest.mark.parametrize("fault", FAULTS)

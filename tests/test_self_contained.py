@@ -9,7 +9,7 @@ import torch
 from conftest import LABELS, make_bert_encoder, make_router, make_static_encoder
 from datasets import Dataset
 from forge import forge
-from hub_server import Hub
+from hub_server import Hub, point_client_at
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module
@@ -308,11 +308,7 @@ def test_a_run_with_an_adapter_resumes_and_its_release_loads_elsewhere(bert_fold
 
 def test_a_pushed_adapter_is_pulled_where_its_base_model_is_not(bert_folder, tmp_path, monkeypatch):
     hub = Hub()
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-    template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    point_client_at(hub.url, monkeypatch)
     shutil.copytree(bert_folder, tmp_path / "base")
     encoder = with_adapter(make_bert_encoder(tmp_path / "base"), LoraConfig(**LORA))
     model = XMCModel(encoder, LABELS)

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 from conftest import LABELS, make_bert_encoder, make_static_encoder
-from hub_server import Hub
+from hub_server import Hub, point_client_at
 from sentence_transformers import SentenceTransformer
 
 from hf_xmc import XMCModel
@@ -19,16 +19,11 @@ NOWHERE = "http://127.0.0.1:9"
 def server(monkeypatch):
     """The real client, in this process, pointed at a server; nothing may wait for an answer that does not come."""
     server, waits = Hub(), []
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", waits.append)
-    monkeypatch.setattr("huggingface_hub._tree_cache._IN_MEMORY_TREE_CACHE", {})
     server.waits = waits
 
     def reach(url=server.url, offline=False):
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
-        template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        point_client_at(url, monkeypatch, offline)
         del server.requests[:], server.waits[:]
 
     server.reach = reach
