@@ -222,12 +222,16 @@ def test_a_fresh_bank_corrects_the_gradient_at_the_queries():
     for negatives in (AllLabels(table), LabelBank(table, losses.SoftmaxLoss(), 0.2, 4, False)):
         candidates, given = negatives.select(encoder, step), step.queries.clone().requires_grad_()
         texts = negatives.embed(encoder, candidates).detach()
-        for alone in (candidates._replace(query_gradient=None), candidates):
-            value = alone.loss(losses.SoftmaxLoss(), given, texts, None)
+        for alone, of in (
+            (candidates._replace(query_gradient=None), texts),
+            (candidates, texts),
+            (candidates, texts.bfloat16().float()),
+        ):
+            value = alone.loss(losses.SoftmaxLoss(), given, of, None)
             gradients.append(torch.autograd.grad(value, given)[0])
-    exact, _, of_sample, corrected = gradients
-    assert (of_sample - exact).norm() > 0.05 * exact.norm(), "the sample missed nothing"
-    assert (corrected - exact).norm() < 0.01 * exact.norm()  # the bank is in bfloat16
+    exact, _, rounded, of_sample, corrected, _ = gradients
+    assert (of_sample - exact).norm() > 0.1 * exact.norm(), "the sample missed nothing"
+    assert (corrected - exact).norm() < 2 * (rounded - exact).norm(), "the bank is in bfloat16"
 
 
 def test_hard_negatives_are_labels_ranked_by_their_best_texts(encoder, queries):
