@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import io
 import json
 import subprocess
 import sys
@@ -83,15 +84,16 @@ def test_predict_by_threshold_hierarchy_and_chunks(capsys, model, data, tmp_path
     assert pooled == every
 
 
-def test_predict_from_standard_input_in_a_process_of_its_own(model):
+def test_predict_from_standard_input_in_a_process_of_its_own(capsys, model, monkeypatch):
     command = [sys.executable, "-m", "hf_xmc.cli", "predict", str(model), "--top_k", "1"]
     done = subprocess.run(command, input=b"a red boat\na blue car\n", capture_output=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr.decode()
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["text"] for row in rows] == ["a red boat", "a blue car"]
-    bad = subprocess.run(command, input=b"fine\n\xff\n", capture_output=True, timeout=120, check=False)
-    assert bad.returncode == 1
-    assert b"standard input, line 2: not UTF-8" in bad.stderr
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"fine\n\xff\n")))
+    code, _, said = run(capsys, "predict", model, "--top_k", "1")
+    assert code == 1
+    assert "standard input, line 2: not UTF-8" in said
 
 
 def test_evaluate_prepare_and_index(capsys, model, data, encoder, tmp_path):
