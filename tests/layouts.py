@@ -58,7 +58,7 @@ def write_parquet(folder):
 
 def write_hub(folder):
     """A repository of the Hub, as it lies in a folder."""
-    (folder / "data").mkdir()
+    (folder / "data").mkdir(parents=True)
     for name, table in tables().items():
         table.to_parquet(folder / "data" / f"{name}.parquet")
     (folder / "README.md").write_text(

@@ -28,7 +28,7 @@ ORDER = [
 ]
 FOREIGN = {  # a dependency, and the only modules that may import it
     "torch.distributed": ["distributed"],
-    "huggingface_hub": ["storage.commits", "hub.repository", "hub.snapshots", "hub.card"],
+    "huggingface_hub": ["storage.commits", "storage.snapshots", "data.repository", "hub.repository", "hub.card"],
     "faiss": ["search.faiss_factory", "search.faiss_index", "search.faiss_tables"],
     "pymilvus": ["search.milvus_index"],
     "triton": ["losses.streaming.triton_blocks"],

@@ -2,14 +2,18 @@
 
 import shutil
 
+import datasets
+import layouts
+import pyarrow.parquet as pq
 import pytest
 from conftest import LABELS, make_bert_encoder, make_static_encoder
 from hub_server import Hub, point_client_at
+from huggingface_hub import _tree_cache
 from sentence_transformers import SentenceTransformer
 
-from hf_xmc import XMCModel
+from hf_xmc import XMCModel, load_xmc
 from hf_xmc.hub import repository
-from hf_xmc.hub.snapshots import Snapshot
+from hf_xmc.storage.snapshots import Snapshot
 
 TEXTS = ["a red boat", "old oak tree"]
 NOWHERE = "http://127.0.0.1:9"
@@ -37,9 +41,9 @@ def model():
     return XMCModel(make_static_encoder(), LABELS)
 
 
-def put_folder(server, name, folder):
+def put_folder(server, name, folder, kind="model"):
     files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    return server.put(name, files)
+    return server.put(name, files, kind)
 
 
 @pytest.fixture
@@ -231,6 +235,7 @@ def test_a_cache_of_sentence_transformers_is_the_default(server, model, boats, g
     monkeypatch.setenv("SENTENCE_TRANSFORMERS_HOME", str(tmp_path / "home"))
     assert get(cache_dir=None).predict(TEXTS) == model.predict(TEXTS)
     assert (tmp_path / "home" / "models--org--boats").is_dir()
+    assert Snapshot("org/data", repo_type="dataset").cache_dir is None
 
 
 def test_a_folder_needs_no_hub(server, model, boats, tmp_path):
@@ -238,3 +243,219 @@ def test_a_folder_needs_no_hub(server, model, boats, tmp_path):
     assert repository.find(tmp_path / "boats") == tmp_path / "boats"
     assert XMCModel.from_pretrained(tmp_path / "boats", force_download=True).predict(TEXTS) == model.predict(TEXTS)
     assert isinstance(repository.source("org/boats"), Snapshot)
+
+
+@pytest.fixture
+def data(server, tmp_path):
+    """A data set, with files that no table needs; its commit."""
+    layouts.write_hub(tmp_path / "data")
+    big = "- config_name: embeddings\n  data_files: big/*.parquet\n- config_name: labels"
+    card = tmp_path / "data" / "README.md"
+    card.write_text(card.read_text().replace("- config_name: labels", big))
+    put_folder(server, "org/data", tmp_path / "data", kind="dataset")
+    return server.put("org/data", {"big/1.parquet": b"big", "data/other.csv": b"a\n1\n"}, kind="dataset")
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(name="org/data", **settings):
+        return held(load_xmc(name, **{"cache_dir": tmp_path / ".cache" / "hub", "token": "hf_test", **settings}))
+
+    return load
+
+
+def held(data):
+    rows = [[(row["text"], row["label_ids"]) for row in split] for split in (data.train, data.test)]
+    return [*rows, data.labels["text"][:], {name: pairs.tolist() for name, pairs in data.filter_pairs.items()}]
+
+
+DATA = [layouts.TRAIN, layouts.TEST, layouts.LABELS, {"test": layouts.FILTER_PAIRS}]
+
+
+def cached(tmp_path, commit, name="org/data"):
+    return tmp_path / ".cache" / "hub" / f"datasets--{name.replace('/', '--')}" / "snapshots" / commit
+
+
+def forget_list(folder):
+    """Leave the cache as older clients and ``datasets`` fill it, which keep no list of a repository's files."""
+    shutil.rmtree(folder.parents[1] / "trees")
+    absent = folder.parents[1] / ".no_exist" / folder.name
+    absent.mkdir(parents=True)
+    (absent / ".huggingface.yaml").touch()
+    _tree_cache._IN_MEMORY_TREE_CACHE.clear()
+
+
+@pytest.mark.parametrize("way", AWAY)
+def test_data_that_is_cached_is_used_at_once(way, server, data, load, caplog):
+    server.repositories["dataset", "org/data"].refs |= {"v1": data}
+    revisions = [None, "main", "v1", data]
+    for revision in revisions:
+        assert load(revision=revision) == DATA
+    assert not [request for request in server.requests if "big" in request or "other.csv" in request]
+    caplog.clear()
+    settings = away(server, way)
+    for revision in revisions:
+        assert load(revision=revision, **settings) == DATA
+    assert (server.requests, server.waits) == ([], [])
+    assert ("org/data: the Hub did not give it" in caplog.text) == (way == "down")
+
+
+def test_a_commit_of_data_that_is_cached_needs_no_request(server, data, load):
+    load()
+    server.put("org/data", {"README.md": b"# nothing"}, kind="dataset")
+    server.reach()
+    assert load(revision=data) == DATA
+    assert server.requests == []
+    with pytest.raises(ValueError, match=r"org/data.* has the configs \[\]; expected `default`"):
+        load()
+
+
+@pytest.mark.parametrize("way", AWAY)
+def test_data_that_were_never_cached_are_an_error(way, server, data, load):
+    settings = away(server, way)
+    for revision in (None, "main", data):
+        with pytest.raises(ValueError, match=r"org/data.* is not in the local cache, and the Hub did not give it"):
+            load(revision=revision, **settings)
+    with pytest.raises(ValueError, match="'runs/typo' is neither a folder here nor a data set of the Hub in reach"):
+        load("runs/typo", **settings)
+    assert server.waits == []
+
+
+def test_offline_as_datasets_has_it(server, data, load, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="org/data is not in the local cache"):
+        load()
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    assert load() == DATA
+    server.reach()
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    assert (load(), server.requests) == (DATA, [])
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("missing", ["README.md", "data/test.parquet", "data/filter_pairs.parquet"])
+def test_a_table_that_is_not_cached_is_an_error_and_not_absent(missing, listed, server, data, load, tmp_path):
+    load()
+    (cached(tmp_path, data) / missing).unlink()
+    if not listed:
+        forget_list(cached(tmp_path, data))
+    server.reach(NOWHERE)
+    for revision in (None, data):
+        with pytest.raises(ValueError, match=r"org/data.* is not in the local cache"):
+            load(revision=revision)
+    server.reach()
+    assert load() == DATA
+
+
+def test_shards_of_which_the_cache_cannot_know_the_number(server, load, tmp_path):
+    layouts.write_hub(tmp_path / "data")
+    rows = pq.read_table(tmp_path / "data" / "data" / "train.parquet")
+    (tmp_path / "data" / "data" / "train.parquet").unlink()
+    for number, part in enumerate((rows[:2], rows[2:])):
+        pq.write_table(part, tmp_path / "data" / "data" / f"train-{number}.parquet")
+    card = (tmp_path / "data" / "README.md").read_text().replace("data/train.parquet", '"data/**/train-*.parquet"')
+    (tmp_path / "data" / "README.md").write_text(card)
+    commit = put_folder(server, "org/data", tmp_path / "data", kind="dataset")
+    assert load() == DATA
+    server.reach(NOWHERE)
+    assert load() == DATA
+    (cached(tmp_path, commit) / "data" / "train-1.parquet").unlink()
+    with pytest.raises(ValueError, match="org/data is not in the local cache"):
+        load()
+    forget_list(cached(tmp_path, commit))
+    with pytest.raises(ValueError, match=r"data/\*train-\*\.parquet of org/data is not in the local cache"):
+        load()
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_what_the_hub_refuses_of_data_is_said_or_found_in_the_cache(answer, server, data, load, caplog):
+    expected = ANSWERS[answer].replace("org/boats", "org/data").replace("a model", "a data set")
+    server.faults.append(["GET", "api/datasets/org/data", answer, 999])
+    with pytest.raises(ValueError, match=expected):
+        load()
+    server.faults.clear()
+    load()
+    server.faults.append(["GET", "api/datasets/org/data", answer, 999])
+    assert load() == DATA
+    assert "org/data: the Hub did not give it" in caplog.text
+    assert server.waits == []
+
+
+@pytest.mark.parametrize("fault", ["busy", "error", "cut"])
+@pytest.mark.parametrize("name", ["README.md", "labels.parquet", "train.parquet"])
+def test_a_download_of_data_that_fails_can_be_repeated(fault, name, server, data, load):
+    server.faults.append(["GET", f"resolve/.*{name}", fault, 999])
+    with pytest.raises(ValueError, match="org/data could not be downloaded"):
+        load()
+    server.faults.clear()
+    assert load() == DATA
+
+
+def test_revisions_of_data_that_are_not_there(server, data, load):
+    for revision in ("nope", "1" * 40):
+        with pytest.raises(ValueError, match=f"org/data has no revision '{revision}'; expected a branch, a tag"):
+            load(revision=revision)
+
+
+def test_data_are_downloaded_again_if_that_is_forced(server, data, load, tmp_path):
+    load()
+    path = (cached(tmp_path, data) / "data" / "labels.parquet").resolve()
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"labels\.parquet: not a readable table"):
+        load()
+    assert load(force_download=True) == DATA
+    assert load() == DATA
+    with pytest.raises(ValueError, match="leave one of them out"):
+        load(force_download=True, local_files_only=True)
+    server.reach(NOWHERE)
+    with pytest.raises(ValueError, match="org/data cannot be downloaded again: the Hub did not give it"):
+        load(force_download=True)
+
+
+def test_a_config_given_by_its_folder(server, load, tmp_path):
+    layouts.write_hub(tmp_path / "data")
+    (tmp_path / "data" / "words").mkdir()
+    (tmp_path / "data" / "data" / "labels.parquet").rename(tmp_path / "data" / "words" / "train.parquet")
+    card = (tmp_path / "data" / "README.md").read_text()
+    (tmp_path / "data" / "README.md").write_text(card.replace("data_files: data/labels.parquet", "data_dir: words"))
+    put_folder(server, "org/data", tmp_path / "data", kind="dataset")
+    assert load() == DATA
+    server.reach(NOWHERE)
+    assert load() == DATA
+
+
+@pytest.mark.parametrize("configs", ["[3]", "3", "[{data_files: a.csv}]", "[{config_name: a, data_files: [3]}]"])
+def test_a_card_that_cannot_be_read(configs, server, load, tmp_path):
+    card = f"---\nconfigs: {configs}\n---\n"
+    server.put("org/data", {"README.md": card.encode()}, kind="dataset")
+    with pytest.raises(ValueError, match=r"org/data: the configs in its README\.md cannot be read"):
+        load()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "README.md").write_text(card)
+    with pytest.raises(ValueError, match=r"here: the configs in its README\.md cannot be read"):
+        load(tmp_path / "here")
+
+
+def test_a_file_elsewhere_that_cannot_be_reached(server, data, load):
+    card = server.files("org/data", "dataset")["README.md"].replace(
+        b"data/labels.parquet", NOWHERE.encode() + b"/l.parquet"
+    )
+    server.put("org/data", {"README.md": card}, kind="dataset")
+    with pytest.raises(ValueError, match="org/data, labels: "):
+        load()
+
+
+def test_data_that_stock_code_cached(server, data, load, tmp_path, monkeypatch):
+    hub = str(tmp_path / ".cache" / "hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", hub)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "arrow")
+    monkeypatch.setattr("datasets.config.HF_ENDPOINT", server.url)
+    for config in ("default", "filter_pairs", "labels"):
+        server.reach()
+        datasets.load_dataset("org/data", config, token="hf_test")
+        server.reach(NOWHERE)
+        if config == "labels":
+            assert load() == DATA
+        else:
+            with pytest.raises(ValueError, match=r"data/.*\.parquet of org/data is not in the local cache"):
+                load()

@@ -194,7 +194,7 @@ def test_a_repository_of_other_configs_or_splits(tmp_path):
 
 @pytest.mark.parametrize("name", ["a/b/c", "org/data"])
 def test_a_name_of_nothing(name, monkeypatch):
-    """The first can be no repository; the second cannot be looked for, since tests are offline."""
+    """The first can be no repository; the second is not in the cache."""
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=f"'{name}' is neither a folder here nor a data set of the Hub in reach"):
         load_xmc(name)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, get_dataset_config_names
+from datasets import Dataset
 
-from hf_xmc.data import formats, prepared
+from hf_xmc.data import formats, prepared, repository
 from hf_xmc.data.columns import ragged, texts_of
 from hf_xmc.data.dataset import XMCData
 from hf_xmc.data.formats import Rows
@@ -25,7 +25,16 @@ from hf_xmc.data.tables import LABELS, PAIRS, QUERIES, read_config, read_table
 logger = logging.getLogger(__name__)
 
 
-def load_xmc(path: str | Path, *, revision: str | None = None, errors: str = "strict") -> XMCData:
+def load_xmc(
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+    errors: str = "strict",
+) -> XMCData:
     """Load a data set, in whichever of these forms it comes.
 
     * The raw files of the Extreme Classification Repository: ``lbl.json(.gz)``, ``trn.json(.gz)``, ``tst.json(.gz)``,
@@ -54,18 +63,29 @@ def load_xmc(path: str | Path, *, revision: str | None = None, errors: str = "st
     as a numeric ``label_id`` that is not the row number (:mod:`hf_xmc.data.numbering`).
 
     Args:
-        path: A folder, or a data set of the Hub.
-        revision: The revision of the Hub's data set.
+        path: A folder, or ``org/name`` of a data set of the Hub.
+        revision, token, cache_dir, local_files_only, force_download: For a data set of the Hub, as everywhere there.
+            All tables are read from one commit. If the Hub does not answer, what is cached is used.
         errors: ``"replace"`` replaces bytes that are not UTF-8, and counts them.
 
     Raises:
-        ValueError: if the data set is not one of these, or anything in it is wrong.
+        ValueError: if the data set is not one of these, if anything in it is wrong, or if a file of the Hub can neither
+            be downloaded nor be found in the cache.
     """
     if errors not in ("strict", "replace"):
         raise ValueError(f"errors is 'strict' or 'replace', got {errors!r}.")
     folder = Path(path)
     if not folder.exists():
-        return _load_hub_layout(str(path), revision)
+        name = path if isinstance(path, str) else path.as_posix()
+        tables = repository.download(
+            name,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        return _load_hub_layout(name, tables)
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file: give the folder it is in.")
     found = [(_only(folder, names), read) for names, read in LAYOUTS]
@@ -79,7 +99,7 @@ def load_xmc(path: str | Path, *, revision: str | None = None, errors: str = "st
     for _, read in layouts:
         return read(folder, errors)
     if (folder / "README.md").exists():
-        return _load_hub_layout(str(folder), revision)
+        return _load_hub_layout(str(folder), folder)
     raise ValueError(
         f"{folder} holds {sorted(p.name for p in folder.iterdir())[:20]}, which is no layout known here. Expected one "
         "of: lbl.json(.gz) and trn.json(.gz); raw/Y.txt, raw/trn_X.txt and Y.trn.npz; labels.jsonl and train.jsonl "
@@ -142,19 +162,17 @@ def _load_tables(folder: Path, errors: str) -> XMCData:
     return _from_datasets(str(folder), loaded.pop("labels"), loaded, filters, notes)
 
 
-def _load_hub_layout(name: str, revision: str | None) -> XMCData:
-    try:
-        configs = get_dataset_config_names(name, revision=revision)
-    except (FileNotFoundError, ConnectionError) as error:
-        raise ValueError(f"{name!r} is neither a folder here nor a data set of the Hub in reach ({error}).") from None
+def _load_hub_layout(name: str, folder: Path) -> XMCData:
+    """Read a folder that is laid out like a repository of the Hub; messages call it ``name``."""
+    configs = repository.configs_of(folder, name)
     if not {"default", "labels"} <= set(configs):
-        raise ValueError(f"{name} has the configs {configs}; expected `default` (queries) and `labels`.")
+        raise ValueError(f"{name} has the configs {list(configs)}; expected `default` (queries) and `labels`.")
     notes: Counter[str] = Counter()
-    labels = read_config(name, "labels", LABELS, revision, notes)
+    labels = read_config(name, folder, "labels", LABELS, notes)
     if len(labels) != 1:
         raise ValueError(f"{name}, labels: expected one split, got {', '.join(labels)}: which one holds the labels?")
-    splits = read_config(name, "default", QUERIES, revision, notes)
-    filters = read_config(name, "filter_pairs", PAIRS, revision, notes) if "filter_pairs" in configs else {}
+    splits = read_config(name, folder, "default", QUERIES, notes)
+    filters = read_config(name, folder, "filter_pairs", PAIRS, notes) if "filter_pairs" in configs else {}
     return _from_datasets(name, next(iter(labels.values())), splits, filters, notes)
 
 

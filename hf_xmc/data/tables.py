@@ -56,25 +56,30 @@ def read_table(path: Path, columns: Columns, where: str, notes: Counter[str], er
     return _read_json(path, columns, where, notes, errors)
 
 
-def read_config(
-    name: str, config: str, columns: Columns, revision: str | None, notes: Counter[str]
-) -> dict[str, Dataset]:
-    """Read the given columns of one config of a repository, or of a folder like one, split by split.
+def read_config(name: str, folder: Path, config: str, columns: Columns, notes: Counter[str]) -> dict[str, Dataset]:
+    """Read the given columns of one config of a folder that is laid out like a repository of the Hub, split by split.
 
     Raises:
-        ValueError: if :func:`read_table` raises it; if a split has not as many rows as the card says; or if
-            ``datasets`` cannot read a file of another format.
+        ValueError: if :func:`read_table` raises it; if a file is missing; if a split has not as many rows as the card
+            says; or if ``datasets`` cannot read a file of another format.
     """
-    builder = load_dataset_builder(name, config, revision=revision)
+    try:
+        builder = load_dataset_builder(str(folder), config)
+    except Exception as error:  # the many errors of a config that `datasets` cannot find files for
+        raise ValueError(f"{name}, {config}: its files cannot be found ({error}).") from error
     files = {str(split): list(urls) for split, urls in (builder.config.data_files or {}).items()}
     endings = {Path(url.removesuffix(".gz")).suffix for urls in files.values() for url in urls}
     if not files or not endings <= {".parquet", ".json", ".jsonl"} or getattr(builder.config, "field", None):
-        return _read_other(name, config, columns, revision)
+        return _read_other(name, folder, config, columns)
     manager = DownloadManager(builder.dataset_name, download_config=DownloadConfig(token=builder.token))
     tables = {}
     for split, urls in files.items():
         where = f"{name}, {split if columns is QUERIES else config}"
-        parts = [read_table(Path(path), columns, where, notes).data.table for path in manager.download(urls)]
+        try:
+            paths = manager.download(urls)
+        except Exception as error:  # of a file elsewhere; which errors its client raises changes with its version
+            raise ValueError(f"{where}: could not be downloaded ({type(error).__name__}: {error}).") from error
+        parts = [read_table(Path(path), columns, where, notes).data.table for path in paths]
         tables[split] = Dataset(_joined(parts, where))
         said = (builder.info.splits or {}).get(split)
         if said is not None and said.num_examples not in (None, len(tables[split])):
@@ -85,11 +90,11 @@ def read_config(
     return tables
 
 
-def _read_other(name: str, config: str, columns: Columns, revision: str | None) -> dict[str, Dataset]:
+def _read_other(name: str, folder: Path, config: str, columns: Columns) -> dict[str, Dataset]:
     """Read a config in a format that ``datasets`` has to read."""
     try:
-        splits = load_dataset(name, config, revision=revision)
-    except (DatasetGenerationError, pa.ArrowException) as error:
+        splits = load_dataset(str(folder), config)
+    except (DatasetGenerationError, pa.ArrowException, OSError) as error:
         raise ValueError(f"{name}, {config}: not a readable table ({error.__cause__ or error}).") from None
     return {
         str(split): table.select_columns(columns.among(table.column_names, f"{name}, {split}"))

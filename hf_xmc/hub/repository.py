@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
@@ -15,8 +16,8 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 
 from hf_xmc.hub import manifest
 from hf_xmc.hub.manifest import CARD, CONFIG, LABEL_INDEX, PARTS, REBUILT, files_of_part
-from hf_xmc.hub.snapshots import Snapshot
 from hf_xmc.storage.commits import upon
+from hf_xmc.storage.snapshots import Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,8 @@ def source(name: str | Path, **settings: Any) -> Path | Snapshot:
         return Path(name)
     if not (isinstance(name, str) and REPO_ID.fullmatch(name)):
         raise FileNotFoundError(f"{name} is no folder.")
-    return Snapshot(name, **settings)
+    home = os.getenv("SENTENCE_TRANSFORMERS_HOME")  # the cache of sentence-transformers
+    return Snapshot(name, **{**settings, "cache_dir": settings.get("cache_dir") or home})
 
 
 def find(
@@ -53,7 +55,7 @@ def find(
         parts: the parts of the release that are wanted in addition to the encoder.
         allow_patterns: of these parts, take those that :func:`allowed` leaves.
         settings: ``revision``, ``token``, ``cache_dir``, ``local_files_only`` and ``force_download``, as in
-            :class:`hf_xmc.hub.snapshots.Snapshot`.
+            :class:`hf_xmc.storage.snapshots.Snapshot`.
 
     Returns ``None`` for a model that is not a release and holds no part of one.
 

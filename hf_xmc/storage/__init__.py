@@ -1,1 +1,1 @@
-"""Atomic folders on disk and atomic commits on the Hub."""
+"""Atomic folders on disk, and commits on the Hub: written whole, and read from the Hub or its cache."""
