@@ -9,16 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset
 
 from hf_xmc.data import formats, prepared, repository
+from hf_xmc.data.assembly import assemble, count, label_table
 from hf_xmc.data.columns import ragged, texts_of
 from hf_xmc.data.dataset import XMCData
 from hf_xmc.data.formats import Rows
 from hf_xmc.data.labels import count_labels
 from hf_xmc.data.numbering import check_filter_pairs, refuse_other_numbers, refuse_repeated
-from hf_xmc.data.positives import check_positives, kept_positives
 from hf_xmc.data.prepared import PREPARED, SPLITS
 from hf_xmc.data.tables import LABELS, PAIRS, QUERIES, read_config, read_table
 
@@ -113,19 +112,19 @@ def _load_raw(folder: Path, errors: str) -> XMCData:
     if label_file is None or train_file is None:
         raise ValueError(f"{folder} has lbl.json(.gz) but no trn.json(.gz).")
     texts, ids = formats.read_json_labels(label_file, notes, errors)
-    labels = _label_table(texts, ids, str(folder), notes)
+    labels = label_table(texts, ids, str(folder), notes)
     refuse_repeated(labels, lambda row: f"{label_file}:{row + 1}")
     splits = {"train": formats.read_json_rows(train_file, notes, errors)}
     if test_file:
         splits["test"] = formats.read_json_rows(test_file, notes, errors)
-    return _assemble(labels, splits, _text_filters(folder, splits, len(labels), notes), notes)
+    return assemble(labels, splits, _text_filters(folder, splits, len(labels), notes), notes)
 
 
 def _load_reference(folder: Path, errors: str) -> XMCData:
     notes: Counter[str] = Counter()
     label_file = folder / "raw" / "Y.txt"
     texts = formats.read_texts(label_file, notes, errors)
-    labels = _label_table(texts, range(len(texts)), str(folder), notes)
+    labels = label_table(texts, range(len(texts)), str(folder), notes)
     splits = {}
     for name, short in (("train", "trn"), ("test", "tst")):
         text_file, relevance = folder / "raw" / f"{short}_X.txt", folder / f"Y.{short}.npz"
@@ -136,7 +135,7 @@ def _load_reference(folder: Path, errors: str) -> XMCData:
             splits[name] = formats.read_text_rows(text_file, relevance, label_file, len(texts), notes, errors)
     if "train" not in splits:
         raise ValueError(f"{folder} has raw/Y.txt but no raw/trn_X.txt.")
-    return _assemble(labels, splits, _text_filters(folder, splits, len(labels), notes), notes)
+    return assemble(labels, splits, _text_filters(folder, splits, len(labels), notes), notes)
 
 
 def _load_tables(folder: Path, errors: str) -> XMCData:
@@ -191,7 +190,7 @@ def _from_datasets(
             raise ValueError(f"{name}, labels, row {column.is_null().index(True).as_py()}: no label_id.")
         ids = column.to_pylist()
     where = f"{name}, labels, row "
-    named = _label_table(texts_of(labels, where), ids, name, notes)
+    named = label_table(texts_of(labels, where), ids, name, notes)
     rows: dict[str, Rows] = {}
     for split, dataset in splits.items():
         if split not in SPLITS:
@@ -212,8 +211,8 @@ def _from_datasets(
         given = np.stack([np.asarray(column, dtype=np.int64) for column in table.columns], axis=1)
         check_filter_pairs(given, len(rows[split].texts) if split in rows else 0, count_labels(named), where)
         pairs[split] = np.unique(given, axis=0)
-        _count(notes, f"filter_pairs of {split}: pairs named again", len(given) - len(pairs[split]))
-    return _assemble(named, rows, pairs, notes)
+        count(notes, f"filter_pairs of {split}: pairs named again", len(given) - len(pairs[split]))
+    return assemble(named, rows, pairs, notes)
 
 
 def _load_prepared(folder: Path, errors: str) -> XMCData:
@@ -231,54 +230,6 @@ def _text_filters(folder: Path, splits: dict[str, Rows], num_labels: int, notes:
         for name in SPLITS
         if (path := folder / f"filter_labels_{name}.txt").exists()
     }
-
-
-def _label_table(texts: pa.ChunkedArray, ids: Iterable[object], name: str, notes: Counter[str]) -> Dataset:
-    """Check the labels that a reader read, and make a data set of them."""
-    if not len(texts):
-        raise ValueError(f"{name}: there is no label.")
-    labels = Dataset(pa.table({"label_id": pa.array(map(str, ids), pa.string()), "text": texts}))
-    _count(notes, "labels: texts beyond the first of their label", len(texts) - count_labels(labels))
-    _count(notes, "labels: texts that occur again", len(texts) - pc.count_distinct(texts).as_py())
-    _count(notes, "labels: empty texts", _num_empty(texts))
-    return labels
-
-
-def _assemble(labels: Dataset, splits: dict[str, Rows], pairs: dict[str, np.ndarray], notes: Counter[str]) -> XMCData:
-    """Check the queries that a reader read, and make data sets of them."""
-    datasets = {name: _checked(rows, count_labels(labels), name, notes) for name, rows in splits.items()}
-    return XMCData(labels=labels, filter_pairs=pairs, notes=dict(notes), **datasets)
-
-
-def _checked(rows: Rows, num_labels: int, name: str, notes: Counter[str]) -> Dataset:
-    offsets, label_ids = rows.offsets.astype(np.int64), rows.label_ids.astype(np.int64)
-    check_positives(offsets, label_ids, rows.scores, num_labels, rows.where)
-    keep, zeros, repeated = kept_positives(offsets, label_ids, rows.scores, num_labels)
-    _count(notes, f"{name}: relevance 0, not a positive", zeros)
-    _count(notes, f"{name}: label named again for a query", repeated)
-    row_of = np.repeat(np.arange(len(rows.texts)), np.diff(offsets))
-    counts = np.bincount(row_of[keep], minlength=len(rows.texts))
-    _count(notes, f"{name}: queries without labels", int((counts == 0).sum()))
-    _count(notes, f"{name}: empty texts", _num_empty(rows.texts))
-
-    new_offsets = pa.array(np.concatenate([[0], counts.cumsum()]), pa.int32())
-    columns = {
-        "text": rows.texts,
-        "label_ids": pa.ListArray.from_arrays(new_offsets, pa.array(label_ids[keep].astype(np.int32))),
-    }
-    if rows.scores is not None and not (rows.scores[keep] == 1).all():
-        columns["label_scores"] = pa.ListArray.from_arrays(new_offsets, pa.array(rows.scores[keep]))
-    return Dataset(pa.table(columns))
-
-
-def _num_empty(texts: pa.ChunkedArray) -> int:
-    empty: int = pc.sum(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0)).as_py() or 0
-    return empty
-
-
-def _count(notes: Counter[str], what: str, number: int) -> None:
-    if number:
-        notes[what] += number
 
 
 def _only(folder: Path, names: Iterable[str]) -> Path | None:
