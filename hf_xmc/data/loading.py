@@ -141,7 +141,7 @@ def _load_reference(folder: Path, errors: str) -> XMCData:
 def _load_tables(folder: Path, errors: str) -> XMCData:
     files = {name: path for name in ("labels", *SPLITS) if (path := _only(folder, _table_names(name)))}
     if "train" not in files and (folder / "README.md").exists():
-        return _load_hub_layout(str(folder), None)  # a repository whose labels stand at its root
+        return _load_hub_layout(str(folder), folder)  # a repository whose labels stand at its root
     if "train" not in files:
         raise ValueError(f"{folder} has a labels table but no train.jsonl or train.parquet.")
     notes: Counter[str] = Counter()
