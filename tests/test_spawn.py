@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from accelerate.state import GradientState
 from conftest import LABELS, POSITIVES, make_static_encoder
 from datasets import Dataset
 from sentence_transformers.base.data_collator import BaseDataCollator
@@ -22,6 +23,7 @@ def trainer(rows, tmp_path, mode="exact"):
 
 
 def test_everything_public_can_be_sent_to_a_process(queries, encoder, tmp_path):
+    GradientState._reset_state()  # it keeps weak references to the data loaders of runs that were interrupted
     model = hf_xmc.XMCModel(encoder, LABELS)
     model.remember(queries)
     model.calibrate(queries)
