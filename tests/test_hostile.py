@@ -115,7 +115,7 @@ def test_each_file_in_turn(saved_bert, caplog):
             if name == manifest.REBUILT:
                 caplog.clear()
                 assert XMCModel.from_pretrained(saved_bert).predict("a red boat") == predictions
-                assert "the index is built anew from the embeddings" in caplog.text
+                assert "the index is rebuilt from the embeddings" in caplog.text
                 continue
             said = refusal(saved_bert)
             assert any(sentence in said for sentence in REFUSALS), f"{name}, {what}: {said or 'was loaded'}"

@@ -1,4 +1,4 @@
-"""What a reader read of a data set, checked and put together; what is mended is counted."""
+"""Check the parts of a data set that a reader has read, and put them together. Corrections are counted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def label_table(texts: pa.ChunkedArray, ids: Iterable[object], name: str, notes:
     """Check the labels that a reader read, and make a data set of them.
 
     Raises:
-        ValueError: if there is none. The message calls the data set ``name``.
+        ValueError: if there is no label. The message calls the data set ``name``.
     """
     if not len(texts):
         raise ValueError(f"{name}: there is no label.")

@@ -77,7 +77,7 @@ class XMCData:
         return int(self.label_of.max(initial=-1)) + 1
 
     def split(self, name: str) -> Dataset:
-        """The split of this name, or an error that names those there are."""
+        """Return the split of this name."""
         present = [split for split in SPLITS if getattr(self, split) is not None]
         if name not in present:
             raise ValueError(f"there is no split {name!r}; this data set has {', '.join(present)}.")
@@ -124,7 +124,7 @@ class XMCData:
     def weigh_positives(self, exponent: float, a: float = 0.55, b: float = 1.5) -> XMCData:
         r"""The same, its training positives weighed for a loss: those of rare labels count more than frequent ones.
 
-        A positive's score in the column ``label_scores``, 1 where there is none, is multiplied by :math:`w_l^\gamma`,
+        A positive's score in the column ``label_scores``, 1 by default, is multiplied by :math:`w_l^\gamma`,
         :math:`w_l` the label's :func:`hf_xmc.metrics.frequency.inverse_propensity` and :math:`\gamma` the ``exponent``.
         With 1 the loss counts a label as PSP@k does (Jain, Prabhu, Varma, KDD 2016), with 0 all alike.
 
@@ -151,8 +151,8 @@ class XMCData:
         """Publish as a data set of the Hub, which ``load_xmc(repo_id)`` reads, in one commit.
 
         Args:
-            repo_id: ``org/name`` of the data set, which is made if there is none. The tables of one that is there are
-                replaced; the text of its card stays.
+            repo_id: ``org/name`` of the data set, which is created if it does not exist. Existing tables are replaced;
+                the text of the card stays.
             private: who may see it.
             token: as everywhere on the Hub.
 

@@ -224,7 +224,7 @@ def _load_prepared(folder: Path, errors: str) -> XMCData:
 
 
 def _text_filters(folder: Path, splits: dict[str, Rows], num_labels: int, notes: Counter[str]) -> dict[str, np.ndarray]:
-    """Read the files of filter pairs that stand beside the texts; a split that is missing has no rows."""
+    """Read the files of filter pairs next to the texts. A missing split has no rows."""
     return {
         name: formats.read_filter_pairs(path, len(splits[name].texts) if name in splits else 0, num_labels, notes)
         for name in SPLITS

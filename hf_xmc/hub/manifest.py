@@ -17,7 +17,7 @@ CARD = "README.md"
 CONFIG = "xmc_config.json"  # written last: a folder without it is not a whole model
 FORMAT_VERSION = 1
 REQUIRES = ["sentence-transformers>=6.2"]  # what reads the encoder
-# What may stand beside the encoder, each a file or a folder.
+# The parts that a model may have in addition to the encoder, each a file or a folder.
 LABEL_INDEX, TRAINING_MEMORY, CALIBRATION = "label_index", "training_memory", "calibration.json"
 PARTS = (LABEL_INDEX, TRAINING_MEMORY, CALIBRATION)
 REBUILT = "label_index/faiss.safetensors"  # made of the embeddings again where it is not as it was saved
@@ -30,7 +30,7 @@ def write(folder: Path, parts: Mapping[str, Mapping[str, Any]], **about: Any) ->
 
     Args:
         folder: everything that is to be saved.
-        parts: what each part beside the encoder says of itself, by its name.
+        parts: The metadata of each part other than the encoder, by its name.
         about: whatever else there is to say.
     """
     files = {name: _identity(folder / name) for name in _files_of(folder)}
@@ -114,7 +114,7 @@ def check(folder: Path, parts: Iterable[str] = PARTS) -> dict[str, Any]:
                     f"{wrong}: get the model again (from the Hub: `force_download=True`), or, if the encoder was "
                     "changed on purpose, build its label index again with `hf-xmc index`."
                 )
-            logger.warning("%s: the index is built anew from the embeddings.", wrong)
+            logger.warning("%s: the index is rebuilt from the embeddings.", wrong)
             changed.add(name)
     for name in _files_of(folder):
         if name not in files and PurePosixPath(name).suffix in LOADED | REFUSED:

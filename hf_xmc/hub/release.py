@@ -1,4 +1,4 @@
-"""The folder of a model: a plain sentence-transformers repository, what stands beside it, and a manifest of it all."""
+"""The folder of a model: a plain sentence-transformers repository, other parts, and a manifest of all files."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def load(folder: Path, device: str | None = None, parts: Collection[str] = PARTS
     Args:
         folder: of a saved model.
         device: where the encoder goes; by default the best there is.
-        parts: what is wanted beside the encoder; what is not wanted need not be there.
+        parts: The parts to read in addition to the encoder. Other parts may be missing.
 
     Raises:
         ValueError: if the model is incomplete or a file was modified.
@@ -107,7 +107,7 @@ def load(folder: Path, device: str | None = None, parts: Collection[str] = PARTS
     about = manifest.check(folder, parts)
     try:
         encoder = SentenceTransformer(str(folder), device=device, local_files_only=True)
-    except Exception as error:  # whatever its many loaders raise of files that are none
+    except Exception as error:  # its loaders raise many types for malformed files
         raise ValueError(f"{folder}: the encoder does not load ({error}).") from error
     if name := first_non_finite(encoder.named_parameters()):
         logger.warning("%s: the weights %s hold NaN or infinity; texts that use them cannot be embedded.", folder, name)
@@ -156,11 +156,10 @@ def read_label_index(release: Release) -> tuple[Dataset, Tensor]:
 
 
 def read_index(release: Release, exact: LabelIndex) -> LabelIndex:
-    """The index that was saved, of the embeddings of ``exact``; that itself where it was of its kind.
+    """Return the saved index of the embeddings of ``exact``; ``exact`` itself if the saved index was exact.
 
-    What was stored of it is taken if it is the file that was saved, no larger than such an index needs, and a graph or
-    lists of so many labels; else the index is built anew, with a warning. Settings that are not known to be harmless
-    leave ``exact``, with a warning too.
+    The stored graph or lists are used if their hash, size and shape are right. Otherwise the index is rebuilt, with a
+    warning. If the settings are not known to be harmless, ``exact`` is returned, with a warning.
 
     Raises:
         ValueError: if FAISS cannot build the index from the embeddings.
@@ -185,7 +184,7 @@ def read_index(release: Release, exact: LabelIndex) -> LabelIndex:
                 return FaissIndex(exact.embeddings, **settings, state=state)
             except (SafetensorError, OSError, TypeError, ValueError) as error:
                 wrong = f"{release.folder / REBUILT} holds no such index ({error})"
-                logger.warning("%s: the index is built anew from the embeddings.", wrong)
+                logger.warning("%s: the index is rebuilt from the embeddings.", wrong)
         return FaissIndex(exact.embeddings, **settings)
     except TooFewLabels as error:
         logger.warning("%s: %s All labels are searched instead.", folder, error)

@@ -220,7 +220,7 @@ def _merged(module: nn.Module) -> nn.Module:
 
 
 def _unload(module: nn.Module) -> None:
-    """Put in the place of each layer of PEFT the layer it stands for, with its active adapters merged in."""
+    """Replace each layer of PEFT by the layer that it wraps, with its active adapters merged in."""
     for name, child in list(module._modules.items()):
         if child is not None and _is_peft(child):
             setattr(module, name, _unloaded(child))
@@ -232,7 +232,7 @@ def _unloaded(layer: Any) -> Any:
     enabled = not layer.disable_adapters
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*already.*merged")  # by the user: they are in the weights as they are
-        if hasattr(layer, "original_module"):  # trained in the place of the original, or around it
+        if hasattr(layer, "original_module"):  # trained instead of the original, or around it
             if not enabled:
                 return layer.original_module
             return layer.unload_and_optionally_merge_module(True, True, None)

@@ -3,8 +3,8 @@ r"""The four losses on a score matrix.
 Notation, here and in :mod:`hf_xmc.losses.streaming`: ``B`` queries, ``L`` labels, ``s_j`` the score of label ``j`` for
 a query (similarity divided by the temperature), ``P`` the query's positives, ``N`` its negatives: every label that is
 not a known positive. ``positives`` is a ``(B, P)`` table of label ids padded with ``IGNORE_INDEX``; it is read as a
-set, so a label named twice counts once. ``weights`` is a ``(B, P)`` table beside it: graded relevance, and 0 for a
-positive that was not sampled, which is then neither a positive nor a negative.
+set, so a label named twice counts once. ``weights`` is a ``(B, P)`` table of the same shape: graded relevance, and 0
+for a positive that was not sampled, which is then neither a positive nor a negative.
 
 Each loss is the mean over the queries that have a positive; a query without one contributes nothing. Half precision
 scores are computed in float32.

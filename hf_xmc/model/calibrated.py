@@ -177,7 +177,8 @@ class Calibrated(Searcher):
     def _calibrated(self) -> Calibration:
         if self.calibration is None:
             raise ValueError(
-                "a threshold is a probability, and the scores are none yet: call `calibrate` with validation queries."
+                "a threshold is a probability, and the scores are not calibrated yet: call `calibrate` with validation "
+                "queries."
             )
         return self.calibration
 

@@ -34,7 +34,8 @@ class XMCModel(Predictor):
             ``label_id``, and ``seen``, whether a label was in the training. An id in several rows is one label with
             several texts: it scores as the best of them, and shows the first. Without any label, the model holds the
             encoder alone, and predicts nothing yet.
-        embeddings: ``(L, D)``, those of the rows, brought to length one for the cosine; by default they are computed.
+        embeddings: ``(L, D)``, the embeddings of the rows, scaled to unit norm if the encoder compares by the cosine.
+            By default they are computed.
 
     Labels are found by the encoder's own similarity, the cosine or the dot product.
 
@@ -158,9 +159,9 @@ class XMCModel(Predictor):
         """Publish encoder, labels and index in one commit; :func:`hf_xmc.hub.push` says what happens if that fails.
 
         Args:
-            repo_id: ``org/name`` of the repository, which is made if there is none.
+            repo_id: ``org/name`` of the repository, which is created if it does not exist.
             private: who may see a repository that is made.
-            revision, create_pr: the branch to commit to, which is made if there is none; or open a pull request.
+            revision, create_pr: the branch to commit to, which is created if it does not exist; or open a pull request.
             commit_message, token: as everywhere on the Hub.
 
         Returns the address of the commit, or of the pull request.
@@ -199,13 +200,13 @@ class XMCModel(Predictor):
 
         Args:
             name: a folder, or ``org/name`` of a model of the Hub.
-            labels: labels to predict in the place of those that the model was saved with, whose index is then neither
-                downloaded nor read. They are embedded.
+            labels: labels to embed and predict instead of the saved ones, whose index is then neither downloaded
+                nor read.
             allow, deny: ids of the labels to keep, or to leave out: these take no memory, and have no votes.
-            allow_patterns: which files beside the encoder may be downloaded and read, as on the Hub; ``[]`` is the
-                encoder alone, ``"label_index/*"`` the labels without a memory. Label index, memory and calibration are
-                taken whole or not at all, the others not without the label index, and a calibration not without the
-                memory whose votes it is of.
+            allow_patterns: which files may be downloaded and read in addition to the encoder, as on the Hub; ``[]`` is
+                the encoder alone, ``"label_index/*"`` the labels without a memory. Label index, memory and
+                calibration are taken whole or not at all. Memory and calibration need the label index, and a
+                calibration needs the memory whose votes it was fitted with.
             revision, token, cache_dir, local_files_only, force_download: as everywhere on the Hub. If the Hub does not
                 answer, what is cached is used.
             device: where the encoder goes; by default the best there is.

@@ -60,7 +60,7 @@ class Groups:
         num_places: ``P``. A place may have no label.
 
     Attributes:
-        first: ``(P,)``, the first label of each place, which stands for all of them; -1 if there is none.
+        first: ``(P,)``, the first label of each place, which represents them all; -1 for a place without labels.
         size: ``(P,)``, how many labels of each place may be returned.
         shared: whether any place has several labels.
         partial: whether some labels may not be returned.

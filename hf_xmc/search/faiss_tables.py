@@ -32,7 +32,7 @@ def checked_settings(said: Any, num_labels: int, embedding_dim: int) -> dict[str
     said = said if isinstance(said, dict) else {}
     factory, effort, refine = (said.get(name) for name in ("factory", "effort", "refine"))
     if not all(type(number) is int and 0 < number <= 2**16 for number in (effort, refine)):
-        raise ValueError(f"an index of effort {effort!r} and refine {refine!r} is not made of what a file says")
+        raise ValueError(f"effort and refine must be whole numbers from 1 to 65536, got {effort!r} and {refine!r}")
     most_bytes(str(factory), num_labels, embedding_dim)
     return {"factory": factory, "effort": effort, "refine": refine}
 
@@ -47,7 +47,9 @@ def most_bytes(factory: str, num_labels: int, embedding_dim: int) -> int:
     found = FACTORY.fullmatch(factory)
     reduced, lists, _, links = (int(number or 0) for number in found.groups()) if found else (0, 0, 0, 0)
     if not found or reduced > embedding_dim or lists > num_labels or links > MOST_LINKS or links == 1:
-        raise ValueError(f"an index {factory!r} of {num_labels} labels is none that is made of what a file says")
+        raise ValueError(
+            f"no index {factory!r} of {num_labels} labels is built from a file: its memory has no known bound"
+        )
     # A node has 2 M links, and M more on each level above; one in M rises a level.
     return 2**16 + 4 * num_labels * (1 + 4 * links) + 4 * lists * (embedding_dim + 1)
 
@@ -99,7 +101,7 @@ def restore(index: Any, vectors: np.ndarray, state: Mapping[str, np.ndarray]) ->
         centroids = _table(state, "centroids", np.float32, (inner.nlist, inner.d))
         lists = _table(state, "lists", np.int32, (len(vectors),)).astype(np.int64)
         if not np.isfinite(centroids).all() or lists.min() < 0 or lists.max() >= inner.nlist:
-            raise ValueError("lists that are none")
+            raise ValueError("lists must be from 0 to nlist - 1, and centroids finite")
         _check_vectors(state, vectors)
         inner.quantizer.add(centroids)
         index.train(vectors)  # codes alone: the lists are there
@@ -126,7 +128,7 @@ def _checked_graph(
     neighbors = _table(state, "neighbors", np.int32, (int(offsets[-1]),))
     entry_point = int(_table(state, "entry_point", np.int32, (1,))[0])
     if neighbors.min() < -1 or neighbors.max() >= size or not 0 <= entry_point < size:
-        raise ValueError("neighbors that are none")
+        raise ValueError("neighbors must be node numbers or -1, and entry_point a node")
     if levels[entry_point] != levels.max():
         raise ValueError("an entry point below the top")
     for level in range(1, int(levels.max())):

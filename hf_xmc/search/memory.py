@@ -1,4 +1,4 @@
-"""Retrieval over the training queries, beside the labels: the labels of the nearest training queries vote."""
+"""Retrieval over the training queries in addition to the labels: labels of the nearest training queries vote."""
 
 from __future__ import annotations
 

@@ -67,13 +67,13 @@ def upon(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> Iterator[Repository]:
-    """The repository as it is now, made if there is none, to commit to within the block.
+    """Yield the repository as it is now, created if it does not exist, to commit to within the block.
 
     Args:
         repo_id: ``org/name``.
         repo_type: ``"model"`` or ``"dataset"``.
         private: who may see a repository that is made.
-        revision: a branch, which is made if there is none.
+        revision: a branch, which is created if it does not exist.
         token: as everywhere on the Hub.
 
     Raises:

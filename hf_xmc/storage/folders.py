@@ -17,7 +17,7 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A new, empty folder to write into, which takes the place of ``folder`` when the block ends.
 
-    If the block fails, ``folder`` is as it was. A process that is killed meanwhile leaves ``NAME.new-PID`` beside it,
+    If the block fails, ``folder`` is as it was. A process that is killed meanwhile leaves ``NAME.new-PID`` next to it,
     which can be deleted. Where ``folder`` is a link, it stays one, and what it leads to is replaced.
 
     Raises:

@@ -30,7 +30,7 @@ class XMCTrainingArguments(SentenceTransformerTrainingArguments):
     label_sample_share: float = field(
         default=0.05,
         metadata={
-            "help": "Of the labels, how many `fresh` and `bank` draw; `bank` takes the batch's positives beside. Word "
+            "help": "Fraction of the labels that `fresh` and `bank` sample; `bank` adds the batch's positives. Word "
             "vectors then learn faster under Adam, unless `learning_rate_mapping` has a rate for them."
         },
     )

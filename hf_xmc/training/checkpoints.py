@@ -113,8 +113,9 @@ def saved_whole(folder: Path, is_main: bool, session: Session) -> Iterator[Path]
 def newest(run_dir: str | Path, session: Session | None = None) -> Path | None:
     """The checkpoint from which the last run in a folder goes on; what is skipped is logged with the reason.
 
-    It is the whole checkpoint of the highest step that the run's last session saved. If there is none, it is the one
-    that this session resumed, or else one of the run's sessions before. Checkpoints of other runs are never taken.
+    It is the complete checkpoint of the highest step that the run's last session saved. Without one, it is the
+    checkpoint that this session resumed, or else one of an earlier session of the run. Checkpoints of other
+    runs are never taken.
 
     Args:
         run_dir: the folder of the run.
@@ -167,7 +168,7 @@ def as_argument(given: object) -> str | bool:
     A command line and a YAML file give ``true`` and ``false`` as text. A folder of that name needs a ``Path``.
 
     Raises:
-        ValueError: if it is none of them.
+        ValueError: if it is neither.
     """
     if isinstance(given, str):
         return {"true": True, "false": False, "none": False, "": False}.get(given.lower(), given)

@@ -61,7 +61,7 @@ def trainable(encoder: nn.Module) -> list[nn.Parameter]:
 
 
 def parameters_reached(encoder: nn.Module, features: Features) -> list[Tensor]:
-    """The parameters that the gradient of an embedding reaches; a pooler that nobody reads is none of them."""
+    """Return the parameters that receive a gradient from an embedding; an unused pooler, for example, does not."""
     parameters = trainable(encoder)
     training = [module for module in encoder.modules() if module.training]
     encoder.eval()  # a layer that is left out now and then is reached, and what dropout draws later does not change

@@ -37,7 +37,7 @@ class LabelBank:
     Args:
         table: the tokenised labels.
         loss: the loss that is trained, one of those that can weigh labels.
-        share: of the labels that are drawn, beside the batch's positives; in (0, 1].
+        share: Fraction of the labels that are drawn in addition to the batch's positives, in (0, 1].
         max_age: in batches.
         normalised: whether the encoder normalises.
     """
@@ -66,7 +66,7 @@ class LabelBank:
         mine = mine[mine >= 0]
         importance[mine] = 0
         importance += FLOOR * importance.mean()
-        importance[mine] = 0  # drawn in any case, and beside the share
+        importance[mine] = 0  # drawn in any case, in addition to the share
         probabilities = inclusion_probabilities(importance, math.ceil(self.share * len(importance)))
         probabilities[mine] = 1
         drawn = systematic_sample(probabilities)

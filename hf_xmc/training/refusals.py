@@ -19,7 +19,7 @@ EVALUATOR = "use `evaluator`, which measures the ranking of the labels"
 SCORED = "a step scores every query against the labels, and its loss is the mean over the queries"
 COLUMNS = "the columns text, label_ids and label_scores are read"
 ONE_DATA_SET = "batches are drawn at random from the one training data set"
-TWICE = "labels are embedded beside the wrapped model, and some of them a second time"
+TWICE = "labels are embedded outside the wrapped model, and some of them a second time"
 
 # Each argument with the values that are accepted, and what holds instead or is to be used.
 ARGUMENTS: dict[str, tuple[tuple[Any, ...], str]] = {

@@ -208,7 +208,7 @@ class RunTrainer(SentenceTransformerTrainer):
         """Train as the stock trainer. ``True`` (or ``"true"``) resumes the last run from its newest whole checkpoint.
 
         Raises:
-            ValueError: if there is none, or the one that is named is torn or holds no state of the optimizer.
+            ValueError: if there is no checkpoint, or the given one is incomplete or holds no optimizer state.
         """
         asked = as_argument(resume_from_checkpoint)
         checkpoint = asked if isinstance(asked, str) else None
@@ -251,7 +251,7 @@ class RunTrainer(SentenceTransformerTrainer):
         first.restore_random_state()
 
     def _hp_search_setup(self, trial: Any) -> None:
-        """Take the arguments of a trial, and begin anew with the model that `model_init` has just made."""
+        """Take the arguments of a trial, and start again with the model that `model_init` has just made."""
         super()._hp_search_setup(trial)
         if self.model_init is not None:
             assert self.loss_given is not None  # the constructor has called `prepare_loss`

@@ -181,7 +181,7 @@ class XMCTrainer(RunTrainer):
         encoder = self.accelerator.unwrap_model(model)
         step, queries = self._gather(model, inputs, self.args.num_positives)
         candidates = self.negatives.select(encoder, step)  # whose labels are mine
-        texts = self.negatives.embed(encoder, candidates)  # (T / W, D), beside DDP: embedded again in backward
+        texts = self.negatives.embed(encoder, candidates)  # (T / W, D), outside DDP: embedded again in backward
         loss = candidates.loss(self.loss, queries, texts, step.weights)
         loss = scale_gradient(loss, self.accelerator.num_processes)  # DDP will take the mean where the sum is meant
         return (loss, {}) if return_outputs else loss
