@@ -436,6 +436,28 @@ def test_a_card_that_cannot_be_read(configs, server, load, tmp_path):
         load(tmp_path / "here")
 
 
+def test_bytes_of_a_repository_that_are_not_utf_8_are_replaced_if_asked_for(tmp_path):
+    configs = "".join(
+        f"- {{config_name: {c}, data_files: {f}}}\n" for c, f in (("default", "q.jsonl"), ("labels", "l.jsonl"))
+    )
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    (tmp_path / "q.jsonl").write_bytes(b'{"text": "caf\xe9", "label_ids": [0]}\n')
+    (tmp_path / "l.jsonl").write_text('{"text": "coffee"}\n')
+    with pytest.raises(ValueError, match="is not UTF-8"):
+        load_xmc(tmp_path)
+    data = load_xmc(tmp_path, errors="replace")
+    assert data.train["text"][:] == ["caf\ufffd"]
+
+
+def test_a_folder_has_no_revision(model, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "data").mkdir()
+    layouts.write_jsonl(tmp_path / "data")
+    for load, folder in ((XMCModel.from_pretrained, tmp_path / "model"), (load_xmc, tmp_path / "data")):
+        with pytest.raises(ValueError, match=r"revision must be None for a folder, got 'v1'"):
+            load(folder, revision="v1")
+
+
 def test_a_file_elsewhere_that_cannot_be_reached(server, data, load):
     card = server.files("org/data", "dataset")["README.md"].replace(
         b"data/labels.parquet", NOWHERE.encode() + b"/l.parquet"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,13 +64,13 @@ def load_xmc(
 
     Args:
         path: A folder, or ``org/name`` of a data set of the Hub.
-        revision, token, cache_dir, local_files_only, force_download: For a data set of the Hub, as everywhere there.
+        revision, token, cache_dir, local_files_only, force_download: For a data set of the Hub, as in huggingface_hub.
             All tables are read from one commit. If the Hub does not answer, what is cached is used.
         errors: ``"replace"`` replaces bytes that are not UTF-8, and counts them.
 
     Raises:
-        ValueError: if the data set is not one of these, if anything in it is wrong, or if a file of the Hub can neither
-            be downloaded nor be found in the cache.
+        ValueError: if the data set is not one of these or anything in it is wrong, if a revision is given for a folder,
+            or if a file of the Hub can neither be downloaded nor be found in the cache.
     """
     if errors not in ("strict", "replace"):
         raise ValueError(f"errors is 'strict' or 'replace', got {errors!r}.")
@@ -84,9 +85,11 @@ def load_xmc(
             local_files_only=local_files_only,
             force_download=force_download,
         )
-        return _load_hub_layout(name, tables)
+        return _load_hub_layout(name, tables, errors)
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file: give the folder it is in.")
+    if revision is not None:
+        raise ValueError(f"revision must be None for a folder, got {revision!r}: {folder} has one version.")
     found = [(_only(folder, names), read) for names, read in LAYOUTS]
     layouts = [(path, read) for path, read in found if path is not None]
     if len(layouts) > 1:
@@ -98,7 +101,7 @@ def load_xmc(
     for _, read in layouts:
         return read(folder, errors)
     if (folder / "README.md").exists():
-        return _load_hub_layout(str(folder), folder)
+        return _load_hub_layout(str(folder), folder, errors)
     raise ValueError(
         f"{folder} holds {sorted(p.name for p in folder.iterdir())[:20]}, which is no layout known here. Expected one "
         "of: lbl.json(.gz) and trn.json(.gz); raw/Y.txt, raw/trn_X.txt and Y.trn.npz; labels.jsonl and train.jsonl "
@@ -141,7 +144,7 @@ def _load_reference(folder: Path, errors: str) -> XMCData:
 def _load_tables(folder: Path, errors: str) -> XMCData:
     files = {name: path for name in ("labels", *SPLITS) if (path := _only(folder, _table_names(name)))}
     if "train" not in files and (folder / "README.md").exists():
-        return _load_hub_layout(str(folder), folder)  # a repository whose labels stand at its root
+        return _load_hub_layout(str(folder), folder, errors)  # a repository whose labels stand at its root
     if "train" not in files:
         raise ValueError(f"{folder} has a labels table but no train.jsonl or train.parquet.")
     notes: Counter[str] = Counter()
@@ -161,17 +164,18 @@ def _load_tables(folder: Path, errors: str) -> XMCData:
     return _from_datasets(str(folder), loaded.pop("labels"), loaded, filters, notes)
 
 
-def _load_hub_layout(name: str, folder: Path) -> XMCData:
+def _load_hub_layout(name: str, folder: Path, errors: str) -> XMCData:
     """Read a folder that is laid out like a repository of the Hub; messages call it ``name``."""
     configs = repository.configs_of(folder, name)
     if not {"default", "labels"} <= set(configs):
         raise ValueError(f"{name} has the configs {list(configs)}; expected `default` (queries) and `labels`.")
     notes: Counter[str] = Counter()
-    labels = read_config(name, folder, "labels", LABELS, notes)
+    read = partial(read_config, name, folder, notes=notes, errors=errors)
+    labels = read("labels", LABELS)
     if len(labels) != 1:
         raise ValueError(f"{name}, labels: expected one split, got {', '.join(labels)}: which one holds the labels?")
-    splits = read_config(name, folder, "default", QUERIES, notes)
-    filters = read_config(name, folder, "filter_pairs", PAIRS, notes) if "filter_pairs" in configs else {}
+    splits = read("default", QUERIES)
+    filters = read("filter_pairs", PAIRS) if "filter_pairs" in configs else {}
     return _from_datasets(name, next(iter(labels.values())), splits, filters, notes)
 
 

@@ -56,7 +56,9 @@ def read_table(path: Path, columns: Columns, where: str, notes: Counter[str], er
     return _read_json(path, columns, where, notes, errors)
 
 
-def read_config(name: str, folder: Path, config: str, columns: Columns, notes: Counter[str]) -> dict[str, Dataset]:
+def read_config(
+    name: str, folder: Path, config: str, columns: Columns, notes: Counter[str], errors: str = "strict"
+) -> dict[str, Dataset]:
     """Read the given columns of one config of a folder that is laid out like a repository of the Hub, split by split.
 
     Raises:
@@ -79,7 +81,7 @@ def read_config(name: str, folder: Path, config: str, columns: Columns, notes: C
             paths = manager.download(urls)
         except Exception as error:  # of a file elsewhere; which errors its client raises changes with its version
             raise ValueError(f"{where}: could not be downloaded ({type(error).__name__}: {error}).") from error
-        parts = [read_table(Path(path), columns, where, notes).data.table for path in paths]
+        parts = [read_table(Path(path), columns, where, notes, errors).data.table for path in paths]
         tables[split] = Dataset(_joined(parts, where))
         said = (builder.info.splits or {}).get(split)
         if said is not None and said.num_examples not in (None, len(tables[split])):

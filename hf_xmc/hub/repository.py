@@ -32,8 +32,11 @@ def source(name: str | Path, **settings: Any) -> Path | Snapshot:
 
     Raises:
         FileNotFoundError: if it is neither.
+        ValueError: if a revision is given for a folder.
     """
     if Path(name).is_dir():
+        if (revision := settings.get("revision")) is not None:
+            raise ValueError(f"revision must be None for a folder, got {revision!r}: {name} has one version.")
         return Path(name)
     if not (isinstance(name, str) and REPO_ID.fullmatch(name)):
         raise FileNotFoundError(f"{name} is no folder.")
