@@ -99,9 +99,9 @@ def test_a_calibrated_model_predicts_probabilities_and_keeps_the_order(encoder, 
 
 def test_a_threshold_leaves_out_what_is_less_probable(encoder, queries):
     model, texts = learned(encoder, queries), list(queries["text"])
-    with pytest.raises(ValueError, match="scores are none yet: call `calibrate`"):
+    with pytest.raises(ValueError, match="scores are not calibrated yet: call `calibrate`"):
         model.predict(texts, threshold=0.5)
-    with pytest.raises(ValueError, match="scores are none yet: call `calibrate`"):
+    with pytest.raises(ValueError, match="scores are not calibrated yet: call `calibrate`"):
         model.threshold_for(queries)
     model.calibrate(queries)
     threshold = model.threshold_for(queries, precision=0.8)

@@ -65,7 +65,7 @@ def test_labels_to_choose_from_and_whether_they_were_seen(capsys, model, tmp_pat
 
 def test_predict_by_threshold_hierarchy_and_chunks(capsys, model, data, tmp_path):
     saved, rows = XMCModel.from_pretrained(model), load_xmc(data)
-    assert "scores are none yet" in run(capsys, "predict", model, "a", "--threshold", 0.5)[2]
+    assert "scores are not calibrated yet" in run(capsys, "predict", model, "a", "--threshold", 0.5)[2]
     saved.calibrate(rows.train)
     saved.save_pretrained(model)
     ((every,), _) = run(capsys, "predict", model, "a red boat")[1:]

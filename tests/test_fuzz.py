@@ -557,7 +557,7 @@ def test_metrics_of_anything(tally):
         wrong = (predicted >= num_labels).any() or twice or not truth.nnz or not 1 <= k <= width
         arguments = {"p_at": (k,), "ndcg_at": (k,), "recall_at": (k,), "inverse_propensity": 1 + rng.random(num_labels)}
         if wrong:
-            with pytest.raises(ValueError, match=r"predicts label|has a positive|k = "):
+            with pytest.raises(ValueError, match=r"predicts label|has a positive|k = |k must be "):
                 metrics.evaluate_ranking(predicted, truth, **arguments)
         else:
             got = metrics.evaluate_ranking(predicted, truth, **arguments)

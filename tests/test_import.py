@@ -74,7 +74,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
             names = [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in getattr(node, "names", [])]
             imported |= {name.split(".")[0] for name in names if isinstance(node, (ast.Import, ast.ImportFrom))}
     imported -= {*sys.stdlib_module_names, "hf_xmc"}
-    distributions = {"faiss": "faiss-cpu", "sklearn": "scikit-learn"}
+    distributions = {"faiss": "faiss-cpu", "sklearn": "scikit-learn", "yaml": "pyyaml"}
     imported = {distributions.get(name, name.replace("_", "-")) for name in imported}
     indirect = {"accelerate", "milvus-lite"}  # used through transformers and pymilvus
     optional = {"peft", "triton"}  # used only if they are there

@@ -22,6 +22,7 @@ import pyarrow as pa
 from hf_xmc.data.npz import MAX_RATIO, read_npz
 
 MAX_LINE = 64 * 2**20  # bytes
+MAX_BLANK = 1000  # blank lines at the end of a file
 ROWS_A_BATCH = 10_000
 
 
@@ -201,13 +202,15 @@ def text_of(record: dict[str, Any], where: str) -> str:
 
 
 def objects_of(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield the JSON object of each line, with its place. Blank lines may only stand at the end of a file."""
-    blank = None
+    """Yield the JSON object of each line, with its place. A few blank lines may stand at the end of a file."""
+    first_blank, num_blank = "", 0
     for line, where in lines:
         if not line.strip():
-            blank = blank or where
-        elif blank:
-            raise ValueError(f"{blank}: not valid JSON (a blank line before others).")
+            first_blank, num_blank = first_blank or where, num_blank + 1
+            if num_blank > MAX_BLANK:  # of a file that swells when it is decompressed, nobody waits for the last one
+                raise ValueError(f"{first_blank}: not valid JSON (followed by more than {MAX_BLANK} blank lines).")
+        elif num_blank:
+            raise ValueError(f"{first_blank}: not valid JSON (a blank line before others).")
         else:
             yield object_of(parse_json(line, where), where), where
 
