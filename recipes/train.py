@@ -38,6 +38,7 @@ from hf_xmc import (
     static_encoder,
     with_phrases,
 )
+from hf_xmc.distributed import from_first
 from hf_xmc.hub.card import hardware
 from hf_xmc.hub.release import check_target
 from hf_xmc.hub.self_contained import check_encoder
@@ -224,7 +225,7 @@ def fit(recipe: RecipeArguments, args: XMCTrainingArguments, data: XMCData) -> t
     else:
         turn_evaluation_off(args)
     encoder = build_encoder(recipe, read, args.seed)
-    check_encoder(plain(encoder, recipe))
+    from_first(lambda: check_encoder(plain(encoder, recipe)))  # transformers saves on the first process only
     trainer = XMCTrainer(
         encoder,
         args,

@@ -259,11 +259,11 @@ class RunTrainer(SentenceTransformerTrainer):
             self.loss.load_state_dict(self.loss_given[1], strict=False)
             self.prepare_for_model()
             if self.args.push_to_hub:
-                check_encoder(self.model)
+                distributed.from_first(lambda: check_encoder(self.model))
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Make the repository; ``ValueError`` comes first if the encoder could not be published at the end."""
-        check_encoder(self.model)
+        distributed.from_first(lambda: check_encoder(self.model))  # transformers saves on the first process only
         super().init_hf_repo(*args, **kwargs)
 
     def push_to_hub(
