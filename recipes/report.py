@@ -55,7 +55,7 @@ def write(run: Path, data_folder: str) -> Path:
 
 
 def measured(metrics: dict, peers_file: Path) -> list[str]:
-    """Return the metrics, or that there are none."""
+    """Return the metrics, or a note that nothing was measured."""
     if metrics["split"] is None:
         return ["<p>Nothing was measured: the data have no test or validation queries with labels.</p>"]
     return [f"<h2>On the {metrics['split']} split</h2>", table(metrics, peers_file)]

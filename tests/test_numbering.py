@@ -259,7 +259,7 @@ def test_a_repository_with_two_tables_of_labels(tmp_path):
         load_xmc(tmp_path)
 
 
-# Every numbering of the labels in a file, the label_ids beside it, and what is said: nothing if there is no doubt.
+# The label_id of each label, the label_ids of a query, and the expected message: None if there is no doubt.
 NUMBERS = {
     "counted from 1": ([1, 2, 3], [1], "row 0: label_id is 1, .* counted from 1"),
     "counted from 1, beyond the rows": ([1, 2, 3], [3], "row 0: label_id is 1, .* counted from 1"),

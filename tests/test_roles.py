@@ -36,7 +36,7 @@ PROMPTS = {
     "corpus": ({"corpus": "red oak "}, None),
     "document before passage": ({"document": "", "passage": "old ", "corpus": "red "}, "corpus"),
     "default": ({"tree": "old oak tree "}, "tree"),
-    "default beside an empty query": ({"query": "", "tree": "old oak tree "}, "tree"),
+    "default next to an empty query": ({"query": "", "tree": "old oak tree "}, "tree"),
     "default that is missing": ({}, None),
 }
 

@@ -39,7 +39,7 @@ def run(recipe, data, output_dir, *flags):
 
 ONE = [{"text": "about iron", "label_ids": [3]}]
 NO_LABELS = [{"text": "about nothing", "label_ids": []}]
-CASES = {  # the splits beside train, flags, the split that is measured, whether memory and calibration were fitted
+CASES = {  # more splits, flags, the split that is measured, and whether memory and calibration were fitted
     "ten rows": ({}, [], "validation", True),
     "no validation": ({}, ["--validation_size", "0"], None, False),
     "no validation, with the memory off": ({}, ["--validation_size", "0", "--memory", "false"], None, False),
