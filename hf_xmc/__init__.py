@@ -4,19 +4,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` imports a name when it is first used
+    from hf_xmc.data.carving import carve
     from hf_xmc.data.dataset import XMCData
     from hf_xmc.data.loading import load_xmc
-    from hf_xmc.encoders.phrases import phrase_encoder, standalone, with_phrases, write_phrases
+    from hf_xmc.data.vocabulary import Vocabulary
+    from hf_xmc.encoders.phrases import phrase_encoder, rewrite_phrases, standalone_encoder, with_phrases
     from hf_xmc.encoders.static import static_encoder
-    from hf_xmc.evaluator import ExtremeMultilabelClassificationEvaluator
+    from hf_xmc.evaluator import ExtremeMultilabelClassificationEvaluator, XMCEvaluator
+    from hf_xmc.experiment.run import train
     from hf_xmc.hub.card import XMCCard
     from hf_xmc.losses.functional import bce_loss, decoupled_softmax_loss, soft_top_k_loss, softmax_loss
     from hf_xmc.losses.modules import BCELoss, DecoupledSoftmaxLoss, SoftmaxLoss, SoftTopKLoss
     from hf_xmc.metrics.hf_evaluate import metric_path
     from hf_xmc.model.hierarchy import Hierarchy
     from hf_xmc.model.model import XMCModel
-    from hf_xmc.model.pipelines import pipeline
     from hf_xmc.model.predictions import Prediction
+    from hf_xmc.model.reranking import Candidate
     from hf_xmc.search.exact import LabelIndex
     from hf_xmc.search.faiss_index import FaissIndex
     from hf_xmc.search.memory import TrainingMemory
@@ -32,6 +35,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BCELoss",
+    "Candidate",
     "DecoupledSoftmaxLoss",
     "ExtremeMultilabelClassificationEvaluator",
     "FaissIndex",
@@ -46,12 +50,15 @@ __all__ = [
     "SoftmaxLoss",
     "TopK",
     "TrainingMemory",
+    "Vocabulary",
     "XMCCard",
     "XMCData",
+    "XMCEvaluator",
     "XMCModel",
     "XMCTrainer",
     "XMCTrainingArguments",
     "bce_loss",
+    "carve",
     "decoupled_softmax_loss",
     "in_batch_dataset",
     "in_batch_prompts",
@@ -59,30 +66,33 @@ __all__ = [
     "metric_path",
     "mine_hard_negatives",
     "phrase_encoder",
-    "pipeline",
     "relevance_matrix",
+    "rewrite_phrases",
     "soft_top_k_loss",
     "softmax_loss",
-    "standalone",
+    "standalone_encoder",
     "static_encoder",
+    "train",
     "with_phrases",
-    "write_phrases",
 ]
 
 _NAMES_OF = {
+    "data.carving": ["carve"],
     "data.dataset": ["XMCData"],
     "data.loading": ["load_xmc"],
-    "encoders.phrases": ["phrase_encoder", "standalone", "with_phrases", "write_phrases"],
+    "data.vocabulary": ["Vocabulary"],
+    "encoders.phrases": ["phrase_encoder", "standalone_encoder", "with_phrases", "rewrite_phrases"],
     "encoders.static": ["static_encoder"],
-    "evaluator": ["ExtremeMultilabelClassificationEvaluator"],
+    "evaluator": ["ExtremeMultilabelClassificationEvaluator", "XMCEvaluator"],
+    "experiment.run": ["train"],
     "hub.card": ["XMCCard"],
     "losses.functional": ["bce_loss", "decoupled_softmax_loss", "soft_top_k_loss", "softmax_loss"],
     "losses.modules": ["BCELoss", "DecoupledSoftmaxLoss", "SoftTopKLoss", "SoftmaxLoss"],
     "metrics.hf_evaluate": ["metric_path"],
     "model.hierarchy": ["Hierarchy"],
     "model.model": ["XMCModel"],
-    "model.pipelines": ["pipeline"],
     "model.predictions": ["Prediction"],
+    "model.reranking": ["Candidate"],
     "search.exact": ["LabelIndex"],
     "search.faiss_index": ["FaissIndex"],
     "search.memory": ["TrainingMemory"],
@@ -96,7 +106,7 @@ _NAMES_OF = {
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 
-if not TYPE_CHECKING:  # a type checker would take every name for one that is there
+if not TYPE_CHECKING:  # with it, a type checker would accept every name
 
     def __getattr__(name: str) -> object:
         if name not in _MODULE_OF:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +17,9 @@ from torch import Tensor
 from hf_xmc.padding import IGNORE_INDEX
 
 T = TypeVar("T")
+
+PATIENCE = timedelta(days=1)  # a launcher ends all processes if one fails, so a long wait is a slow process
+LAUNCHER = os.getppid()
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class LabelShard:
         return cls(rank * num_labels // world_size, (rank + 1) * num_labels // world_size)
 
     def localize(self, label_ids: Tensor) -> Tensor:
-        """Columns of ``label_ids`` in this shard; everything else becomes ``IGNORE_INDEX``."""
+        """Return the columns of ``label_ids`` in this shard, and ``IGNORE_INDEX`` for all other ids."""
         mine = (self.start <= label_ids) & (label_ids < self.stop)
         return torch.where(mine, label_ids - self.start, IGNORE_INDEX)
 
@@ -44,10 +51,81 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def sum_(x: Tensor, shard: LabelShard | None) -> Tensor:
-    """``x``, summed over the shards in place. ``None`` for ``shard``: there is only one, nothing to do.
+def join(device: str | None = None) -> str | None:
+    """Join the other processes if a launcher such as ``torchrun`` started several, and return the device to use.
 
-    Not differentiable: the losses make their gradients themselves.
+    The processes exchange objects on the CPU. Call :func:`leave` at the end.
+
+    Args:
+        device: Device that the user chose. By default each process of a machine takes the next GPU.
+
+    Raises:
+        ValueError: if ``accelerate launch`` was asked for several processes and started one, as it does on a CPU.
+
+    Example:
+        >>> join("cpu"), world_size()   # started as a single process
+        ('cpu', 1)
+    """
+    environment = os.environ
+    if "WORLD_SIZE" not in environment and {"ACCELERATE_USE_CPU", "MASTER_PORT"} <= environment.keys():
+        raise ValueError(
+            "`accelerate launch` was asked for several processes and started one, as it does on a CPU. Write "
+            "`torchrun --nproc_per_node N` in place of `accelerate launch --num_processes N`."
+        )
+    if int(environment.get("WORLD_SIZE", 1)) > 1:
+        dist.init_process_group("gloo", timeout=PATIENCE)
+        if device in (None, "cuda") and torch.cuda.is_available():
+            return f"cuda:{int(environment['LOCAL_RANK']) % torch.cuda.device_count()}"
+    return device
+
+
+def leave() -> None:
+    """Leave the other processes, once all have called this function.
+
+    Call it at the end of each script that may run on several processes. Before that, drop each trainer: its
+    ``DistributedDataParallel`` holds the process group, whose threads end only when nothing holds it. A thread that
+    releases a tensor while Python exits aborts the process with "terminate called without an active exception":
+    see https://github.com/pytorch/pytorch/issues/190489.
+    """
+    if world_size() > 1:
+        dist.barrier()
+        gc.collect()  # a trainer and its callbacks refer to each other
+        dist.destroy_process_group()
+
+
+def own_shares(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield this process's part of each round of items. All processes must pass the same items.
+
+    In a round, each process takes up to ``size`` items, in the order of their ranks. Its part of the last round may be
+    empty. :func:`gather_in_order` restores the order of the items.
+
+    >>> list(own_shares("abcde", size=2))   # a single process takes all
+    [['a', 'b'], ['c', 'd'], ['e']]
+    """
+    remaining, start = iter(items), rank() * size
+    while turn := list(islice(remaining, world_size() * size)):
+        yield turn[start : start + size]
+
+
+def gather_in_order(part: Iterable[T]) -> Iterable[T]:
+    """Return the parts of all processes in the order of their ranks on the first process, and nothing on others.
+
+    Raises:
+        ProcessLookupError: if the launcher was killed. Its processes would continue, and a new run must not meet them.
+    """
+    if world_size() == 1:
+        return part
+    everyone: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(list(part), everyone)
+    if os.getppid() != LAUNCHER:
+        raise ProcessLookupError("the launcher of this process has ended. Start it again to continue.")
+    return [item for theirs in everyone or [] for item in theirs]
+
+
+def sum_(x: Tensor, shard: LabelShard | None) -> Tensor:
+    """Sum ``x`` over the shards in place, and return it. ``None`` for ``shard`` means that there is only one.
+
+    Not differentiable: the losses compute their gradients themselves.
     """
     if shard is not None and world_size() > 1:
         dist.all_reduce(x)
@@ -55,21 +133,21 @@ def sum_(x: Tensor, shard: LabelShard | None) -> Tensor:
 
 
 def max_(x: Tensor, shard: LabelShard | None) -> Tensor:
-    """``x``, its maximum over the shards in place; as :func:`sum_`."""
+    """Take the maximum of ``x`` over the shards in place, and return it; see :func:`sum_`."""
     if shard is not None and world_size() > 1:
         dist.all_reduce(x, op=dist.ReduceOp.MAX)
     return x
 
 
 def max_over_processes(x: Tensor) -> Tensor:
-    """The maximum of ``x`` over all processes, in place: what they decide by it, they decide alike."""
+    """Take the maximum of ``x`` over all processes in place, so that all make the same decision, and return it."""
     if world_size() > 1:
         dist.all_reduce(x, op=dist.ReduceOp.MAX)
     return x
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has called this function."""
     if world_size() > 1:
         dist.barrier()
 
@@ -92,9 +170,9 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def gather_rows(x: Tensor, fill: float = 0) -> Tensor:
-    """The rows of all processes, in the order of their ranks; numbers of rows, and of columns, may differ.
+    """Return the rows of all processes, in the order of their ranks; their shapes may differ.
 
-    Missing columns are filled with ``fill``. Not differentiable: for data.
+    Missing columns are filled with ``fill``. Not differentiable: use it for data.
     """
     if world_size() == 1:
         return x
@@ -106,11 +184,26 @@ def gather_rows(x: Tensor, fill: float = 0) -> Tensor:
     return torch.cat([theirs[:rows] for theirs, (rows, _) in zip(everyone, shapes, strict=True)])
 
 
-def gather_queries(queries: Tensor) -> Tensor:
-    """The queries of all processes ``(B, D)``, differentiable; every process must take part in the backward pass.
+def own_rows(number: int, device: torch.device | str = "cpu") -> slice:
+    """Return where this process's rows are in the result of :func:`gather_rows` and :func:`gather_queries`.
 
-    All-gather forward. Each process knows the gradient through its own labels only, so backward sums over the
-    processes and keeps the slice of its own queries.
+    Every process must call it, with its number of rows.
+
+    >>> own_rows(3)   # of a single process
+    slice(0, 3, None)
+    """
+    if world_size() == 1:
+        return slice(0, number)
+    sizes = gather_rows(torch.tensor([[number]], device=device))[:, 0].tolist()
+    start = sum(sizes[: rank()])
+    return slice(start, start + number)
+
+
+def gather_queries(queries: Tensor) -> Tensor:
+    """Return the ``(B, D)`` queries of all processes. Every process must run the backward pass.
+
+    The forward pass is an all-gather. Each process computes the gradient through its own labels only, so the backward
+    pass sums over the processes, and each process keeps the rows of its own queries.
     """
     if world_size() == 1:
         return queries
@@ -140,16 +233,16 @@ class _GatherQueries(torch.autograd.Function):
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """``x`` itself, whose gradient arrives multiplied by ``factor``.
+    """Return ``x`` with its gradient multiplied by ``factor``.
 
-    A loss that every process differentiates for its own share needs the *sum* of the parameter gradients, where
-    ``DistributedDataParallel`` takes the mean: multiply by the number of processes.
+    If each process differentiates its own part of a loss, parameters need the *sum* of the gradients. But
+    ``DistributedDataParallel`` takes the mean, so multiply by the number of processes.
     """
     return x if factor == 1 else x.detach() + factor * (x - x.detach())
 
 
 def mean_gradient(parameter: Tensor) -> Tensor:
-    """A parameter that no ``DistributedDataParallel`` wraps: its gradient becomes the mean over the processes."""
+    """Return a parameter whose gradient is the mean over the processes, without ``DistributedDataParallel``."""
     if world_size() == 1:
         return parameter
     same: Tensor = _MeanGradient.apply(parameter)

@@ -1,4 +1,4 @@
-"""Encoder, index and metrics together, as an evaluator of sentence-transformers."""
+"""A sentence-transformers evaluator that searches for the labels of queries and computes ranking metrics."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 from datasets import Dataset
 from numpy.typing import ArrayLike
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
+from torch import Tensor
 
 from hf_xmc.data.columns import strings_of
-from hf_xmc.data.dataset import XMCData
+from hf_xmc.data.dataset import XMCData, relevance_of
 from hf_xmc.data.labels import LabelTexts
+from hf_xmc.data.named import NamedRows, Vocabulary, named_queries
 from hf_xmc.data.numbering import check_filter_pairs
 from hf_xmc.encoders.encode import encode_labels, encode_queries
-from hf_xmc.metrics.cells import positive_cells
+from hf_xmc.metrics.cells import binarize
 from hf_xmc.metrics.frequency import PROPENSITY_PRESETS, inverse_propensity
 from hf_xmc.metrics.ranking import check_k, evaluate_ranking
 from hf_xmc.search.exact import LabelIndex, of_recognised
@@ -32,35 +35,39 @@ logger = logging.getLogger(__name__)
 
 
 class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
-    """P@k, nDCG@k and R@k of an encoder on queries whose labels are known, by exact search.
+    """Evaluator of P@k, nDCG@k and R@k on queries with known labels, by exact search. Its short name is XMCEvaluator.
 
-    Works as ``evaluator=`` of any sentence-transformers trainer, where encoding is shared among the processes. The
-    metrics land in the model's card under the task that this class is named after.
+    Use it as ``evaluator=`` of any sentence-transformers trainer. The metrics appear in the model card under the task
+    "Extreme Multilabel Classification".
 
     Args:
         texts: ``N`` queries.
-        relevance: sparse ``(N, L)``.
-        labels: ``L`` label texts, or a data set with a column ``text`` and optionally ``label_id``. An id in several
-            rows is one label, which scores as the best of its texts.
-        filter_pairs: ``(M, 2)`` pairs (row, label) left out of the predictions.
-        inverse_propensity: ``(L,)``, for PSP@k, PSnDCG@k and PSR@k in addition.
-        name: a prefix of the metrics' names.
-        primary_metric: what a trainer compares checkpoints by; by default P@5, or the first metric if there is no P@5.
-        p_at, ndcg_at, recall_at, batch_size: the k of each metric; texts encoded at a time.
-        write_csv: append the metrics of each call to ``csv_file`` in its ``output_path``, as stock evaluators do.
+        relevance: Sparse ``(N, L)`` matrix of positives, or a list of label names or uids for each query.
+        labels: ``L`` label texts, or a data set with a column ``text`` and optionally ``uid``. Rows with the same
+            ``uid`` are texts of one label, which gets the score of its best text.
+        filter_pairs: ``(M, 2)`` pairs (row, label id) to leave out of the predictions.
+        inverse_propensity: ``(L,)`` inverse propensities, which add PSP@k, PSnDCG@k and PSR@k.
+        name: Prefix of the names of the metrics.
+        primary_metric: Metric by which a trainer compares checkpoints; by default P@5, or the first metric if there is
+            no P@5.
+        p_at, ndcg_at, recall_at: Values of k for each metric.
+        batch_size: Number of texts to encode at a time.
+        label_vectors: ``(L, D)``, added to the embeddings of labels: ``trainer.label_vectors()``. A trainer with the
+            argument ``label_vectors`` adds them by itself.
+        write_csv: Whether to append the metrics of each call to ``csv_file`` in ``output_path``.
 
     Attributes:
-        metric_names: the metrics, without the prefix.
+        metric_names: Names of the metrics, without the prefix.
 
     Raises:
-        ValueError: if the arguments do not belong together, no query has a positive, a k is not a whole number of at
-            least 1, or ``primary_metric`` is not one of the metrics.
+        ValueError: if the shapes of the arguments do not match, no query has a positive, a k is not a whole number of
+            at least 1, or ``primary_metric`` is not one of the metrics.
     """
 
     def __init__(
         self,
         texts: Sequence[str],
-        relevance: sp.csr_array,
+        relevance: sp.csr_array | Sequence[Sequence[str]],
         labels: Sequence[str] | Dataset,
         *,
         filter_pairs: np.ndarray | None = None,
@@ -71,21 +78,26 @@ class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
         ndcg_at: Sequence[int] = (5,),
         recall_at: Sequence[int] = (10, 100),
         batch_size: int = 1024,
+        label_vectors: Tensor | None = None,
         write_csv: bool = True,
     ) -> None:
         super().__init__()
         texts = strings_of(texts, "a list of query texts", "query")
         self.table, _ = LabelTexts.of(labels)
-        if relevance.shape != (len(texts), len(self.table)):
+        cells: sp.csr_array = relevance
+        if not sp.issparse(relevance):
+            named = NamedRows(texts, relevance, "queries, row {}".format)
+            cells = relevance_of(named_queries(named, Vocabulary.of(labels)), len(self.table))
+        if cells.shape != (len(texts), len(self.table)):
             raise ValueError(
-                f"relevance has shape {relevance.shape}; expected ({len(texts)}, {len(self.table)}): a row for each "
-                "query, a column for each label."
+                f"`relevance` must have shape ({len(texts)}, {len(self.table)}), with a row per query and a column per "
+                f"label, got {cells.shape}."
             )
         if filter_pairs is not None:
             check_filter_pairs(np.asarray(filter_pairs), len(texts), len(self.table), "filter_pairs")
-        self.texts, self.relevance, self.labels = texts, relevance, labels
+        self.texts, self.relevance, self.labels = texts, cells, labels
         self.filter_pairs, self.inverse_propensity = filter_pairs, inverse_propensity
-        self.name, self.batch_size = name, batch_size
+        self.name, self.batch_size, self.label_vectors = name, batch_size, label_vectors
         self.p_at, self.ndcg_at, self.recall_at = p_at, ndcg_at, recall_at
         for k in [*p_at, *ndcg_at, *recall_at]:
             check_k(k)
@@ -93,32 +105,36 @@ class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
         self.metric_names = self._check_metrics()
         self.primary_metric = primary_metric or ("P@5" if "P@5" in self.metric_names else self.metric_names[0])
         if self.primary_metric not in self.metric_names:
-            raise ValueError(f"primary_metric must be one of {', '.join(self.metric_names)}, got {primary_metric!r}.")
+            raise ValueError(f"`primary_metric` must be one of {', '.join(self.metric_names)}, got {primary_metric!r}.")
         self.write_csv = write_csv
-        suffix = re.sub(r"[/\\]", "_", name and f"_{name}")  # a name may be that of a repository, org/data
+        suffix = re.sub(r"[/\\]", "_", name and f"_{name}")  # a name may be a repository, org/data
         self.csv_file = f"Extreme-Multilabel-Classification_evaluation{suffix}_results.csv"
 
     def _check_metrics(self) -> list[str]:
-        """Return the names of all metrics, of which each can be computed: one query without predictions is scored."""
-        positives = positive_cells(self.relevance)
+        """Return the names of all metrics, after computing them for one query without predictions."""
+        positives = binarize(self.relevance)
         row = np.flatnonzero(np.diff(positives.indptr))[:1]
         if not len(row):
-            raise ValueError("no query has a positive in relevance: there is nothing to evaluate.")
+            raise ValueError("`relevance` must have a positive for at least one query, got none.")
         return [name for name in self._score(np.full((1, self.max_k), -1), positives[row]) if "@" in name]
 
     @classmethod
     def from_data(
         cls, data: XMCData, split: str, *, propensity: str = "default", **kwargs: Any
     ) -> ExtremeMultilabelClassificationEvaluator:
-        """The evaluator of a split, with its filter pairs; propensities are those of the training queries.
+        """Make an evaluator for a split, with its filter pairs and with propensities from the training queries.
 
         Args:
-            data, split: what to evaluate on.
-            propensity: preset of A and B, see :data:`hf_xmc.metrics.frequency.PROPENSITY_PRESETS`.
-            kwargs: as in the class.
+            data: Data set.
+            split: Name of the split to evaluate on.
+            propensity: Preset of A and B, see :data:`hf_xmc.metrics.frequency.PROPENSITY_PRESETS`.
+            kwargs: Further arguments of the class.
+
+        Raises:
+            ValueError: if the split or preset does not exist, or if the class refuses an argument.
         """
         if propensity not in PROPENSITY_PRESETS:
-            raise ValueError(f"propensity is one of {', '.join(PROPENSITY_PRESETS)}, got {propensity!r}.")
+            raise ValueError(f"`propensity` must be one of {', '.join(PROPENSITY_PRESETS)}, got {propensity!r}.")
         a, b = PROPENSITY_PRESETS[propensity]
         return cls(
             list(data.split(split)["text"]),
@@ -140,7 +156,7 @@ class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
         return metrics
 
     def _append_to_csv(self, folder: Path, row: dict[str, float]) -> None:
-        """Append a row under a header of its columns: a file that has another header is left as it is."""
+        """Append a row to the first file whose header has the same columns, or start a new file."""
         folder.mkdir(parents=True, exist_ok=True)
         header = ",".join(row)
         for number in count(1):
@@ -148,13 +164,14 @@ class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
             new = not path.exists()
             if new or path.read_text(encoding="utf-8").partition("\n")[0] == header:
                 break
-            logger.warning("%s has other columns than %s: the metrics go to another file.", path, header)
+            logger.info("%s and %s have different columns, so the metrics are written to another file.", path, header)
         with path.open("a", encoding="utf-8") as file:
             file.write(f"{header}\n" * new + ",".join(map(str, row.values())) + "\n")
 
     def predict(self, model: SentenceTransformer) -> TopK:
-        """Return the best labels of every query, filter pairs left out; none if the query embeds to zero."""
-        labels = encode_labels(model, self.table.texts["text"], self.batch_size).float().cpu()
+        """Return the best labels of every query, without filter pairs; a query that embeds to zero has no label."""
+        vectors = None if self.label_vectors is None else self.label_vectors[torch.from_numpy(self.table.label_of)]
+        labels = encode_labels(model, self.table.texts["text"], self.batch_size, vectors).float().cpu()
         queries = encode_queries(model, self.texts, self.batch_size).float().cpu()
         found = label_index(LabelIndex(labels), self.table).search(queries, self.max_k, exclude=self.filter_pairs)
         return of_recognised(found, queries)
@@ -174,3 +191,7 @@ class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
 
     def get_config_dict(self) -> dict[str, Any]:
         return {"num_queries": len(self.texts), "num_labels": len(self.table)}
+
+
+# sentence-transformers takes the task name in the card from the class name, hence the long name.
+XMCEvaluator = ExtremeMultilabelClassificationEvaluator

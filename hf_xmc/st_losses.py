@@ -1,17 +1,23 @@
-"""The losses for sentence-transformers' own trainer: any number of positives, none of them ever a negative.
+"""Losses for the stock sentence-transformers trainer: any number of positives, and no positive is ever a negative.
 
-A batch holds queries (first column) and candidates (the other columns: positives, hard negatives). Every candidate of
-the batch is scored against every query. What is a positive of which query is told by label ids, so that a label drawn
-for one query is no negative of another query that has it too, and a label drawn twice is one candidate.
+A batch holds queries in its first column and candidates in the others: positives and hard negatives. Every candidate
+of the batch is scored against every query. Label ids tell which candidates are positives of which query. So a label
+that was drawn for one query is not a negative of another query that has it too, and a label drawn twice is one
+candidate.
 
-:func:`hf_xmc.in_batch_dataset` makes such batches. All labels as negatives need :class:`hf_xmc.XMCTrainer`: the stock
-trainer hands a loss the columns of a batch, and the labels are no column.
+:func:`hf_xmc.in_batch_dataset` makes such batches. To use all labels as negatives, use :class:`hf_xmc.XMCTrainer`
+with the losses of the same names in :mod:`hf_xmc.losses`. The stock trainer passes a loss only the columns of the
+batch, and the full label set is not one of them.
+
+>>> from hf_xmc import static_encoder
+>>> DecoupledSoftmaxLoss(static_encoder(["red boat", "blue boat"], embedding_dim=2)).loss
+DecoupledSoftmaxLoss(temperature=0.05)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import scipy.sparse as sp
 import torch
@@ -23,36 +29,44 @@ from sentence_transformers.util import cos_sim, dot_score
 from torch import Tensor, nn
 
 from hf_xmc import distributed, losses
-from hf_xmc.losses import functional
-from hf_xmc.losses.modules import EmbeddingLoss
+from hf_xmc.encoders import roles
+from hf_xmc.losses.modules import EmbeddingLoss, set_default_temperature
 from hf_xmc.padding import IGNORE_INDEX, pad
 
-STREAMED = (cos_sim, dot_score)  # similarities that are a dot product, which need no score matrix
+STREAMED = (cos_sim, dot_score)  # dot products, which need no score matrix
+Encoder: TypeAlias = SentenceTransformer | None  # None is refused with a message that names the right loss
 
 
-class _InBatchLoss(CachedLossMixin, nn.Module):
-    """One of :mod:`hf_xmc.losses` between the queries and the candidates of a batch.
+class InBatchLoss(CachedLossMixin, nn.Module):
+    """A loss of :mod:`hf_xmc.losses` between the queries and the candidates of a batch.
 
     Args:
-        model: the encoder that is trained.
-        temperature: divides the similarities; about 0.05 for cosines, 1 for dot products whose norm is free. It is one
-            over the ``scale`` of ``MultipleNegativesRankingLoss``.
-        similarity_fct: of ``(B, D)`` and ``(C, D)``, as in ``sentence_transformers.util``. With ``cos_sim`` and
-            ``dot_score`` the score matrix is never held; with any other it is.
-        gather_across_devices: score the queries of a process against the candidates of all processes.
-        mini_batch_size: texts embedded at a time, with gradient caching; ``None`` for all at once.
-        mini_batch_num_tokens: tokens embedded at a time, instead of texts.
-        relevance: sparse ``(N, L)``, where batches name the row of a query instead of its positives; see
+        model: The encoder that is trained; required.
+        loss: The loss of embeddings.
+        similarity_fct: Function of ``(B, D)`` and ``(C, D)``, as in ``sentence_transformers.util``. The score matrix
+            is stored only if it is neither ``cos_sim`` nor ``dot_score``.
+        gather_across_devices: Whether to score the queries of a process against the candidates of all processes.
+        mini_batch_size: Number of texts to embed at a time, with gradient caching; ``None`` for all at once.
+        mini_batch_num_tokens: Number of tokens to embed at a time, instead of a number of texts.
+        relevance: Sparse ``(N, L)`` matrix, if batches hold the row number of a query instead of its positives. See
             :func:`hf_xmc.relevance_matrix`.
+        show_progress_bar: Whether to show the progress of gradient caching.
 
-    The column ``label`` holds, a row: the ids of the row's candidates, one for each candidate column (-100 for none),
-    then the ids of all the query's positives, in or out of the batch, padded with -100. With ``relevance`` it holds the
-    query's row, then the ids of the candidates.
+    Raises:
+        ValueError: if an argument is missing or invalid.
+
+    The four losses below take a ``temperature`` that divides the similarities, one over the ``scale`` of
+    ``MultipleNegativesRankingLoss``. By default it is 0.05 for cosines, that is, with ``cos_sim`` or an encoder that
+    normalises its embeddings, and 1 for any other similarity.
+
+    The column ``label`` holds, in each row, the ids of the row's candidates, one per candidate column (-100 for none).
+    After these it holds the ids of all positives of the query, in the batch or not, padded with -100. With
+    ``relevance`` it holds the row number of the query, and then the ids of the candidates.
     """
 
     def __init__(
         self,
-        model: SentenceTransformer,
+        model: Encoder,
         loss: EmbeddingLoss,
         similarity_fct: Callable[[Tensor, Tensor], Tensor] = cos_sim,
         *,
@@ -63,21 +77,29 @@ class _InBatchLoss(CachedLossMixin, nn.Module):
         show_progress_bar: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(model, SentenceTransformer):
+            name = type(loss).__name__
+            raise ValueError(
+                f"`model` of hf_xmc.st_losses.{name} must be the encoder to train, got {model!r}. For XMCTrainer use "
+                f"hf_xmc.losses.{name}()."
+            )
         if not callable(similarity_fct):
             raise ValueError(
-                f"similarity_fct is a function such as those of sentence_transformers.util, got {similarity_fct!r}."
+                "`similarity_fct` must be a function, such as sentence_transformers.util.cos_sim, got "
+                f"{similarity_fct!r}."
             )
         self.uses_gradient_cache = mini_batch_size is not None or mini_batch_num_tokens is not None
         if self.uses_gradient_cache and has_static_embedding_input(model):
             raise ValueError(
-                "a StaticEmbedding keeps no activations and cannot be split into mini-batches: leave mini_batch_size "
-                "and mini_batch_num_tokens at None."
+                "mini_batch_size and mini_batch_num_tokens must be None for a StaticEmbedding, which stores no "
+                "activations and cannot be split into mini-batches."
             )
         for what, size in (("mini_batch_size", mini_batch_size), ("mini_batch_num_tokens", mini_batch_num_tokens)):
             if size is not None and size < 1:
                 raise ValueError(f"{what} must be at least 1, got {size}.")
         self.model, self.similarity_fct = model, similarity_fct
         self.loss: EmbeddingLoss = loss
+        set_default_temperature(loss, cosines=similarity_fct is cos_sim or roles.normalises(model))
         self.gather_across_devices = gather_across_devices
         self.mini_batch_size = mini_batch_size  # type: ignore[assignment]
         self.mini_batch_num_tokens = mini_batch_num_tokens
@@ -85,14 +107,16 @@ class _InBatchLoss(CachedLossMixin, nn.Module):
         self.show_progress_bar = show_progress_bar
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None) -> Tensor:
-        """The mean over the queries of the batch that have a positive in it."""
+        """Return the mean loss over the queries that have a positive in the batch."""
         features = list(sentence_features)
         if len(features) < 2:
-            raise ValueError(f"expected a column of queries and one or more of candidates, got {len(features)} column.")
+            raise ValueError(
+                f"a batch must have one column of queries and at least one of candidates, got {len(features)} column."
+            )
         if not self.uses_gradient_cache:
             return self.calculate_loss([[column] for column in embed_columns(self.model, features)], labels)
 
-        learned = list(self.loss.parameters())  # a bias: its gradient comes with the loss, not with an embedding
+        learned = list(self.loss.parameters())  # such as a bias, whose gradient does not come through an embedding
         before = [parameter.grad for parameter in learned]
         for parameter in learned:
             parameter.grad = None
@@ -100,7 +124,7 @@ class _InBatchLoss(CachedLossMixin, nn.Module):
         for parameter, old in zip(learned, before, strict=True):
             cached, parameter.grad = parameter.grad, old
             if cached is not None:
-                loss = loss + (parameter - parameter.detach()) * cached  # 0, with the gradient that was cached
+                loss = loss + (parameter - parameter.detach()) * cached  # adds 0, with the cached gradient
         return loss
 
     def calculate_loss(
@@ -108,12 +132,12 @@ class _InBatchLoss(CachedLossMixin, nn.Module):
     ) -> Tensor:
         queries, *candidates = [torch.cat(column) for column in reps]
         ids, known = self._ids_and_positives(labels, len(candidates))
-        everything, ids = torch.cat(candidates), ids.T.reshape(-1)
+        embeddings, ids = torch.cat(candidates), ids.T.reshape(-1)
         if self.gather_across_devices:
-            everything = distributed.gather_queries(everything)
+            embeddings = distributed.gather_queries(embeddings)
             ids = distributed.gather_rows(ids[:, None], fill=IGNORE_INDEX)[:, 0]
         chosen, positives = match_positives(ids, known)
-        loss = self._loss_of(queries, everything[chosen], positives)
+        loss = self._loss_of(queries, embeddings[chosen], positives)
         if with_backward:
             loss.backward()
             loss = loss.detach()
@@ -126,28 +150,26 @@ class _InBatchLoss(CachedLossMixin, nn.Module):
                 queries, candidates = F.normalize(queries, dim=-1), F.normalize(candidates, dim=-1)
             loss = self.loss(queries, candidates, positives)
         else:
-            formula = getattr(functional, self.loss.function.__name__)  # the same, on a score matrix
             scores = self.similarity_fct(queries, candidates) / self.loss.temperature
-            loss = formula(scores, positives, **self.loss.settings())
+            loss = self.loss.dense(scores, positives, **self.loss.settings())
         return loss
 
     def _ids_and_positives(self, labels: Tensor | None, num_columns: int) -> tuple[Tensor, Tensor]:
-        """Ids of the candidates ``(B, C)`` and of all positives of each query ``(B, P)``."""
+        """Return the ids of the candidates, ``(B, C)``, and of all positives of each query, ``(B, P)``."""
         expected = num_columns + 1
         if labels is None or labels.ndim != 2 or labels.shape[1] < expected or labels.is_floating_point():
             got = "none" if labels is None else f"{labels.dtype} of shape {tuple(labels.shape)}"
             raise ValueError(
-                f"{type(self).__name__} needs a column `label` of {expected} or more integers a row: the ids of the "
-                f"{num_columns} candidate(s) and of the query's positives; got {got}. "
-                "`hf_xmc.in_batch_dataset` makes it."
+                f"`label` must be a column of at least {expected} integers per row, the ids of the {num_columns} "
+                f"candidate(s) and of the query's positives, got {got}. Use `hf_xmc.in_batch_dataset`."
             )
         if self.relevance is None:
             return labels[:, :num_columns], labels[:, num_columns:]
         rows = labels[:, 0].cpu().numpy()
         if labels.shape[1] != expected or rows.min() < 0 or rows.max() >= self.relevance.shape[0]:
             raise ValueError(
-                f"with relevance, `label` holds {expected} numbers a row, the first of them a row below "
-                f"{self.relevance.shape[0]}; got {labels.shape[1]} numbers, rows up to {rows.max()}."
+                f"`label` must hold {expected} numbers per row if `relevance` is given, the first one a row number "
+                f"below {self.relevance.shape[0]}, got {labels.shape[1]} numbers and row numbers up to {rows.max()}."
             )
         offsets, indices = self.relevance.indptr, self.relevance.indices
         return labels[:, 1:], pad([indices[offsets[row] : offsets[row + 1]] for row in rows]).to(labels.device)
@@ -176,44 +198,47 @@ class _InBatchLoss(CachedLossMixin, nn.Module):
 """
 
 
-class DecoupledSoftmaxLoss(_InBatchLoss):
-    """:func:`hf_xmc.losses.functional.decoupled_softmax_loss` within a batch; arguments as in the base class."""
+class DecoupledSoftmaxLoss(InBatchLoss):
+    """The in-batch :func:`~hf_xmc.losses.functional.decoupled_softmax_loss`; arguments of :class:`InBatchLoss`."""
 
-    def __init__(self, model: SentenceTransformer, temperature: float = 0.05, **kwargs: Any) -> None:
+    def __init__(self, model: Encoder = None, temperature: float | None = None, **kwargs: Any) -> None:
         super().__init__(model, losses.DecoupledSoftmaxLoss(temperature), **kwargs)
 
 
-class SoftmaxLoss(_InBatchLoss):
-    """:func:`hf_xmc.losses.functional.softmax_loss` within a batch; arguments as in the base class."""
+class SoftmaxLoss(InBatchLoss):
+    """The in-batch :func:`~hf_xmc.losses.functional.softmax_loss`; arguments of :class:`InBatchLoss`."""
 
-    def __init__(self, model: SentenceTransformer, temperature: float = 0.05, **kwargs: Any) -> None:
+    def __init__(self, model: Encoder = None, temperature: float | None = None, **kwargs: Any) -> None:
         super().__init__(model, losses.SoftmaxLoss(temperature), **kwargs)
 
 
-class SoftTopKLoss(_InBatchLoss):
-    """:func:`hf_xmc.losses.functional.soft_top_k_loss` within a batch; ``k`` counts among the batch's candidates."""
+class SoftTopKLoss(InBatchLoss):
+    """The in-batch :func:`~hf_xmc.losses.functional.soft_top_k_loss`; ``k`` counts candidates of the batch."""
 
     def __init__(
-        self, model: SentenceTransformer, k: float = 5, alpha: float = 1.0, temperature: float = 0.05, **kwargs: Any
+        self, model: Encoder = None, k: float = 5, alpha: float = 1.0, temperature: float | None = None, **kwargs: Any
     ) -> None:
         super().__init__(model, losses.SoftTopKLoss(k, alpha, temperature), **kwargs)
 
 
-class BCELoss(_InBatchLoss):
-    """:func:`hf_xmc.losses.functional.bce_loss` within a batch, with a learned bias and scale."""
+class BCELoss(InBatchLoss):
+    """The in-batch :func:`~hf_xmc.losses.functional.bce_loss`, with a learned bias and scale."""
 
     def __init__(
-        self, model: SentenceTransformer, bias: float | None = -10.0, temperature: float = 0.05, **kwargs: Any
+        self, model: Encoder = None, bias: float | None = -10.0, temperature: float | None = None, **kwargs: Any
     ) -> None:
         super().__init__(model, losses.BCELoss(bias, temperature), **kwargs)
 
 
 def match_positives(ids: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """Candidates to keep, one for each id, and the positives of each query as places among them.
+    """Return the candidates to keep, one per label id, and the positives of each query as positions among them.
 
     Args:
-        ids: ``(C,)``, the label id of each candidate, -100 for one to leave out.
-        known: ``(B, P)``, all positives of each query, padded with -100.
+        ids: ``(C,)`` label id of each candidate, -100 for one to ignore.
+        known: ``(B, P)`` all positives of each query, padded with -100.
+
+    Raises:
+        ValueError: if every candidate is ignored.
 
     >>> chosen, positives = match_positives(torch.tensor([7, 4, 7, -100]), torch.tensor([[7, 9], [4, 7]]))
     >>> chosen  # label 4, label 7
@@ -227,6 +252,6 @@ def match_positives(ids: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     first = torch.full_like(unique, len(ids)).scatter_reduce(0, inverse, places, "amin")
     first, unique = first[unique != IGNORE_INDEX], unique[unique != IGNORE_INDEX]
     if not len(unique):
-        raise ValueError("the batch has no candidate: every candidate's id is -100.")
+        raise ValueError("`label` must name at least one candidate of the batch, but every id is -100.")
     place = torch.searchsorted(unique, known.contiguous()).clamp(max=len(unique) - 1)
     return first, torch.where(unique[place] == known, place, IGNORE_INDEX)

@@ -1,4 +1,4 @@
-"""Unit norms and checks for NaN and infinity, for tensors of every package."""
+"""Unit norms, and checks for NaN and infinity."""
 
 from __future__ import annotations
 
@@ -9,31 +9,34 @@ import torch
 from torch import Tensor
 
 
-def unit(embeddings: np.ndarray | Tensor) -> Tensor:
+def unit_rows(embeddings: np.ndarray | Tensor) -> Tensor:
     """Return the rows of ``(N, D)`` embeddings scaled to unit norm.
 
-    A row whose norm is 1 up to the rounding of half precision is returned as it is, so that saved rows come back bit
-    for bit.
+    A row whose norm is 1 up to the rounding of half precision is returned unchanged, so that saved rows are restored
+    bit for bit.
     """
     embeddings = torch.as_tensor(embeddings).detach()
     length = embeddings.float().norm(dim=1, keepdim=True)
-    there = (embeddings.float() / length.clamp(min=1e-12)).to(embeddings.dtype)
-    return torch.where((length - 1).abs() < 1e-3, embeddings, there)
+    off = ~((length - 1).abs() < 1e-3)[:, 0]  # NaN is off
+    if not off.any():
+        return embeddings
+    scaled = (embeddings[off].float() / length[off].clamp(min=1e-12)).to(embeddings.dtype)
+    return embeddings.index_put((off,), scaled)
 
 
 def first_non_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
     """Return the name of the first tensor that holds a NaN or an infinity, with one reduction per tensor."""
     for name, x in named:
-        # A sum is finite only if all are, and takes no table of booleans; one that overflows is looked at again.
+        # A finite sum proves finite entries without a tensor of booleans. A sum may overflow, so check again.
         if not bool(x.detach().sum().isfinite()) and not bool(x.isfinite().all()):
             return name
     return None
 
 
-def refuse_non_finite(named: Iterable[tuple[str, Tensor]], what: str) -> None:
+def check_finite(named: Iterable[tuple[str, Tensor]], what: str) -> None:
     """Raise ``FloatingPointError`` if one of the tensors holds a NaN or an infinity."""
     if name := first_non_finite(named):
         raise FloatingPointError(
             f"{what} are not finite: {name} holds NaN or infinity, so they are not saved. The training has diverged: "
-            "resume from the checkpoint before, with a lower learning rate."
+            "resume from the previous checkpoint with a lower learning rate."
         )

@@ -1,4 +1,4 @@
-"""The best labels of each query, as an index returns them and a metric reads them."""
+"""The best labels of each query, as returned by indexes and read by metrics."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def distinct(found: TopK, k: int) -> TopK:
 
 
 def recall_of(found: TopK, exact: TopK) -> float:
-    """Return the share of the exact best labels in whose stead one of no lower score was found.
+    """Return the fraction of the exact best labels for which a label of at least the same score was found.
 
-    Labels are compared by score, up to the rounding of float32: of several that tie for the last place, any one is
-    right. Padding aside; 1 if there is nothing to find.
+    Labels are compared by score, up to the rounding of float32, so any of several tied labels is correct. Padding is
+    ignored. The result is 1 if there is nothing to find.
 
     >>> exact = TopK(np.array([[2, 3]]), np.array([[0.9, 0.8]]))
     >>> recall_of(TopK(np.array([[2, 1]]), np.array([[0.9, 0.7]])), exact)
@@ -68,7 +68,7 @@ def checked_k(k: Any, name: str = "k") -> int:
     """Return a number of labels as a plain integer.
 
     Raises:
-        ValueError: if it is not a whole number of at least 1.
+        ValueError: if ``k`` is not a whole number of at least 1.
     """
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
         raise ValueError(f"{name} must be a whole number, got {k!r}.")

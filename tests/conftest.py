@@ -1,11 +1,11 @@
-"""Small encoders and data that every test can afford."""
+"""Settings of the test session, and the fixtures that tests of several packages use."""
 
 import functools
 import gc
 import importlib
+import logging
 import os
 import threading
-from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may depend on a network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -13,56 +13,48 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test processes share fe
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which others than the kernels' tests do
 
 import jinja2
-import numpy as np
-import promises
 import pytest
 import torch
 from datasets import Dataset
+from helpers import guarantees
+from helpers.tiny import LABELS, POSITIVES, RECIPES, make_bert, make_static_encoder
 from tqdm import tqdm
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 RESULTS = {}  # of the tests of promises
 
 torch.set_num_threads(1)
 
-# Tests fork, and kill what they forked. tqdm's own lock is shared with it, and who dies with it in hand never gives it
-# back; its monitor is a thread that could hold any lock at the moment of a fork.
+# Tests fork processes and kill them. A killed process would never release the multiprocessing lock of tqdm, and the
+# monitor thread of tqdm could hold any lock at the moment of a fork.
 tqdm.set_lock(threading.RLock())
 tqdm.monitor_interval = 0
 
-# Every saved encoder has a model card, whose template takes longer to compile than the encoder to save.
+# Every saved encoder has a model card. Compiling its template takes longer than saving the encoder.
 jinja2.Environment.compile = functools.lru_cache(maxsize=8)(jinja2.Environment.compile)
-
-LABELS = ["boat", "sailing boat", "car", "animal", "dog", "cat", "colour", "red", "blue", "plant", "old oak tree"]
-ALTERNATIVES = ["blue boat", "old dog", "old red boat", "red car", "red", "colour red", "tree", "old tree", "boat boat"]
-OF_LABELS = [0, 4, 0, 2, 7, 7, 10, 10, 0]  # which labels these are other texts of
-POSITIVES = [[0, 1], [0], [2], [3, 4], [3, 5], [6, 7], [6, 8], [9, 10], [9], [2, 7], [], [0, 8, 3], [4]]
-
-
-def several_texts():
-    """The labels, some with several texts, which do not stand together; and the label of each text."""
-    label_of = [*range(len(LABELS)), *OF_LABELS]
-    table = {"label_id": [f"L{label}" for label in label_of], "text": [*LABELS, *ALTERNATIVES]}
-    return Dataset.from_dict(table), label_of
-
-
-def best_of_texts(scores, label_of):
-    """``(B, L)``, the score of each label's best text, of ``(B, T)`` scores of texts."""
-    columns = [scores[:, torch.tensor(label_of) == label] for label in range(max(label_of) + 1)]
-    return torch.stack([texts.max(1).values for texts in columns], dim=1)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def modules_are_no_garbage():
-    """Every training collects garbage, and would look at all that the imports have made each time."""
+def imported_modules_are_frozen():
+    """Exclude imported modules from garbage collection, which every training runs."""
     gc.freeze()
     yield
     gc.unfreeze()
 
 
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """Restore levels and handlers after each test: commands that run in the test process configure them."""
+    loggers = [logging.getLogger(name) for name in (None, "hf_xmc", "uvicorn", "uvicorn.error", "uvicorn.access")]
+    before = [(logger, logger.level, logger.handlers[:], logger.propagate, logger.disabled) for logger in loggers]
+    yield
+    for logger, level, handlers, propagate, disabled in before:
+        logger.setLevel(level)
+        logger.handlers[:], logger.propagate, logger.disabled = handlers, propagate, disabled
+
+
 @pytest.fixture
 def script(monkeypatch):
-    """Imports a script of the recipes, by name."""
+    """Return a function that imports a script of the recipes by name."""
     for folder in (RECIPES, RECIPES / "benchmarks", RECIPES / "data", RECIPES / "paper"):
         monkeypatch.syspath_prepend(str(folder))
     return importlib.import_module
@@ -79,104 +71,21 @@ def encoder():
     return make_static_encoder()
 
 
-def make_static_encoder(dim=16):
-    from hf_xmc import static_encoder
-
-    return static_encoder([*LABELS, "text about and"], embedding_dim=dim, vocab_size=200, device="cpu")
-
-
 @pytest.fixture(scope="session")
 def bert_folder(tmp_path_factory):
     return make_bert(tmp_path_factory.mktemp("bert"))
 
 
-def make_bert(folder, dropout=0.3):
-    """A transformer of a few thousand weights, with dropout."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "text",
-        "about",
-        "and",
-        *sorted({w for t in LABELS for w in t.split()}),
-    ]
-    words += list(map(str, range(20)))
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    BertTokenizerFast(tokenizer_object=tokenizer, model_max_length=32).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        max_position_embeddings=40,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        initializer_range=0.3,  # at the usual 0.02 so small a model embeds every text alike
-    )
-    BertModel(config).save_pretrained(folder)  # its pooler is not used, and gets no gradient
-    return folder
-
-
-def make_bert_encoder(folder):
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-
-    return SentenceTransformer(modules=[Transformer(str(folder)), Pooling(16)], device="cpu")
-
-
-def make_router(folder):
-    """A tower for queries and another for labels."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Router, Transformer
-
-    towers = [[Transformer(str(folder)), Pooling(16)] for _ in range(2)]
-    router = Router.for_query_document(query_modules=towers[0], document_modules=towers[1])
-    return SentenceTransformer(modules=[router], device="cpu")
-
-
-def make_heads(folder):
-    """One transformer, and behind it a layer for queries and another for labels."""
-    import torch
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Router, Transformer
-
-    torch.manual_seed(0)
-    heads = Router.for_query_document(query_modules=[Dense(16, 16)], document_modules=[Dense(16, 16)])
-    return SentenceTransformer(modules=[Transformer(str(folder)), Pooling(16), heads], device="cpu")
-
-
-def make_router_with_frozen_labels(folder):
-    encoder = make_router(folder)
-    for name, parameter in encoder.named_parameters():
-        parameter.requires_grad_("document" not in name)
-    return encoder
-
-
-def relevance_of(positives):
-    import scipy.sparse as sp
-
-    offsets = np.cumsum([0] + [len(ids) for ids in positives])
-    return sp.csr_array(
-        (np.ones(offsets[-1], np.float32), np.concatenate(positives).astype(int), offsets),
-        shape=(len(positives), len(LABELS)),
-    )
+@pytest.fixture(scope="session")
+def still_bert(tmp_path_factory):
+    """Return the same transformer without dropout, for tests that compare gradients."""
+    return make_bert(tmp_path_factory.mktemp("still"), dropout=0.0)
 
 
 @pytest.fixture
 def tally(request):
-    """Counts what a test of a promise survived, for ``runs/faults.json``."""
-    request.node.tally = promises.Tally()
+    """Return a counter of what a test of a promise survived, for ``runs/faults.json``."""
+    request.node.tally = guarantees.Tally()
     return request.node.tally
 
 
@@ -185,7 +94,7 @@ def pytest_runtest_makereport(item, call):
     report = yield
     promise = item.get_closest_marker("promise")
     if promise and (report.when == "call" or report.failed):
-        counts = item.tally.counts if hasattr(item, "tally") else dict.fromkeys(promises.KINDS, 0)
+        counts = item.tally.counts if hasattr(item, "tally") else dict.fromkeys(guarantees.KINDS, 0)
         result = {"promise": promise.args[0], "passed": report.passed, **counts}
         report.user_properties.append(("promise", result))  # a worker of pytest-xdist sends its reports
     return report
@@ -199,4 +108,4 @@ def pytest_runtest_logreport(report):
 
 def pytest_sessionfinish(session):
     if RESULTS and not hasattr(session.config, "workerinput"):  # not in the workers, which would all write the file
-        promises.record(RESULTS)
+        guarantees.record(RESULTS)

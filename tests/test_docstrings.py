@@ -1,4 +1,4 @@
-"""Docstrings read alike: a sentence that says what a thing is or does, and conditions for what is raised."""
+"""Docstrings say what a thing is or does, and `Raises:` entries state conditions."""
 
 import ast
 import re
@@ -26,6 +26,6 @@ def test_docstrings_start_with_a_verb_or_a_noun(path):
 
 
 @pytest.mark.parametrize("path", FILES)
-def test_what_is_raised_has_a_condition(path):
+def test_raises_entries_start_with_a_condition(path):
     raised = [(name, *entry) for name, text in docstrings(path) for entry in RAISES.findall(text)]
     assert not [entry for entry in raised if not entry[2].startswith("if ")]

@@ -12,10 +12,10 @@ MODULES = [module.name for module in pkgutil.walk_packages(hf_xmc.__path__, "hf_
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_the_examples_of_a_module_hold(name):
+def test_examples_of_a_module_run(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
-def test_the_examples_are_found():
+def test_examples_are_found():
     found = [doctest.DocTestFinder().find(importlib.import_module(name)) for name in MODULES]
     assert sum(len(test.examples) for tests in found for test in tests) >= 50

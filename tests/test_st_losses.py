@@ -1,62 +1,57 @@
-"""The losses in the stock trainer: gradients of the formula, positives never negatives, caching and processes."""
+"""The losses in the stock trainer: gradients of the formula, excluded positives, caching and processes."""
 
 import copy
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import LABELS, POSITIVES, make_bert, make_bert_encoder, make_static_encoder, relevance_of
 from datasets import Dataset
-from in_batch import (
+from helpers.in_batch import (
     BIAS,
     LOSSES,
     TEMPERATURE,
-    Recording,
     arguments,
     assert_same_weights,
     hard_negatives,
     one_step_after,
     rows,
 )
+from helpers.tiny import LABELS, POSITIVES, make_bert_encoder, make_static_encoder, relevance_of
+from helpers.training import StockRecording
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
-from sentence_transformers.sentence_transformer.modules import Router
+from sentence_transformers.sentence_transformer.modules import Normalize, Router
 from sentence_transformers.util import cos_sim, dot_score, euclidean_sim
 
 from hf_xmc import (
-    ExtremeMultilabelClassificationEvaluator,
     InBatchCollator,
     XMCData,
+    XMCEvaluator,
     in_batch_dataset,
+    losses,
     relevance_matrix,
     st_losses,
 )
 from hf_xmc.losses import functional
 
+# Two losses, one of them with learned parameters, on all cells, and the others on one cell each.
+CELLS = [
+    ("static", {}, 1, dot_score, False),
+    ("static", {}, 2, cos_sim, True),
+    ("static", {}, 1, euclidean_sim, True),
+    ("bert", {}, 1, cos_sim, True),
+    ("bert", {}, 2, dot_score, False),
+    ("bert", {"mini_batch_size": 4}, 1, cos_sim, True),
+    ("bert", {"mini_batch_size": 4}, 2, dot_score, False),
+    ("bert", {"mini_batch_num_tokens": 20}, 1, euclidean_sim, False),
+    ("bert", {"mini_batch_num_tokens": 20}, 2, cos_sim, True),
+]
+GRID = [(name, *cell) for name in ("decoupled", "bce") for cell in CELLS]
+GRID += [("softmax", *CELLS[5]), ("soft top-k", *CELLS[8])]
 
-@pytest.fixture(scope="module")
-def still_bert(tmp_path_factory):
-    return make_bert(tmp_path_factory.mktemp("still"), dropout=0.0)
 
-
-@pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize(
-    ("kind", "cache", "accumulation", "similarity", "negatives"),
-    [
-        ("static", {}, 1, dot_score, False),
-        ("static", {}, 2, cos_sim, True),
-        ("static", {}, 1, euclidean_sim, True),
-        ("bert", {}, 1, cos_sim, True),
-        ("bert", {}, 2, dot_score, False),
-        ("bert", {"mini_batch_size": 4}, 1, cos_sim, True),
-        ("bert", {"mini_batch_size": 4}, 2, dot_score, False),
-        ("bert", {"mini_batch_num_tokens": 20}, 1, euclidean_sim, False),
-        ("bert", {"mini_batch_num_tokens": 20}, 2, cos_sim, True),
-    ],
-)
-def test_a_step_is_the_gradient_of_the_formula(
+@pytest.mark.parametrize(("name", "kind", "cache", "accumulation", "similarity", "negatives"), GRID)
+def test_step_has_the_gradient_of_the_formula(
     name, kind, cache, accumulation, similarity, negatives, queries, still_bert, tmp_path
 ):
     encoder = make_static_encoder() if kind == "static" else make_bert_encoder(still_bert)
@@ -64,7 +59,7 @@ def test_a_step_is_the_gradient_of_the_formula(
     make, _, own = LOSSES[name]
     loss = make(encoder, temperature=TEMPERATURE, similarity_fct=similarity, **own, **cache)
     dataset = rows(queries, hard_negatives=hard_negatives() if negatives else None)
-    trainer = Recording(encoder, arguments(tmp_path, gradient_accumulation_steps=accumulation), dataset, loss=loss)
+    trainer = StockRecording(encoder, arguments(tmp_path, gradient_accumulation_steps=accumulation), dataset, loss=loss)
     trainer.train()
     assert len(trainer.batches) == accumulation
     expected, largest = one_step_after(before, name, [[batch] for batch in trainer.batches], similarity)
@@ -88,7 +83,7 @@ def collated(encoder, dataset, size=6):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_caching_changes_no_gradient_with_dropout_on(name, queries, bert_folder):
+def test_caching_leaves_the_gradient_the_same_with_dropout(name, queries, bert_folder):
     """One mini-batch draws the masks that the plain pass draws; several must replay their own."""
     encoder = make_bert_encoder(bert_folder).train()
     features, label = collated(encoder, rows(queries))
@@ -129,7 +124,7 @@ def test_mini_batches_replay_their_own_masks(name, queries, bert_folder):
 
 
 @pytest.mark.parametrize("positives", ["ragged", "row"])
-def test_the_three_ways_to_tell_positives_train_the_same(positives, queries, tmp_path):
+def test_three_forms_of_positives_train_the_same(positives, queries, tmp_path):
     """Label 11 has the text of label 0: they are one, in whichever way it is told."""
     labels = [*LABELS, LABELS[0]]
     ids = [[11 if i == 0 and row % 2 else i for i in known] for row, known in enumerate(POSITIVES)]
@@ -142,7 +137,7 @@ def test_the_three_ways_to_tell_positives_train_the_same(positives, queries, tmp
         encoder = make_static_encoder()
         loss = st_losses.DecoupledSoftmaxLoss(encoder, **settings)
         collator = collator and collator(preprocess_fn=encoder.preprocess, router_mapping={}, prompts={})
-        trainer = Recording(encoder, arguments(tmp_path, max_steps=2), dataset, loss=loss, data_collator=collator)
+        trainer = StockRecording(encoder, arguments(tmp_path, max_steps=2), dataset, loss=loss, data_collator=collator)
         trainer.train()
         return dict(encoder.named_parameters()), [label.shape[1] for _, label in trainer.batches]
 
@@ -158,7 +153,7 @@ def test_the_three_ways_to_tell_positives_train_the_same(positives, queries, tmp
 
 @pytest.mark.parametrize("cache", [{}, {"mini_batch_size": 4}], ids=["plain", "cached"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_matryoshka_is_the_sum_over_the_dimensions(name, cache, queries, still_bert):
+def test_matryoshka_loss_is_the_sum_over_the_dimensions(name, cache, queries, still_bert):
     encoder = make_bert_encoder(still_bert)
     features, label = collated(encoder, rows(queries))
     make, formula, settings = LOSSES[name]
@@ -183,7 +178,7 @@ def test_matryoshka_is_the_sum_over_the_dimensions(name, cache, queries, still_b
     assert found > 5
 
 
-def test_a_known_positive_is_no_negative_and_a_label_drawn_twice_counts_once():
+def test_known_positive_is_no_negative_and_a_repeated_label_counts_once():
     encoder = make_static_encoder()
     queries = Dataset.from_dict({"text": ["a red boat", "a boat", "a dog"], "label_ids": [[0, 7], [0], [4]]})
     features, label = collated(encoder, rows(queries))
@@ -196,7 +191,7 @@ def test_a_known_positive_is_no_negative_and_a_label_drawn_twice_counts_once():
     torch.testing.assert_close(value, expected)
 
 
-def test_labels_with_equal_texts_are_one():
+def test_labels_with_equal_texts_count_as_one():
     queries = Dataset.from_dict({"text": ["a", "b", "c"], "label_ids": [[0], [2], []]})
     dataset = rows_of(queries, ["boat", "car", "boat"])
     assert [row["label"] for row in dataset] == [[0, 0], [0, 0]]
@@ -207,7 +202,7 @@ def rows_of(queries, labels):
     return [dataset[i] for i in range(len(dataset))]
 
 
-def test_positives_are_drawn_anew_and_all_of_them_come(queries):
+def test_positives_are_redrawn_and_all_of_them_occur(queries):
     torch.manual_seed(0)
     dataset = in_batch_dataset(queries, LABELS)
     seen = {dataset[11 - 1]["positive"] for _ in range(60)}  # the query of labels 0, 8 and 3
@@ -218,7 +213,7 @@ def test_positives_are_drawn_anew_and_all_of_them_come(queries):
     assert [dataset[3]["positive"] for _ in range(9)] == again
 
 
-def test_a_hard_negative_that_is_a_positive_is_not_used(queries):
+def test_hard_negative_that_is_a_positive_is_not_used(queries):
     negatives = np.array([[ids[0] if ids else 0, 5] for ids in POSITIVES])
     for row in rows(queries, hard_negatives=negatives):
         _, first, second, *known = row["label"]
@@ -228,7 +223,7 @@ def test_a_hard_negative_that_is_a_positive_is_not_used(queries):
 
 
 @pytest.mark.parametrize("cache", [{}, {"mini_batch_size": 4}], ids=["plain", "cached"])
-def test_prompts_and_routers_in_the_stock_trainer(cache, queries, still_bert, tmp_path):
+def test_stock_trainer_applies_prompts_and_routers(cache, queries, still_bert, tmp_path):
     """Queries take their prompt and their route, labels theirs; the gradient is that of the formula."""
     first, second = make_bert_encoder(still_bert), make_bert_encoder(still_bert)
     router = Router.for_query_document(query_modules=list(first), document_modules=list(second))
@@ -239,7 +234,7 @@ def test_prompts_and_routers_in_the_stock_trainer(cache, queries, still_bert, tm
     )
     loss = st_losses.DecoupledSoftmaxLoss(encoder, temperature=TEMPERATURE, **cache)
     dataset = rows(queries)
-    trainer = Recording(encoder, args, dataset, loss=loss)
+    trainer = StockRecording(encoder, args, dataset, loss=loss)
     trainer.train()
     ((asked, answers), _) = trainer.batches[0]
     assert (asked["task"], answers["task"]) == ("query", "document")
@@ -251,11 +246,11 @@ def test_prompts_and_routers_in_the_stock_trainer(cache, queries, still_bert, tm
     assert {name.split(".")[2] for name in moved} == {"query", "document"}
 
 
-def test_every_epoch_draws_its_own_positives(queries, tmp_path):
+def test_every_epoch_draws_new_positives(queries, tmp_path):
     encoder = make_static_encoder()
     dataset = in_batch_dataset(queries, LABELS)
     args = arguments(tmp_path, max_steps=-1, num_train_epochs=6, learning_rate=0.1)
-    trainer = Recording(encoder, args, dataset, loss=st_losses.DecoupledSoftmaxLoss(encoder))
+    trainer = StockRecording(encoder, args, dataset, loss=st_losses.DecoupledSoftmaxLoss(encoder))
     trainer.train()
     drawn = {}
     for _, label in trainer.batches:
@@ -266,7 +261,7 @@ def test_every_epoch_draws_its_own_positives(queries, tmp_path):
     assert len(set(drawn[(0, 3, 8)])) > 1
 
 
-def test_the_card_and_the_model_need_nothing_of_ours(queries, tmp_path):
+def test_card_of_the_stock_trainer_names_loss_and_metrics(queries, tmp_path):
     encoder = make_static_encoder()
     data = XMCData(train=queries, labels=Dataset.from_dict({"text": LABELS}), validation=queries)
     args = arguments(
@@ -284,7 +279,7 @@ def test_the_card_and_the_model_need_nothing_of_ours(queries, tmp_path):
         args,
         in_batch_dataset(queries, LABELS),
         loss=st_losses.DecoupledSoftmaxLoss(encoder, temperature=0.1),
-        evaluator=ExtremeMultilabelClassificationEvaluator.from_data(data, "validation"),
+        evaluator=XMCEvaluator.from_data(data, "validation"),
     )
     trainer.train()
     seen = [entry["eval_P@5"] for entry in trainer.state.log_history if "eval_P@5" in entry]
@@ -301,37 +296,33 @@ def test_the_card_and_the_model_need_nothing_of_ours(queries, tmp_path):
         "type: extreme-multilabel-classification",
     ):
         assert piece in card, piece
-    code = "import sys; sys.modules['hf_xmc'] = None\n"
-    code += "from sentence_transformers import SentenceTransformer as S; print(*S(sys.argv[1]).encode('boat').tolist())"
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "model"], capture_output=True, text=True, check=True)
-    assert list(map(float, done.stdout.split())) == pytest.approx(encoder.encode("boat").tolist())
 
 
-def test_bad_input_says_what_was_got(queries, bert_folder):
+def test_invalid_input_is_named_in_the_error(queries, bert_folder):
     encoder = make_static_encoder()
     features, label = collated(encoder, rows(queries))
     loss = st_losses.DecoupledSoftmaxLoss(encoder)
-    with pytest.raises(ValueError, match="needs a column `label` of 2 or more integers a row"):
+    with pytest.raises(ValueError, match="`label` must be a column of at least 2 integers per row"):
         loss(features, None)
     with pytest.raises(ValueError, match=r"got torch.int64 of shape \(6,\)"):
         loss(features, label[:, 0])
-    with pytest.raises(ValueError, match="one or more of candidates, got 1 column"):
+    with pytest.raises(ValueError, match="at least one of candidates, got 1 column"):
         loss(features[:1], label)
-    with pytest.raises(ValueError, match="every candidate's id is -100"):
+    with pytest.raises(ValueError, match="every id is -100"):
         loss(features, torch.full((6, 2), -100))
-    with pytest.raises(ValueError, match="a row below 13; got 2 numbers, rows up to 99"):
+    with pytest.raises(ValueError, match="a row number below 13, got 2 numbers and row numbers up to 99"):
         st_losses.DecoupledSoftmaxLoss(encoder, relevance=relevance_of(POSITIVES))(features, torch.full((6, 2), 99))
-    with pytest.raises(ValueError, match="similarity_fct is a function such as"):
+    with pytest.raises(ValueError, match="`similarity_fct` must be a function, such as"):
         st_losses.DecoupledSoftmaxLoss(encoder, similarity_fct="cosine")
     with pytest.raises(ValueError, match="cannot be split into mini-batches"):
         st_losses.DecoupledSoftmaxLoss(encoder, mini_batch_size=4)
     with pytest.raises(ValueError, match="mini_batch_num_tokens must be at least 1, got 0"):
         st_losses.DecoupledSoftmaxLoss(make_bert_encoder(bert_folder), mini_batch_num_tokens=0)
-    with pytest.raises(ValueError, match="positives is one of padded, ragged, row, got 'sparse'"):
+    with pytest.raises(ValueError, match="`positives` must be one of padded, ragged, row, got 'sparse'"):
         in_batch_dataset(queries, LABELS, positives="sparse")
     with pytest.raises(ValueError, match="queries, row 0: label id 1, but there are only 1 labels"):
         in_batch_dataset(queries, LABELS[:1])
-    with pytest.raises(ValueError, match="hard_negatives has 2 rows, and there are 13 queries"):
+    with pytest.raises(ValueError, match="`hard_negatives` must have 13 rows, one per query, got 2"):
         in_batch_dataset(queries, LABELS, hard_negatives=np.zeros((2, 1), dtype=int))
     negatives = np.full((13, 2), -100)
     assert in_batch_dataset(queries, LABELS, hard_negatives=negatives)[0]["negative_1"] == ""
@@ -341,9 +332,45 @@ def test_bad_input_says_what_was_got(queries, bert_folder):
         in_batch_dataset(queries, LABELS, hard_negatives=negatives)
 
 
-def test_with_one_positive_each_softmax_is_the_loss_it_replaces():
+def test_softmax_with_one_positive_equals_multiple_negatives_ranking():
     encoder = make_static_encoder()
     features = [encoder.preprocess(texts) for texts in (["a dog", "the cat", "car"], ["dog", "cat", "car"])]
     label = torch.tensor([[4, 4], [5, 5], [2, 2]])
     theirs = MultipleNegativesRankingLoss(encoder)([dict(f) for f in features], None)
     torch.testing.assert_close(st_losses.SoftmaxLoss(encoder)([dict(f) for f in features], label), theirs)
+
+
+ALL = ["DecoupledSoftmaxLoss", "SoftmaxLoss", "SoftTopKLoss", "BCELoss"]
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("given", [(), (0.05,)])
+def test_in_batch_loss_names_the_other_import_without_a_model(name, given):
+    with pytest.raises(
+        ValueError, match=rf"st_losses\.{name} must be the encoder to train.*hf_xmc\.losses\.{name}\(\)"
+    ):
+        getattr(st_losses, name)(*given)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("kind", ["instance", "class"])
+def test_stock_trainer_refuses_a_loss_of_all_labels_when_constructed(name, kind, queries, tmp_path):
+    loss = getattr(losses, name)
+    with pytest.raises(ValueError, match=rf"hf_xmc\.st_losses\.{name}\(model\)"):
+        SentenceTransformerTrainer(
+            make_static_encoder(), arguments(tmp_path), rows(queries), loss=loss() if kind == "instance" else loss
+        )
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    ("similarity", "normalised", "expected"),
+    [(cos_sim, False, 0.05), (dot_score, True, 0.05), (euclidean_sim, True, 0.05), (dot_score, False, 1.0)],
+)
+def test_in_batch_temperature_follows_the_similarity(name, similarity, normalised, expected):
+    encoder = make_static_encoder()
+    if normalised:
+        encoder.append(Normalize())
+    make = getattr(st_losses, name)
+    assert make(encoder, similarity_fct=similarity).get_config_dict()["temperature"] == expected
+    assert make(encoder, similarity_fct=similarity, temperature=0.3).get_config_dict()["temperature"] == 0.3

@@ -1,4 +1,4 @@
-"""Checks that numbers in a data set mean rows of its tables: ``label_ids``, ``label_id`` and filter pairs."""
+"""Check that numbers in a data set refer to rows of its tables: ``label_ids``, ``uid`` and filter pairs."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from datasets import Dataset
 DIGITS = re.compile("[0-9]{1,18}")
 
 
-def refuse_repeated(labels: Dataset, where: Callable[[int], str]) -> None:
-    """Raise a ``ValueError`` if a ``label_id`` is in two rows; ``where`` names a row."""
-    if "label_id" not in labels.column_names:
+def check_unique_uids(labels: Dataset, where: Callable[[int], str]) -> None:
+    """Raise ``ValueError`` if two rows have the same ``uid``; ``where`` returns the name of a row."""
+    if "uid" not in labels.column_names:
         return
-    label_ids = labels.with_format("arrow").select_columns("label_id")[:]["label_id"]
+    label_ids = labels.with_format("arrow").select_columns("uid")[:]["uid"]
     if pc.count_distinct(label_ids, mode="all").as_py() == len(label_ids):
         return
     first: dict[object, int] = {}
-    for row, label_id in enumerate(label_ids.to_pylist()):
-        if first.setdefault(label_id, row) != row:
+    for row, uid in enumerate(label_ids.to_pylist()):
+        if first.setdefault(uid, row) != row:
             raise ValueError(
-                f"{where(row)}: label_id {label_id!r} again, after {where(first[label_id])}; expected one row per "
-                "label. A table labels.jsonl or labels.parquet can hold several texts of a label."
+                f"{where(row)}: uid {uid!r} is repeated from {where(first[uid])}, but each label has one "
+                "row. To give a label several texts, use a table labels.jsonl or labels.parquet."
             )
 
 
@@ -34,23 +34,23 @@ def is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
-def refuse_other_numbers(label_id: pa.ChunkedArray, used: np.ndarray, where: str) -> None:
-    """Raise if ``label_ids`` may hold values of the column ``label_id`` instead of row numbers.
+def check_numbering(uid: pa.ChunkedArray, used: np.ndarray, where: str) -> None:
+    """Raise if ``label_ids`` may hold values of the column ``uid`` instead of row numbers.
 
     A numeric column that is not 0 to L - 1 is always refused. Digits written as text, such as EuroVoc's ``"2356"``, are
     refused only if every number in ``label_ids`` is one of them, so that both readings are possible.
 
     Args:
-        label_id: ``(L,)``, the column of the label table as its file has it.
-        used: the numbers in ``label_ids`` of all splits, in any order.
-        where: the name of the label table.
+        uid: ``(L,)`` column of the label table, as read from its file.
+        used: Numbers in ``label_ids`` of all splits, in any order.
+        where: Name of the label table.
 
     Raises:
-        ValueError: if the numbers may be values of ``label_id``. The message says how to write either meaning.
+        ValueError: if the numbers may be values of ``uid``. The message says how to write each meaning.
     """
-    given = label_id.to_pylist()
+    given = uid.to_pylist()
     values = distinct = list(dict.fromkeys(given))  # several rows of one label are its texts
-    if not is_number(label_id.type):
+    if not is_number(uid.type):
         if not all(
             isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19 for value in values
         ):
@@ -64,21 +64,22 @@ def refuse_other_numbers(label_id: pa.ChunkedArray, used: np.ndarray, where: str
     several = len(given) > len(values)
     place = "number of the label in the order in which they first occur" if several else "row number"
     raise ValueError(
-        f"{where}, row {given.index(distinct[number])}: label_id is {values[number]}, and the numbers of label_id are "
+        f"{where}, row {given.index(distinct[number])}: uid is {values[number]}, and the numbers of uid are "
         f"not the {'label' if several else 'row'} numbers 0 to {len(values) - 1}{start}. A whole number in label_ids "
-        f"is read as the {place}, but it may be meant as a value of label_id. If it is, write the {place} instead, "
-        f"counted from 0. If not, {'' if several else 'leave label_id out, or '}write label_id as text with a letter, "
-        f'such as "L{values[number]}".'
+        f"is read as the {place}, but it may be meant as a value of uid. If it is, write the {place} instead, "
+        f"counted from 0. If not, {'' if several else 'leave uid out, or '}write uid as text with a letter, "
+        f'such as "L{values[number]}". Or write the uids as text in a column labels, instead of label_ids.'
     )
 
 
 def check_filter_pairs(pairs: np.ndarray, num_rows: int, num_labels: int, where: str) -> None:
-    """Raise if filter pairs do not belong to a split and its labels.
+    """Raise if filter pairs are out of range for a split and its labels.
 
     Args:
         pairs: ``(M, 2)`` whole numbers, row and label.
-        num_rows, num_labels: the number of queries in the split, and of labels.
-        where: the name of the pairs.
+        num_rows: Number of queries in the split.
+        num_labels: Number of labels.
+        where: Name of the pairs.
 
     Raises:
         ValueError: if ``pairs`` has another shape or type, or names a row or a label that does not exist.
@@ -91,6 +92,6 @@ def check_filter_pairs(pairs: np.ndarray, num_rows: int, num_labels: int, where:
         )
     for row, label in pairs[((pairs < 0) | (pairs >= [num_rows, num_labels])).any(1)][:1]:
         raise ValueError(
-            f"{where} names row {row}, label {label}; there are {num_rows} rows and {num_labels} labels. Are they the "
-            "pairs of this split?"
+            f"{where} has row {row}, label {label}, but there are {num_rows} rows and {num_labels} labels. Do the "
+            "pairs belong to this split?"
         )

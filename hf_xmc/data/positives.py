@@ -1,4 +1,4 @@
-"""The positives of queries: label ids and scores whose values are checked, each label once in a row."""
+"""The positives of queries: checked label ids and scores, with each label once per row."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ logger = logging.getLogger(__name__)
 
 
 def checked_queries(queries: object, num_labels: int, name: str) -> Dataset:
-    """Return the columns of queries that training reads, with every value checked and repeated positives merged.
+    """Return the columns of queries for training, with every value checked and repeated positives merged.
 
     Args:
-        queries: a data set with columns ``text``, ``label_ids`` and optionally ``label_scores``.
-        num_labels: label ids must be below it.
-        name: what to call the data set in messages.
+        queries: Data set with columns ``text``, ``label_ids`` and optionally ``label_scores``.
+        num_labels: Number of labels, which all label ids must be below.
+        name: Name of the data set in messages.
 
     Raises:
-        ValueError: if a column is missing or has a wrong form, or a value is wrong; the message names row and column.
+        ValueError: if a column is missing, or a column or value is invalid. The message names row and column.
     """
     dataset = check_queries(queries, num_labels, name)
     dataset = dataset.select_columns([column for column in QUERY_COLUMNS if column in dataset.column_names])
@@ -40,16 +40,15 @@ def checked_splits(queries: object, num_labels: int, name: str) -> Dataset | Dat
 
 
 def check_queries(queries: object, num_labels: int, name: str) -> Dataset:
-    """Return a data set of queries once its columns are found to be right; arguments and errors as above.
+    """Return a data set of queries after checking its columns; arguments and errors as in :func:`checked_queries`.
 
-    Labels that a row names twice are left as they are: looking for them takes a sort, which every reader of positives
-    does.
+    Repeated labels of a row stay, because finding them takes a sort, which every reader of positives does.
     """
     dataset = as_dataset(queries, name)
     if missing := {"text", "label_ids"} - set(dataset.column_names):
         raise ValueError(
-            f"{name} has no column {', '.join(sorted(missing))}; it has {', '.join(dataset.column_names)}. "
-            "`load_xmc(...).train` has what is needed."
+            f"{name} has no column {', '.join(sorted(missing))}, only {', '.join(dataset.column_names)}. "
+            "`load_xmc(...).train` has the right columns."
         )
     texts_of(dataset, f"{name}, row ")
     check_positives(*ragged(dataset, f"{name}, row "), num_labels, (f"{name}, row " + "{}").format)
@@ -71,16 +70,16 @@ def with_positives(dataset: Dataset, positives: Positives) -> Dataset:
 def positives_of(queries: Dataset, num_labels: int, where: str = "row ") -> Positives:
     """Return the positives of queries, with every value checked.
 
-    A label that a row names twice counts once, with its largest score, and a label of score 0 is not a positive, as in
-    :func:`hf_xmc.load_xmc`. A line in the log counts both.
+    A repeated label of a row counts once, with its largest score, and a label with score 0 is not a positive, as in
+    :func:`hf_xmc.load_xmc`. A log line counts both.
 
     Args:
-        queries: a data set with columns ``label_ids`` and optionally ``label_scores``.
-        num_labels: label ids must be below it.
-        where: begins messages; a row number follows.
+        queries: Data set with columns ``label_ids`` and optionally ``label_scores``.
+        num_labels: Number of labels, which all label ids must be below.
+        where: Beginning of messages, which a row number follows.
 
     Raises:
-        ValueError: if a column has a wrong form or a value is wrong; the message names row and column.
+        ValueError: if a column or value is invalid. The message names row and column.
     """
     return _merged(ragged(queries, where), num_labels, where)
 
@@ -92,7 +91,7 @@ def _merged(positives: Positives, num_labels: int, where: str) -> Positives:
     if not zeros and not repeated:
         return positives
     logger.warning(
-        "%s: %d labels that a row names again count once, and %d labels with score 0 are not positives.",
+        "%s: %d repeated labels count once, and %d labels with score 0 are not positives.",
         where.removesuffix("row ").rstrip(", ") or "queries",
         repeated,
         zeros,
@@ -108,12 +107,12 @@ def check_positives(
     num_labels: int,
     where: Callable[[int], str],
 ) -> None:
-    """Raise for values that cannot be right.
+    """Raise if a label id or a score is wrong.
 
     Args:
-        offsets, label_ids, scores: as in :class:`hf_xmc.data.columns.Positives`.
-        num_labels: label ids must be below it.
-        where: names a row in messages.
+        offsets, label_ids, scores: As in :class:`hf_xmc.data.columns.Positives`.
+        num_labels: Number of labels, which all label ids must be below.
+        where: Function that returns the name of a row for messages.
 
     Raises:
         ValueError: if a label id is out of range, a score is negative or not finite, or rows are flags instead of ids.
@@ -121,23 +120,28 @@ def check_positives(
     for at in np.flatnonzero((label_ids < 0) | (label_ids >= num_labels))[:1]:
         raise ValueError(
             f"{where(row_of(offsets, at))}: label id {label_ids[at]}, but there are only {num_labels} labels "
-            f"(label_ids go from 0 to {num_labels - 1}). Do the queries and the labels belong together?"
+            f"(label_ids go from 0 to {num_labels - 1}). Are the queries and the labels from the same data set?"
         )
-    refuse_flags(offsets, label_ids, num_labels, where)
+    check_not_multi_hot(offsets, label_ids, num_labels, where)
     if scores is not None:
-        for at in np.flatnonzero(~(np.isfinite(scores) & (scores >= 0)))[:1]:
-            raise ValueError(
-                f"{where(row_of(offsets, at))}: relevance {scores[at]} of label {label_ids[at]}; expected a number of "
-                "0 or more in label_scores."
-            )
+        check_scores(offsets, label_ids, scores, where)
+
+
+def check_scores(offsets: np.ndarray, label_ids: np.ndarray, scores: np.ndarray, where: Callable[[int], str]) -> None:
+    """Raise ``ValueError`` if a score is negative or not finite; arguments as in :func:`check_positives`."""
+    for at in np.flatnonzero(~(np.isfinite(scores) & (scores >= 0)))[:1]:
+        raise ValueError(
+            f"{where(row_of(offsets, at))}: label_scores must be finite and at least 0, got {scores[at]} for label "
+            f"{label_ids[at]}."
+        )
 
 
 def kept_positives(
     offsets: np.ndarray, label_ids: np.ndarray, scores: np.ndarray | None, num_labels: int
 ) -> tuple[np.ndarray, int, int]:
-    """Return which positives count, how many have score 0, and how many others are named again in their row.
+    """Return a mask of the positives that count, and the numbers with score 0 and of repetitions in a row.
 
-    Of a label that a row names twice, the one with the larger score counts.
+    Among repetitions of a label in a row, the one with the largest score counts.
     """
     keep = np.ones(len(label_ids), dtype=bool) if scores is None else scores > 0
     zeros = len(keep) - int(keep.sum())
@@ -152,12 +156,14 @@ def kept_positives(
     return keep & ~again, zeros, int((keep & again).sum())
 
 
-def refuse_flags(offsets: np.ndarray, label_ids: np.ndarray, num_labels: int, where: Callable[[int], str]) -> None:
-    """Raise a ``ValueError`` if rows hold one flag for each label instead of label ids.
+def check_not_multi_hot(
+    offsets: np.ndarray, label_ids: np.ndarray, num_labels: int, where: Callable[[int], str]
+) -> None:
+    """Raise ``ValueError`` if rows contain flags, one per label, instead of label ids.
 
-    Rows are flags if each is as long as the list of labels, holds 0 and 1 only, and some row is not 0, 1: as label ids,
-    such rows would name a label twice, or every label in a row that is not ascending. So are several rows of another
-    length, the same one for all and more than two: the list may be that of label texts, or of other labels.
+    Rows are flags if each is as long as the list of labels and contains only 0 and 1, and some row is not 0, 1: as
+    label ids, such rows would repeat a label, or name every label in an order that is not ascending. Several rows are
+    also flags if all have another common length above two, which may count label texts or other labels.
     """
     lengths = np.diff(offsets)
     size = int(lengths[0]) if len(lengths) else 0
@@ -172,8 +178,8 @@ def refuse_flags(offsets: np.ndarray, label_ids: np.ndarray, num_labels: int, wh
     about = "as long as the list of labels" if size == num_labels else f"every row has {size} numbers"
     for row in np.flatnonzero((flags[:, 0] != 0) | (flags[:, 1] != 1) | (size > 2))[:1]:
         raise ValueError(
-            f"{where(0)}: label_ids is {shown(flags[0].tolist())}, {about}, and no row has another number than 0 and "
-            "1. They look like one flag for each label; expected the ids of the labels, as `np.flatnonzero(row)` gives "
-            f"them: {np.flatnonzero(flags[row]).tolist()} for row {row}."
-            + (" If they are ids already, write those of each row in ascending order: [0, 1]." if ids else "")
+            f"{where(0)}: label_ids is {shown(flags[0].tolist())}, {about}, and all rows contain only 0 and 1. "
+            "They look like flags, one per label, but label ids are expected. `np.flatnonzero(row)` gives the ids: "
+            f"{np.flatnonzero(flags[row]).tolist()} for row {row}."
+            + (" If they are ids, write each row in ascending order: [0, 1]." if ids else "")
         )

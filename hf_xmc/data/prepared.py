@@ -1,4 +1,4 @@
-"""Prepared data sets on disk: tables that are memory-mapped, and a file that says which tables belong together."""
+"""Prepared data sets on disk: memory-mapped tables, and a file that lists the tables of a data set."""
 
 from __future__ import annotations
 
@@ -13,35 +13,37 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, load_from_disk
 
-from hf_xmc.data.tables import LABELS, QUERIES, Columns
-from hf_xmc.storage.folders import check_replaceable, whole_folder
+from hf_xmc.data.progress import no_bar_for_few
+from hf_xmc.data.readers.tables import LABELS, QUERIES, Columns
+from hf_xmc.storage.folders import atomic_folder, check_replaceable
 
 PREPARED = "xmc_data.json"  # written last: without it, a folder is not a prepared data set
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
-SAMPLED = 10_000  # texts of a table that its digest reads
+SAMPLED = 10_000  # number of texts of a table in its digest
 
 
 class Parts(NamedTuple):
     """The parts of a prepared data set."""
 
-    tables: dict[str, Dataset]  # "labels" and the splits, with the columns that are read
+    tables: dict[str, Dataset]  # "labels" and the splits, with the required columns
     filter_pairs: dict[str, np.ndarray]
-    notes: dict[str, int]
+    load_report: dict[str, int]
 
 
 def write(
-    folder: Path, tables: Mapping[str, Dataset], filter_pairs: Mapping[str, np.ndarray], notes: Mapping[str, int]
+    folder: Path, tables: Mapping[str, Dataset], filter_pairs: Mapping[str, np.ndarray], load_report: Mapping[str, int]
 ) -> None:
-    """Write a prepared data set; the folder appears whole or not at all.
+    """Write a prepared data set. The folder is written completely or not at all.
 
     Raises:
-        ValueError: if the folder holds something else, which is left alone.
+        ValueError: if the folder has other content, which stays unchanged.
     """
     check_replaceable(folder, PREPARED, "is not a prepared data set")
-    with whole_folder(folder) as new:
+    with atomic_folder(folder) as new:
         for name, table in tables.items():
-            table.save_to_disk(new / name)
+            with no_bar_for_few(len(table)):
+                table.save_to_disk(new / name)
         filter_pairs = {name: np.reshape(pairs, (-1, 2)) for name, pairs in filter_pairs.items()}
         for name, pairs in filter_pairs.items():
             np.save(_pairs_file(new, name), pairs)
@@ -51,49 +53,51 @@ def write(
             "filter_pairs": {name: len(pairs) for name, pairs in filter_pairs.items()},
             "digests": {name: digest(table) for name, table in tables.items()}
             | {f"filter_pairs_{name}": _digest_of_pairs(pairs) for name, pairs in filter_pairs.items()},
-            "notes": dict(notes),
+            "load_report": dict(load_report),
         }
         (new / PREPARED).write_text(json.dumps(about, indent=2))
 
 
 def read(folder: Path) -> Parts:
-    """Read what :func:`write` wrote, and check that its parts belong together.
+    """Read a data set written by :func:`write`, and check its parts.
 
     Raises:
-        ValueError: if a part is missing, damaged, or not the one that was saved. The message names it.
+        ValueError: if a part is missing, damaged, or different from the saved one. The message names it.
     """
     about = _read_about(folder / PREPARED)
     tables, pairs = {}, {}
     for name, rows in about["rows"].items():
         tables[name] = _read_table(folder / name)
         if len(tables[name]) != rows:
-            raise ValueError(f"{folder / name} has {len(tables[name])} rows, expected {rows}: prepare it again.")
+            raise ValueError(
+                f"{folder / name} has {len(tables[name])} rows, expected {rows}. Prepare the data set again."
+            )
     for name in SPLITS:
         if name not in tables and (folder / name).exists():
-            raise ValueError(f"{folder / name} is there, but {PREPARED} does not name it: prepare the data set again.")
+            raise ValueError(f"{folder / name} exists, but {PREPARED} does not list it. Prepare the data set again.")
     for name, rows in about["filter_pairs"].items():
         path = _pairs_file(folder, name)
         try:
             pairs[name] = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{path} is missing or damaged ({error}): prepare the data set again.") from None
+            raise ValueError(f"{path} is missing or damaged ({error}). Prepare the data set again.") from None
         if pairs[name].shape != (rows, 2):
-            raise ValueError(f"{path} has shape {pairs[name].shape}, expected ({rows}, 2): prepare it again.")
+            raise ValueError(f"{path} has shape {pairs[name].shape}, expected ({rows}, 2). Prepare the data set again.")
     digests = {name: digest(table) for name, table in tables.items()}
     digests |= {f"filter_pairs_{name}": _digest_of_pairs(array) for name, array in pairs.items()}
-    for name, expected in about.get("digests", digests).items():  # older folders have none
+    for name, expected in about.get("digests", digests).items():  # missing in older folders
         if digests.get(name) != expected:
             raise ValueError(
-                f"{folder / name} is not the part that was saved with this data set. Was it replaced, or swapped with "
-                "another part? Prepare the data set again."
+                f"{folder / name} differs from the part that was saved with this data set, so it may have been "
+                "replaced or swapped. Prepare the data set again."
             )
-    return Parts(tables, pairs, about["notes"])
+    return Parts(tables, pairs, about["load_report"])
 
 
 def digest(table: Dataset) -> str:
-    """Return a SHA-256 of the columns that are read: all numbers, the lengths of all texts, and a sample of the texts.
+    """Return a SHA-256 of the required columns: all numbers, the lengths of all texts, and a sample of the texts.
 
-    It does not read every text, so that a large data set still opens at once.
+    It does not read every text, so that a large data set opens quickly.
     """
     found = hashlib.sha256(str(len(table)).encode())
     for name in _columns_of(table):
@@ -130,16 +134,17 @@ def _read_about(path: Path) -> dict[str, Any]:
         about = json.loads(path.read_text())
         version = about.get("format_version")
     except (ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}): prepare the data set again.") from None
+        raise ValueError(f"{path} is damaged ({error}). Prepare the data set again.") from None
     if version != FORMAT_VERSION:
         raise ValueError(
-            f"{path.parent} was prepared in format {version}, this version reads {FORMAT_VERSION}: prepare it again."
+            f"{path.parent} was prepared in format {version}, but this version reads {FORMAT_VERSION}. "
+            "Prepare it again."
         )
-    kinds = {name: isinstance(about.get(name), dict) for name in ("rows", "filter_pairs", "notes")}
+    kinds = {name: isinstance(about.get(name), dict) for name in ("rows", "filter_pairs", "load_report")}
     if not all(kinds.values()) or not {"labels", "train"} <= about["rows"].keys() <= {"labels", *SPLITS}:
         raise ValueError(
-            f"{path} is damaged: expected rows of labels, train and perhaps validation and test, filter_pairs and "
-            "notes. Prepare the data set again."
+            f"{path} is damaged: expected rows of labels, train and optionally validation and test, filter_pairs and "
+            "load_report. Prepare the data set again."
         )
     return dict(about)
 
@@ -148,8 +153,8 @@ def _read_table(folder: Path) -> Dataset:
     try:
         table = load_from_disk(folder)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise ValueError(f"{folder} is missing or damaged ({error}): prepare the data set again.") from None
+        raise ValueError(f"{folder} is missing or damaged ({error}). Prepare the data set again.") from None
     if not isinstance(table, Dataset):
-        raise ValueError(f"{folder} holds a {type(table).__name__}; expected one table. Prepare the data set again.")
+        raise ValueError(f"{folder} must be a single table, got a {type(table).__name__}. Prepare the data set again.")
     columns = LABELS if folder.name == "labels" else QUERIES
     return table.select_columns(columns.among(table.column_names, str(folder)))

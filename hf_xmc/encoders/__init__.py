@@ -1,1 +1,1 @@
-"""Encoders made from the texts at hand, and how texts become embeddings."""
+"""Encoders built from given texts, and the embedding of texts."""

@@ -1,4 +1,4 @@
-"""The forward pass of an encoder, as its ``encode_*`` methods make it, with a gradient."""
+"""The forward pass of an encoder, as in its ``encode_*`` methods but with a gradient."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-Features = dict[str, Any]  # what an encoder's `preprocess` returns for texts, and their ROLE
-ROLE = "role"  # key of the features that is not for the encoder: "query" or "document"
+Features = dict[str, Any]  # output of an encoder's `preprocess`, and the ROLE of the texts
+ROLE = "role"  # key of "query" or "document", which the encoder does not read
 
 
 def embed(encoder: nn.Module, features: Features) -> Tensor:
@@ -17,7 +17,7 @@ def embed(encoder: nn.Module, features: Features) -> Tensor:
 
     They are those of ``encode_query`` or ``encode_document``: the task is passed on, and ``truncate_dim`` is applied.
     """
-    inputs = dict(features)  # modules write into the dict that they are given
+    inputs = dict(features)  # modules modify their input dict
     role = inputs.pop(ROLE, None)
     output = encoder(inputs) if role is None else encoder(inputs, task=role)
     embeddings: Tensor = output["sentence_embedding"]
@@ -25,17 +25,17 @@ def embed(encoder: nn.Module, features: Features) -> Tensor:
 
 
 def forget_autocast(encoder: nn.Module) -> dict[str, Any]:
-    """Let an encoder embed in the precision of its weights again, and return what has been taken off.
+    """Make an encoder embed in the precision of its weights again, and return the removed ``forward``.
 
-    Accelerate puts a method ``forward`` with autocast into a model that trains in mixed precision, and leaves it there.
-    A loaded encoder has none, so label embeddings that were made with it would not be those of the saved encoder.
+    Accelerate gives a model in mixed precision a ``forward`` with autocast, and leaves it there after training. A
+    loaded encoder has no such ``forward``, so its embeddings would differ from label embeddings computed with autocast.
     """
     return {name: vars(encoder).pop(name) for name in ("forward", "_original_forward") if name in vars(encoder)}
 
 
 @contextmanager
 def without_autocast(encoder: nn.Module) -> Iterator[None]:
-    """Embed in the precision of the weights, also while a run in mixed precision goes on."""
+    """Embed in the precision of the weights, even during a run in mixed precision."""
     taken = forget_autocast(encoder)
     try:
         yield

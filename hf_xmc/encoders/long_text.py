@@ -1,4 +1,4 @@
-"""Texts longer than an encoder reads: what is cut off, and chunks of them that it reads whole."""
+"""Texts that exceed the encoder's limit: count the tokens that are cut off, or split texts into chunks."""
 
 from __future__ import annotations
 
@@ -10,27 +10,26 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Router
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hf_xmc.encoders import phrases
 from hf_xmc.encoders.encode import compares_by_cosine
-from hf_xmc.encoders.roles import normalises, preprocess
+from hf_xmc.encoders.rewriting import MAX_WORDS
+from hf_xmc.encoders.roles import normalises, preprocess, query_modules
 from hf_xmc.topk import TopK, distinct
 
 LONG_TEXT = ("truncate", "mean", "max")
-WORD = re.compile(r"[!-/:-@\[-^`{-~]|[^\s!-/:-@\[-`{-~]+")  # of an encoder with phrases
 
 
 class Truncation(NamedTuple):
-    """The number of tokens that an encoder does not read, because texts are too long."""
+    """The numbers of texts that are too long and of tokens that are cut off."""
 
     num_texts: int
     num_cut: int
-    tokens_cut: int  # of all texts together
-    max_tokens: int | None  # of a text that are read; None where all are
+    tokens_cut: int  # in all texts
+    max_tokens: int | None  # maximum per text; None if texts of any length are read
 
     def __str__(self) -> str:
         if self.max_tokens is None:
@@ -43,22 +42,22 @@ class Truncation(NamedTuple):
 
 
 class Chunks(NamedTuple):
-    """Parts of texts, each short enough to be read whole."""
+    """Parts of texts that are short enough for the encoder."""
 
-    texts: list[str]  # C of them
-    text_of: np.ndarray  # (C,) the text of each
-    tokens: np.ndarray  # (C,) how long it is
+    texts: list[str]  # C chunks
+    text_of: np.ndarray  # (C,), the text of each chunk
+    tokens: np.ndarray  # (C,), the length of each chunk
 
 
 def max_tokens(encoder: SentenceTransformer) -> int | None:
-    """Return the number of tokens of a query that are read, without its prompt and special tokens.
+    """Return the maximum number of tokens of a query, without its prompt and special tokens.
 
-    ``None`` if there is no limit, or if it cannot be known because the encoder has no tokenizer.
+    The result is ``None`` if there is no limit, or if the encoder has no tokenizer that tells it.
     """
-    reader = _reader(encoder)
+    reader = query_modules(encoder)[0]
     tokenizer = getattr(reader, "tokenizer", None)
-    if phrases.writes_phrases(tokenizer):
-        return phrases.MAX_WORDS
+    if phrases.is_phrase_encoder(encoder):
+        return MAX_WORDS
     given = getattr(reader, "processing_kwargs", None) or {}
     limits = given.get("text", {}).get("max_length"), getattr(reader, "query_length", None)
     limit = next((limit for limit in limits if limit is not None), getattr(reader, "max_seq_length", None))
@@ -74,15 +73,15 @@ def truncation(encoder: SentenceTransformer, texts: Sequence[str]) -> Truncation
     limit = max_tokens(encoder)
     if limit is None:
         return Truncation(len(texts), 0, 0, None)
-    # A token of ASCII is a character or more, but for a mark of the start. Of others it may be a byte, or a part that a
-    # character is decomposed into.
+    # An ASCII text has no more tokens than characters, apart from a start token. Other characters may be split into
+    # bytes or decomposed into several tokens.
     unsure = [text for text in texts if len(text) >= limit or not text.isascii()]
     over = [size - limit for size in _sizes(encoder, unsure)]
     return Truncation(len(texts), sum(n > 0 for n in over), sum(n for n in over if n > 0), limit)
 
 
 def chunks_of(encoder: SentenceTransformer, texts: Sequence[str]) -> Chunks:
-    """Texts in parts, as long as can be read and cut between words; a short one is its own part."""
+    """Split texts between words into chunks of maximum length; a short text is one chunk."""
     limit = max_tokens(encoder)
     if limit is None:
         return Chunks(list(texts), np.arange(len(texts)), np.ones(len(texts), np.int64))
@@ -93,7 +92,7 @@ def chunks_of(encoder: SentenceTransformer, texts: Sequence[str]) -> Chunks:
             stop = start + limit
             while stop > start and tokens[stop].word == tokens[stop - 1].word:
                 stop -= 1
-            stop = start + limit if stop == start else stop  # a word longer than all that is read
+            stop = start + limit if stop == start else stop  # a word longer than a chunk is split
             parts.append((text[tokens[start].start : tokens[stop - 1].stop], number, stop - start))
             start = stop
         parts.append((text[tokens[start].start :] if start else text, number, max(1, len(tokens) - start)))
@@ -102,9 +101,9 @@ def chunks_of(encoder: SentenceTransformer, texts: Sequence[str]) -> Chunks:
 
 
 def mean_of_chunks(encoder: SentenceTransformer, embeddings: Tensor, chunks: Chunks, num_texts: int) -> Tensor:
-    """Return ``(N, D)``: the mean of a text's chunks ``(C, D)`` by their tokens, of unit norm if the encoder's are.
+    """Return the ``(N, D)`` mean of the chunks ``(C, D)`` of each text, weighted by their numbers of tokens.
 
-    A chunk that embeds to zero, because nothing in it was recognised, does not count.
+    The mean has unit norm if the encoder's embeddings do. Chunks that embed to zero do not count.
     """
     tokens = chunks.tokens * embeddings.any(1).cpu().numpy()
     share = tokens / np.maximum(1, np.bincount(chunks.text_of, weights=tokens, minlength=num_texts)[chunks.text_of])
@@ -119,15 +118,15 @@ def mean_of_chunks(encoder: SentenceTransformer, embeddings: Tensor, chunks: Chu
 
 
 def pairs_of_chunks(pairs: np.ndarray, chunks: Chunks) -> np.ndarray:
-    """Pairs (chunk, label) of pairs (text, label)."""
+    """Return the pairs (chunk, label) of pairs (text, label)."""
     each = [(chunk, label) for text, label in pairs for chunk in np.flatnonzero(chunks.text_of == text)]
     return np.array(each, dtype=np.int64).reshape(-1, 2)
 
 
 def max_of_chunks(found: TopK, chunks: Chunks, num_texts: int) -> TopK:
-    """The best labels of each text, scored by the best of its chunks, from the ``k`` best of each chunk.
+    """Return the ``k`` best labels of each text, given those of each chunk. A label gets the score of its best chunk.
 
-    That is exact: a label among the ``k`` best of a text is among the ``k`` best of the chunk it scores highest in.
+    The result is exact: a label among the ``k`` best of a text is among the ``k`` best of its best chunk.
     """
     k = found.label_ids.shape[1]
     place = np.arange(len(chunks.text_of)) - np.searchsorted(chunks.text_of, chunks.text_of)
@@ -146,20 +145,11 @@ class _Token(NamedTuple):
     word: int | None
 
 
-def _reader(encoder: SentenceTransformer) -> Any:
-    """Return the module that reads queries: the first one, or the first one on the route of queries."""
-    first: Any = encoder[0]
-    while isinstance(first, Router):
-        towers: Any = first.sub_modules
-        first = towers[first._resolve_route(task="query", modality="text")][0]
-    return first
-
-
 def _sizes(encoder: SentenceTransformer, texts: Sequence[str]) -> list[int]:
-    """Return how many tokens each text has."""
-    tokenizer = _reader(encoder).tokenizer
-    if phrases.writes_phrases(tokenizer):
-        return [len(WORD.findall(text)) for text in texts]
+    """Return the number of tokens of each text."""
+    tokenizer = query_modules(encoder)[0].tokenizer
+    if (rewriting := phrases.rewriting_of(encoder)) is not None:
+        return [len(rewriting.spans(text)) for text in texts]
     if texts and isinstance(tokenizer, PreTrainedTokenizerBase):
         read = tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)
         return list(map(len, read["input_ids"]))
@@ -173,12 +163,12 @@ def _size(tokenizer: Any, text: str) -> int:
 
 
 def _tokens(encoder: SentenceTransformer, texts: Sequence[str]) -> list[list[_Token]]:
-    """Return where the tokens of each text stand, and to which word each belongs."""
+    """Return the position and the word number of each token of each text."""
     if not texts:
         return []
-    tokenizer = _reader(encoder).tokenizer
-    if phrases.writes_phrases(tokenizer):
-        return [[_Token(word.start(), word.end(), n) for n, word in enumerate(WORD.finditer(text))] for text in texts]
+    tokenizer = query_modules(encoder)[0].tokenizer
+    if (rewriting := phrases.rewriting_of(encoder)) is not None:
+        return [[_Token(*span, number) for number, span in enumerate(rewriting.spans(text))] for text in texts]
     if not getattr(tokenizer, "is_fast", False):
         return [_spread(tokenizer, text) for text in texts]
     read = tokenizer(
@@ -191,7 +181,7 @@ def _tokens(encoder: SentenceTransformer, texts: Sequence[str]) -> list[list[_To
 
 
 def _spread(tokenizer: Any, text: str) -> list[_Token]:
-    """Return the tokens of each word, spread evenly over it, for a tokenizer that does not say where they stand."""
+    """Return evenly spaced tokens in each word, for a tokenizer that does not report positions."""
     tokens = []
     for number, word in enumerate(re.finditer(r"\S+", text)):
         size, length = _size(tokenizer, word.group()), len(word.group())

@@ -1,22 +1,25 @@
-"""A static encoder that knows phrases: every word has a vector, and so has every frequent pair of neighbouring words.
+"""A static encoder with a vector for each word and for each frequent pair of neighbouring words.
 
 A tokenizer cuts a text into pieces that do not overlap, but *small cat* and *cat family* both contain *cat*. So a text
-is first rewritten, pairs after words:
+is first rewritten, with pairs after words:
 
     a small cat  ->  a small cat a_small small_cat
 
-and the tokens of that are looked up and averaged as in any static encoder. For training, :func:`with_phrases` rewrites
-the data once, and :func:`phrase_encoder` makes the encoder of such texts. Afterwards :func:`standalone` puts the
-trained table behind a tokenizer that rewrites by itself: its chat template, a small program that stock tokenizers run
-over what they are given, is the rewriting. What comes out reads plain text and loads in sentence-transformers alone.
+In scripts without spaces between words, each character is a word, and runs of three and four characters follow the
+pairs. If many words of new texts will be unseen, as in inflected languages, runs of four letters of each word follow.
+
+The tokens of the rewritten text are looked up and averaged, as in any static encoder. For training,
+:func:`with_phrases` rewrites the data once, and :func:`phrase_encoder` makes an encoder for rewritten texts. After
+training, :func:`standalone_encoder` moves the rewriting into the chat template of the tokenizer, which stock tokenizers
+run on their input. The result reads plain text and loads in sentence-transformers alone.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -25,65 +28,86 @@ import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 from transformers import OpenAIGPTConfig, OpenAIGPTModel, PreTrainedTokenizerFast
 
 from hf_xmc.data.dataset import XMCData
 from hf_xmc.data.prepared import SPLITS
-from hf_xmc.encoders.roles import named_prompts
-from hf_xmc.encoders.static import UNKNOWN, encoder_of
-
-MAX_WORDS = 512  # of a text: the rest is not read
-MAX_TOKENS = 4 * MAX_WORDS  # words and pairs, and room for words that fall into pieces
-SPACED = {ord(mark): f" {mark} " for mark in "!\"#$%&'()*+,-./:;<=>?@[\\]^`{|}~"} | {ord("_"): " "}  # _ joins pairs
-WORDS = (
-    f"{{%- set words = messages[-1].content.translate({SPACED}).split()[:{MAX_WORDS}] -%}}"
-    f"{{{{- words | join(' ') or '{UNKNOWN}' -}}}}"  # a text without a word is one unknown token, never none
-    "{%- for i in range(1, words | length) %} {{ words[i - 1] }}_{{ words[i] }}{%- endfor -%}"
+from hf_xmc.data.progress import no_bar_for_few
+from hf_xmc.encoders.rewriting import (
+    MAX_WORDS,
+    REWRITINGS,
+    UNKNOWN,
+    WITH_LETTERS,
+    WORDS,
+    Rewriting,
+    needs_letters,
 )
-TEMPLATE = "{%- if messages | length > 1 -%}{{- messages[0].content -}}{%- endif -%}" + WORDS  # a prompt comes first
-TEMPLATES = (TEMPLATE, WORDS)  # the second, of models saved by earlier versions, leaves the prompt out
+from hf_xmc.encoders.roles import named_prompts, query_modules
+from hf_xmc.encoders.static import encoder_of, lower
+
+MAX_TOKENS = 4 * MAX_WORDS  # words, pairs and runs of characters
+MAX_LETTER_TOKENS = 12 * MAX_WORDS  # with the letters of words
+MAX_CHARACTERS = 100  # in a token; longer words are cut
+
+logger = logging.getLogger(__name__)
 
 
-def write_phrases(texts: Sequence[str]) -> list[str]:
-    """Each text as its words, then its pairs of neighbouring words; a punctuation mark is a word.
+def rewrite_phrases(texts: Sequence[str], letters: bool = False) -> list[str]:
+    """Rewrite each text as its words, then its pairs of neighbouring words; a punctuation mark is a word.
 
-    >>> write_phrases(["A small cat."])
-    ['A small cat . A_small small_cat cat_.']
+    In scripts without spaces, a word is a character with its marks, and three and four neighbouring ones follow.
+
+    Args:
+        texts: The texts.
+        letters: Whether the runs of four letters of each word follow too, as for inflected languages.
+
+    >>> rewrite_phrases(["A small cat.", "\u9ed2\u3044\u732b"])
+    ['A small cat . A_small small_cat cat_.', '\u9ed2 \u3044 \u732b \u9ed2_\u3044 \u3044_\u732b _\u9ed2\u3044\u732b']
+    >>> rewrite_phrases(["cats"], letters=True)
+    ['cats _<cat _cats _ats>']
     """
-    return [_rewritten(text) for text in texts]
+    rewriting = WITH_LETTERS if letters else WORDS
+    return [rewriting.rewrite(text) for text in texts]
 
 
-def _rewritten(text: str) -> str:
-    """Rewrite one text as the chat template does, but faster."""
-    words = text.translate(SPACED).split()[:MAX_WORDS]
-    return " ".join([*words, *map("_".join, pairwise(words))]) or UNKNOWN
+def with_phrases(data: XMCData, letters: bool | None = None) -> XMCData:
+    """Return the data set with its texts rewritten by :func:`rewrite_phrases`.
 
-
-def with_phrases(data: XMCData) -> XMCData:
-    """The same data set, its texts rewritten by :func:`write_phrases`."""
+    Args:
+        data: The data set.
+        letters: Whether the letters of words are written. By default, they are if more than 3 % of the words of new
+            texts are expected to be unseen, judged by the words that occur once in the training texts.
+    """
+    if letters is None:
+        letters = needs_letters(data.train["text"])
+        if letters:
+            logger.info("Many words of new texts will be unseen, so the encoder also reads the letters of words.")
     tables: dict[str, Dataset] = {name: getattr(data, name) for name in (*SPLITS, "labels")}
-    return replace(
-        data,
-        **{
-            name: table.map(lambda rows: {"text": write_phrases(rows["text"])}, batched=True, desc=f"phrases of {name}")
-            for name, table in tables.items()
-            if table is not None
-        },
-    )
+    rewritten = {}
+    for name, table in tables.items():
+        if table is not None:
+            with no_bar_for_few(len(table)):
+                rewritten[name] = table.map(
+                    lambda rows: {"text": rewrite_phrases(rows["text"], letters)},
+                    batched=True,
+                    desc=f"phrases of {name}",
+                )
+    return replace(data, **rewritten)
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int = 50_000, num_phrases: int = 100_000) -> Tokenizer:
-    """Tokens of rewritten texts: word pieces (Schuster & Nakajima, 2012), and the most frequent pairs.
+    """Train a tokenizer of rewritten texts: word pieces (Schuster & Nakajima, 2012), and frequent pairs and runs.
 
-    A rare word falls into pieces, a rare pair is one unknown token. The same texts give the same tokens.
+    A rare word is split into pieces, and a rare pair or run is one unknown token. Words of more than 100 characters are
+    cut. The same texts give the same tokens.
     """
-    lower = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    split_texts = [lower.normalize_str(text).split() for text in texts if text != UNKNOWN]
+    normalizer = lower()
+    split_texts = [normalizer.normalize_str(text).split() for text in texts if text != UNKNOWN]
     single = [[word for word in words if "_" not in word] for words in split_texts]
-    # Unless pieces of one letter are given, the trainer numbers them as a hash table has them, and ties follow that.
+    # Without given one-letter pieces, the trainer numbers them in the order of a hash table, which then breaks ties.
     letters = sorted({f"##{letter}" for words in single for word in words for letter in word[1:]})
     pieces = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
     pieces.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -94,8 +118,10 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int = 50_000, num_phrases:
     repeated = (pair for pair, count in pairs.most_common(num_phrases) if count > 1)
     vocab |= {pair: number for number, pair in enumerate(repeated, start=len(vocab))}
 
-    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token=UNKNOWN))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = lower, pre_tokenizers.WhitespaceSplit()
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token=UNKNOWN, max_input_chars_per_word=MAX_CHARACTERS))
+    long_words = pre_tokenizers.Split(Regex(rf"\G[^_]{{{MAX_CHARACTERS}}}(?=[^_]*$)"), "isolated")
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), long_words])
     tokenizer.add_special_tokens([UNKNOWN])
     return tokenizer
 
@@ -110,18 +136,17 @@ def phrase_encoder(
     seed: int = 0,
     device: str | None = None,
 ) -> SentenceTransformer:
-    """Make an encoder of **rewritten** texts, for training; :func:`standalone` turns it into one of plain texts.
+    """Make an encoder of **rewritten** texts, for training. :func:`standalone_encoder` converts it to plain texts.
 
-    What the texts do not contain adds nothing to an embedding: pairs without a vector of their own, and words with a
-    character that occurs in no text, are the unknown token, which is zero and stays zero in training. It counts in the
-    mean, here and after :func:`standalone`. Word pieces that the texts do not use start at zero, as in
-    :func:`hf_xmc.static_encoder`. So a text of which nothing is known embeds to zero.
+    Unknown words add nothing to an embedding. A pair without a vector, or a word with a character that occurs in no
+    text, becomes the unknown token, which stays zero in training and counts in the mean. Word pieces that the texts do
+    not use start at zero, as in :func:`hf_xmc.static_encoder`. So a text without a known word embeds to zero.
 
     Args:
-        texts: Texts rewritten by :func:`write_phrases`, such as those of the training queries and the labels.
+        texts: Texts rewritten by :func:`rewrite_phrases`, such as those of the training queries and the labels.
         embedding_dim: Size of the vectors.
         vocab_size: Maximum number of word pieces.
-        num_phrases: Maximum number of pairs; a pair that occurs only once has no vector.
+        num_phrases: Maximum number of pairs and runs; those that occur only once have no vector.
         std, seed, device: As in :func:`hf_xmc.static_encoder`.
 
     Raises:
@@ -130,28 +155,30 @@ def phrase_encoder(
     return encoder_of(train_tokenizer(texts, vocab_size, num_phrases), texts, embedding_dim, std, seed, device)
 
 
-def standalone(encoder: SentenceTransformer) -> SentenceTransformer:
+def standalone_encoder(encoder: SentenceTransformer) -> SentenceTransformer:
     """Convert a trained encoder of :func:`phrase_encoder` to an encoder of plain texts.
 
-    Embeddings are those of the rewritten texts, with the same prompts, precision and ``truncate_dim``. The table
-    becomes the input embedding of a transformer without layers, the only stock module whose tokenizer runs a chat
-    template; positions are given a zero.
+    Embeddings equal those of the rewritten texts, with the same prompts, precision and ``truncate_dim``. The vectors
+    become the input embeddings of a transformer without layers, because only its tokenizer runs a chat template. Its
+    position embeddings are zero.
 
     Raises:
-        ValueError: if another function made the encoder.
+        ValueError: if :func:`phrase_encoder` did not make the encoder.
     """
     if len(encoder) != 1 or not isinstance(encoder[0], StaticEmbedding):
         modules = ", ".join(type(module).__name__ for module in encoder)
-        raise ValueError(f"expected one StaticEmbedding, as phrase_encoder makes, got {modules}.")
+        raise ValueError(f"`encoder` must be a single StaticEmbedding from phrase_encoder, got {modules}.")
     table = encoder[0].embedding.weight.detach().cpu()
+    letters = any(token.startswith("_") for token in encoder[0].tokenizer.get_vocab() if "<" in token or ">" in token)
+    rewriting, max_tokens = (WITH_LETTERS, MAX_LETTER_TOKENS) if letters else (WORDS, MAX_TOKENS)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=encoder[0].tokenizer,
         unk_token=UNKNOWN,
         pad_token=UNKNOWN,
-        model_max_length=MAX_TOKENS,
-        chat_template=TEMPLATE,
+        model_max_length=max_tokens,
+        chat_template=rewriting.template,
     )
-    size: dict[str, Any] = {"vocab_size": len(table), "n_embd": table.shape[1], "n_positions": MAX_TOKENS}
+    size: dict[str, Any] = {"vocab_size": len(table), "n_embd": table.shape[1], "n_positions": max_tokens}
     lookup: Any = OpenAIGPTModel(OpenAIGPTConfig(**size, n_layer=0, n_head=1, embd_pdrop=0.0))
     lookup.to(table.dtype)
     lookup.tokens_embed.weight.data.copy_(table)
@@ -170,41 +197,51 @@ def standalone(encoder: SentenceTransformer) -> SentenceTransformer:
     )
 
 
-def is_standalone(encoder: SentenceTransformer) -> bool:
-    """Return whether :func:`standalone` made this encoder, or a saved copy of it."""
+def is_phrase_encoder(encoder: SentenceTransformer) -> bool:
+    """Return whether the encoder rewrites texts, as the result of :func:`standalone_encoder` does."""
+    return rewriting_of(encoder) is not None
+
+
+def rewriting_of(encoder: SentenceTransformer) -> Rewriting | None:
+    """Return how the encoder rewrites texts, or ``None`` if it does not; releases keep the way they were made with."""
+    tokenizer = getattr(query_modules(encoder)[0], "tokenizer", None)
+    template = getattr(tokenizer, "chat_template", None)
+    return REWRITINGS.get(template) if isinstance(template, str) else None
+
+
+def averages_phrases(encoder: SentenceTransformer) -> bool:
+    """Return whether embeddings are float32 means of word and phrase vectors, with no further module."""
     modules: list[Any] = list(encoder)
-    if len(modules) != 2 or not isinstance(modules[0], Transformer) or not isinstance(modules[1], Pooling):
+    if [type(module) for module in modules] != [Transformer, Pooling] or not is_phrase_encoder(encoder):
         return False
-    model, written = modules[0].auto_model, writes_phrases(modules[0].tokenizer)
+    model = modules[0].auto_model
     bare = isinstance(model, OpenAIGPTModel) and model.config.n_layer == 0 and model.dtype == torch.float32
-    return bare and written and modules[1].pooling_mode == "mean"
-
-
-def writes_phrases(tokenizer: Any) -> bool:
-    """Return whether a tokenizer is one that rewrites texts, as :func:`standalone` makes it."""
-    return getattr(tokenizer, "chat_template", None) in TEMPLATES
+    return bare and modules[1].pooling_mode == "mean"
 
 
 @torch.inference_mode()
-def embed_standalone(
+def embed_phrases(
     encoder: SentenceTransformer, texts: Sequence[str], batch_size: int = 1024, prompt: str | None = None
 ) -> Tensor:
-    """Return the ``(N, D)`` embeddings of a :func:`standalone` encoder, up to rounding, in a third of the time."""
+    """Return the ``(N, D)`` embeddings of an encoder from :func:`standalone_encoder`, up to rounding.
+
+    This is 3 to 5 times as fast as ``encode_query``, as measured by ``recipes/benchmarks/encode.py``.
+    """
     first: Any = encoder[0]
-    before = prompt if prompt and first.tokenizer.chat_template == TEMPLATE else ""
+    rewriting = rewriting_of(encoder) or WORDS
+    before = prompt if prompt and rewriting.prompted else ""
     model, tokenizer = first.auto_model, first.tokenizer.backend_tokenizer
-    if tokenizer.padding is not None:  # asked first: threads that read may not set anything at the same time
+    if tokenizer.padding is not None:  # checked first, because threads must not set it at the same time
         tokenizer.no_padding()
-    embeddings = torch.empty(len(texts), model.config.n_embd, device=model.device)
+    device, most = model.device, encoder.max_seq_length  # read once, because their look-up takes long
+    embeddings = torch.empty(len(texts), model.config.n_embd, device=device)
     for start in range(0, len(texts), batch_size):
-        batch = [before + text for text in write_phrases(texts[start : start + batch_size])]
-        tokens = [read.ids[: encoder.max_seq_length] for read in tokenizer.encode_batch_fast(batch, False, False)]
+        batch = [before + rewriting.rewrite(text) for text in texts[start : start + batch_size]]
+        tokens = [read.ids[:most] for read in tokenizer.encode_batch_fast(batch, False, False)]
         sizes = np.array([len(ids) for ids in tokens])
         begin = sizes.cumsum() - sizes
         place = np.arange(sizes.sum()) - np.repeat(begin, sizes)
-        ids, begins, places = (
-            torch.from_numpy(part).to(model.device) for part in (np.concatenate(tokens), begin, place)
-        )
+        ids, begins, places = (torch.from_numpy(part).to(device) for part in (np.concatenate(tokens), begin, place))
         mean = embedding_bag(ids, model.tokens_embed.weight, begins, mode="mean")
         mean += embedding_bag(places, model.positions_embed.weight, begins, mode="mean")
         embeddings[start : start + batch_size] = mean

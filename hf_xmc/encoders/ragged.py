@@ -1,4 +1,4 @@
-"""Features of texts without their padding, from which a batch of any of the texts can be put together."""
+"""Store features of texts without padding, and build padded batches of any of the texts."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import Tensor
 
 from hf_xmc.encoders.forward import Features
 
-SINGLE = (str, int, float, tuple, type(None))  # a feature of one of these types belongs to no single text
+SINGLE = (str, int, float, tuple, type(None))  # a feature of one of these types is the same for all texts
 
 
 class RaggedFeatures(NamedTuple):
     """Features of texts without their padding: one list of tokens for each text."""
 
-    offsets: np.ndarray  # (L + 1,), where the tokens of each text begin, and the end
-    of_tokens: dict[str, np.ndarray]  # by the name of the feature, a value for each token of all texts
-    of_texts: dict[str, np.ndarray]  # by the name of the feature, a value for each text
-    constant: Features  # features that are the same for every text, such as the route to take
-    fill: dict[str, Any]  # by the name of the feature, the value of padding
+    offsets: np.ndarray  # (L + 1,), start of each text's tokens, and the end
+    of_tokens: dict[str, np.ndarray]  # feature name -> one value per token of all texts
+    of_texts: dict[str, np.ndarray]  # feature name -> one value per text
+    constant: Features  # features that are the same for every text, such as the route
+    fill: dict[str, Any]  # feature name -> padding value
     dtypes: dict[str, torch.dtype]
     flat: bool  # whether texts follow each other in one row, as for StaticEmbedding
     left: bool  # whether padding comes first
 
     @classmethod
     def of(cls, features: Features) -> RaggedFeatures | None:
-        """Return the features of a batch without their padding; ``None`` if their form is another one."""
+        """Return the features of a batch without padding, or ``None`` if they have an unknown form."""
         tensors = {name: value for name, value in features.items() if isinstance(value, Tensor)}
         constant = {name: value for name, value in features.items() if name not in tensors}
         if not all(isinstance(value, SINGLE) for value in constant.values()):
@@ -58,7 +58,7 @@ class RaggedFeatures(NamedTuple):
 
     @classmethod
     def joined(cls, parts: Sequence[RaggedFeatures | None]) -> RaggedFeatures | None:
-        """Return the features of several batches as one; ``None`` if their forms differ."""
+        """Return the features of several batches as one, or ``None`` if their forms differ."""
         same = [part for part in parts if part is not None]
         first = same[0] if same else None
         if first is None or len(same) < len(parts):
@@ -100,7 +100,7 @@ class RaggedFeatures(NamedTuple):
 
 
 def _small(tensor: Tensor) -> np.ndarray:
-    """Return the values in the smallest type that holds them."""
+    """Return the values in the smallest integer type that can hold them."""
     values: np.ndarray = tensor.numpy()
     if values.dtype.kind != "i" or not values.size or values.min() < 0:
         return values
@@ -118,7 +118,7 @@ def equal(these: Features, others: Features) -> bool:
 
 
 def token_counts(features: Features, num_texts: int) -> np.ndarray:
-    """Return the number of tokens of each text, with the padding that all texts have; 1 if there are no tokens."""
+    """Return the number of tokens of each text, counting padding that all texts have; 1 if there are no tokens."""
     mask = features.get("attention_mask")
     if "offsets" in features:
         return np.diff(features["offsets"].numpy(), append=len(features["input_ids"]))
@@ -129,7 +129,7 @@ def token_counts(features: Features, num_texts: int) -> np.ndarray:
 
 
 def token_ids(features: Features) -> np.ndarray:
-    """Return the token ids of all texts, one after another, without padding; none if there are no tokens."""
+    """Return the token ids of all texts, one after another, without padding; empty if the features have no tokens."""
     ids, mask = features.get("input_ids"), features.get("attention_mask")
     if ids is None:
         return np.empty(0, np.uint8)

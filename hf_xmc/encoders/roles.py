@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Router
 from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
@@ -52,12 +52,25 @@ def named_prompts(encoder: SentenceTransformer) -> dict[str, str]:
 
 
 def preprocess(encoder: SentenceTransformer, texts: Sequence[str], role: str) -> Features:
-    """Return the features that ``encode_query`` or ``encode_document`` makes of texts, on the CPU."""
+    """Return the features that ``encode_query`` or ``encode_document`` computes for texts, on the CPU."""
     return {**encoder.preprocess(list(texts), prompt=prompt_of(encoder, role), task=role), ROLE: role}
 
 
+def query_modules(encoder: SentenceTransformer) -> list[Any]:
+    """Return the modules that embed a query, in order; for a router, the modules on the query route."""
+    return [passed for module in encoder for passed in _on_route(module)]
+
+
+def _on_route(module: Any) -> list[Any]:
+    if not isinstance(module, Router):
+        return [module]
+    towers: Any = module.sub_modules
+    tower = towers[module._resolve_route(task="query", modality="text")]
+    return [passed for part in tower for passed in _on_route(part)]
+
+
 def normalises(encoder: SentenceTransformer) -> bool:
-    """Return whether the encoder itself gives every embedding unit norm."""
+    """Return whether the encoder itself scales every embedding to unit norm."""
     return isinstance(encoder[-1], Normalize) and encoder.truncate_dim is None
 
 
@@ -74,20 +87,22 @@ def settings(encoder: SentenceTransformer) -> dict[str, Any]:
 
 
 def score_by_product(encoder: SentenceTransformer) -> None:
-    """Make the dot product the encoder's similarity, since the losses score by it, and log the change."""
+    """Set the encoder's similarity to the dot product, which the losses use, and log the change."""
     before = encoder.similarity_fn_name
     if before != "dot" and not (before == "cosine" and normalises(encoder)):
         level = logging.INFO if before == "cosine" else logging.WARNING
-        logger.log(level, "The losses score by the dot product: similarity_fn_name was %r and is now 'dot'.", before)
+        logger.log(
+            level, "Changed similarity_fn_name from %r to 'dot', because the losses score by the dot product.", before
+        )
     encoder.similarity_fn_name = "dot"
 
 
-def refuse_other_settings(encoder: SentenceTransformer, before: dict[str, Any]) -> None:
+def check_unchanged_settings(encoder: SentenceTransformer, before: dict[str, Any]) -> None:
     """Refuse an encoder whose settings have changed.
 
     Args:
         encoder: The encoder.
-        before: What :func:`settings` returned when labels were preprocessed.
+        before: Result of :func:`settings` when the labels were preprocessed.
 
     Raises:
         ValueError: if a setting differs.
@@ -95,8 +110,8 @@ def refuse_other_settings(encoder: SentenceTransformer, before: dict[str, Any]) 
     for name, value in settings(encoder).items():
         if value != before[name]:
             raise ValueError(
-                f"{name} of the encoder must not change while it is trained: it was {before[name]!r} when the trainer "
-                f"was made, and is {value!r} now. Make a new trainer."
+                f"{name} of the encoder must not change during training: it was {before[name]!r} when the trainer was "
+                f"created, and is now {value!r}. Create a new trainer."
             )
 
 
@@ -109,7 +124,7 @@ def check_embeddings(
         encoder: The encoder, which keeps its mode.
         loss: The module whose parameters are trained.
         texts: A few texts.
-        queries: Makes the features of the texts as queries, as training does.
+        queries: Function that returns the features of the texts as queries, as in training.
 
     Raises:
         ValueError: if embeddings differ from those of ``encode_query`` or ``encode_document``, if the encoder cannot
@@ -117,8 +132,8 @@ def check_embeddings(
     """
     if not any(weight.requires_grad for weight in loss.parameters()):
         raise ValueError(
-            "`model` must have a weight to train, but it has none that requires a gradient. Append a Dense module, or "
-            "set requires_grad (update_embeddings of WordEmbeddings)."
+            "`model` must have a trainable weight, but no weight requires a gradient. Append a Dense module, or set "
+            "requires_grad (update_embeddings of WordEmbeddings)."
         )
     training = [module for module in encoder.modules() if module.training]
     for role in PROMPT_NAMES:
@@ -128,15 +143,15 @@ def check_embeddings(
             found = embed(encoder, batch_to_device(features, encoder.device))
         if found.shape != expected.shape or (found - expected).float().norm() > TOLERANCE * expected.float().norm():
             raise ValueError(
-                f"`model` must embed texts by its modules alone, but encode_{role} of {type(encoder).__name__} returns "
-                "other embeddings than its modules, and training would not follow it. Put the difference into a "
-                "module, a prompt or truncate_dim."
+                f"`model` must embed texts with its modules alone, but encode_{role} of {type(encoder).__name__} "
+                "returns other embeddings, and training would not use it. Move the difference into a module, a prompt "
+                "or truncate_dim."
             )
     for module in training:
         module.training = True
 
 
-def refuse_unusable(encoder: SentenceTransformer) -> None:
+def check_usable(encoder: SentenceTransformer) -> None:
     """Raise ``ValueError`` if the encoder cannot embed a text as a query or as a document."""
     for role in PROMPT_NAMES:
         encode(encoder, ["a text"], role, 1)
@@ -154,8 +169,10 @@ def encode(encoder: SentenceTransformer, texts: Sequence[str], role: str, batch_
             list(texts), batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False
         )
     except (AttributeError, KeyError, TypeError) as error:
+        for text in texts:
+            text.encode()  # a lone surrogate gives a TypeError in the tokenizer that names no text
         raise ValueError(
-            f"the encoder must embed texts with encode_{role}, which fails ({type(error).__name__}: {error}). Check "
+            f"the encoder must embed texts with encode_{role}, which failed ({type(error).__name__}: {error}). Check "
             f"that encoder.encode_{role}(['a text']) works."
         ) from error
     return embeddings

@@ -1,7 +1,8 @@
-"""A static encoder made from the texts at hand: a tokenizer trained on them, and one vector for each token."""
+"""A static encoder built from given texts: a tokenizer trained on them, and one vector per token."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,27 +10,60 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn.functional import pad
 
-UNKNOWN = "[UNK]"
+from hf_xmc.encoders.rewriting import IGNORED, UNKNOWN, UNSEEN_WORDS, unseen_share
+
+RARE = 5  # occurrences below which a sequence of letters has no token, if many words of new texts will be unseen
+MIN_WORDS = 1000  # fewer words do not tell how many of them will be unseen
 TOKENIZE_BATCH = 8192
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int = 50_000) -> Tokenizer:
-    """Train byte-pair encoding (Sennrich et al., 2016) of lower-cased words; few texts give fewer tokens.
+def lower() -> normalizers.Sequence:
+    """Return a normaliser to NFKC and lower case, without invisible characters and without the dot of a Turkish i.
 
-    A character that occurs in none of the texts gives no token.
+    Accents, vowel signs and tone marks stay.
     """
+    invisible = normalizers.Replace(Regex(f"[{IGNORED}]"), "")
+    return normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace("i\u0307", "i"), invisible]
+    )
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 50_000) -> Tokenizer:
+    """Train a byte-pair encoding (Sennrich et al., 2016) of lower-cased words; few texts give fewer tokens.
+
+    Texts of 1,000 words tell how many words of new texts will be unseen. If that is more than 3 %, as in inflected
+    languages and in scripts without spaces, only sequences that occur at least five times become tokens. So new words
+    consist of trained tokens.
+    Characters that do not occur in the texts produce no token.
+    """
+    texts = list(texts)
     trained = Tokenizer(models.BPE())
-    trained.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    trained.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[UNKNOWN], show_progress=False)
+    trained.normalizer, trained.pre_tokenizer = lower(), pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=RARE if _many_unseen(trained, texts) else 0,
+        special_tokens=[UNKNOWN],
+        show_progress=False,
+    )
     trained.train_from_iterator(texts, trainer)
     tokenizer = Tokenizer(trained.model)  # without special tokens: a text that spells "[UNK]" is read like any other
     tokenizer.normalizer, tokenizer.pre_tokenizer = trained.normalizer, trained.pre_tokenizer
     return tokenizer
+
+
+def _many_unseen(tokenizer: Tokenizer, texts: Sequence[str]) -> bool:
+    """Return whether many words of new texts will be unseen, judged by the words that occur once."""
+    assert tokenizer.normalizer is not None
+    assert tokenizer.pre_tokenizer is not None
+    counts: Counter[str] = Counter()
+    for text in texts:
+        words = tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
+        counts.update(word for word, _ in words)
+    return counts.total() >= MIN_WORDS and unseen_share(counts) > UNSEEN_WORDS
 
 
 def static_encoder(
@@ -43,20 +77,20 @@ def static_encoder(
 ) -> SentenceTransformer:
     """Make an encoder that needs no download: the embedding of a text is the mean of the vectors of its tokens.
 
-    It has stock modules only, so the trained encoder loads in sentence-transformers alone. It does not normalise:
-    frequent labels need a norm of their own, and the norm is free to learn it.
+    It has standard modules only, so the trained encoder loads in sentence-transformers alone. It does not normalise,
+    so that the norm of a label's embedding can follow the label's frequency.
 
-    What the texts do not contain adds nothing to an embedding. A character that occurs in none of them gives no token,
-    and does not count in the mean. A token that occurs in none of them, such as a piece that only served to build
-    longer ones, starts at zero and stays there unless it occurs in training; it counts in the mean. So a text of which
-    nothing is known embeds to zero, before and after training and in a saved encoder.
+    Anything that does not occur in the texts adds nothing to an embedding. Such a character produces no token, and does
+    not count in the mean. Such a token, for example a piece that only served to build longer ones, starts at zero and
+    stays there unless it occurs in training; it does count in the mean. So a text with only unknown words embeds to
+    zero, before and after training and in a saved encoder.
 
     Args:
         texts: Texts to train the tokenizer on, such as the training queries and the labels.
         embedding_dim: Size of the vectors.
         vocab_size: Maximum number of tokens.
-        std: Standard deviation of the normal distribution that the vectors start from.
-        seed: Seed of that start.
+        std: Standard deviation of the normal distribution of the initial vectors.
+        seed: Seed of the initial vectors.
         device: Device of the encoder; by default the best available one.
 
     Raises:
@@ -69,9 +103,9 @@ def static_encoder(
 def encoder_of(
     tokenizer: Tokenizer, texts: Sequence[str], embedding_dim: int, std: float, seed: int, device: str | None
 ) -> SentenceTransformer:
-    """Make the untrained encoder of a tokenizer; arguments as in :func:`static_encoder`."""
+    """Make an untrained encoder for a tokenizer; arguments as in :func:`static_encoder`."""
     if tokenizer.get_vocab_size() <= 1:
-        raise ValueError("no word was found in the texts: a tokenizer is trained on the queries and labels at hand.")
+        raise ValueError("`texts` must contain at least one word, got none. Pass the training queries and the labels.")
     embedding = StaticEmbedding(tokenizer, embedding_dim=embedding_dim)
     with torch.no_grad():
         embedding.embedding.weight.normal_(std=std, generator=torch.Generator().manual_seed(seed))
@@ -82,7 +116,7 @@ def encoder_of(
 
 
 def _occurring(tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
-    """Return ``(V,)``, whether each token occurs in the texts; the unknown token never does."""
+    """Return a mask ``(V,)`` of the tokens that occur in the texts; the unknown token never counts."""
     occurring = np.zeros(tokenizer.get_vocab_size(), dtype=bool)
     for start in range(0, len(texts), TOKENIZE_BATCH):
         for read in tokenizer.encode_batch_fast(texts[start : start + TOKENIZE_BATCH], add_special_tokens=False):
@@ -94,8 +128,8 @@ def _occurring(tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
 def hold_unknown(encoder: SentenceTransformer) -> None:
     """Keep the unknown token of static embeddings at zero through training, if it starts there.
 
-    It gets no gradient, and counts in the mean as it does without this function. The setting survives copies and
-    pickles but is not saved: a loaded encoder needs the call again before it is trained, and no call to predict.
+    It gets no gradient, and still counts in the mean. The setting survives copies and pickles but is not saved: call
+    this function again before training a loaded encoder. Prediction does not need it.
     """
     for module in encoder.modules():
         if isinstance(module, StaticEmbedding):
@@ -108,7 +142,7 @@ def hold_unknown(encoder: SentenceTransformer) -> None:
 
 
 def _count_padding(bag: torch.nn.EmbeddingBag, inputs: tuple[Tensor, Tensor], mean: Tensor) -> Tensor:
-    """Turn the mean over the tokens that are not padding into the mean over all, padding being zero."""
+    """Turn the mean over the tokens other than padding into the mean over all tokens, with padding as zero."""
     ids, offsets = inputs
     known = pad(torch.ne(ids, bag.padding_idx or 0).cumsum(0), (1, 0))
     ends: Any = torch.cat([offsets[1:], offsets.new_tensor([len(ids)])])

@@ -1,4 +1,4 @@
-"""Saved models: manifest, files, card, and the Hub."""
+"""Saved models: manifest, files and card, and how they reach the Hub."""
 
 from hf_xmc.hub.repository import find, push
 

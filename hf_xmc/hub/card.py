@@ -1,14 +1,14 @@
-"""The model card: what is known of a model, rendered by ``model_card_template.md``."""
+"""The model card: the known facts about a model, rendered by ``model_card_template.md``."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,19 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from torch import nn
 
 import hf_xmc
 from hf_xmc.hub.self_contained import adapters_of
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-SOME_REPOSITORY = "org/name"  # in a card, until it is pushed
+SOME_REPOSITORY = "org/name"  # the name in a card until the model is pushed
 TASK = "extreme-multilabel-classification"
 PACKAGES = ("sentence-transformers", "transformers", "torch")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the packages that the model was made with."""
+    """Return the versions of the packages used for training."""
     others = {package: importlib.metadata.version(package) for package in PACKAGES}
     return {"hf_xmc": hf_xmc.__version__, **others}
 
@@ -38,10 +39,12 @@ class XMCCard:
     """The facts in a model card. Unknown facts are left out.
 
     Attributes:
-        results: by split, the metrics as fractions; the first split is the one of the deciles.
-        variants: metrics of other ways to predict, by what they are; not in the metadata.
-        deciles: rows of :func:`hf_xmc.metrics.frequency.by_frequency_decile`, as dictionaries.
-        predictions: of ``example``, with ``text`` and ``score``.
+        label_vectors: Whether labels have vectors of their own in addition to their texts.
+        results: Metrics of each split, as fractions. The deciles belong to the first split.
+        variants: Metrics of other ways to predict, by name; they are not in the metadata.
+        deciles: Rows of :func:`hf_xmc.metrics.frequency.by_frequency_decile`, as dictionaries.
+        about_scores: A sentence on how far the scores are probabilities.
+        predictions: Predicted labels of ``example``, with ``text`` and ``score``.
     """
 
     num_labels: int
@@ -55,6 +58,7 @@ class XMCCard:
     dataset_id: str | None = None
     num_train: int | None = None
     num_remembered: int = 0
+    label_vectors: bool = False
     loss: str | None = None
     loss_settings: Mapping[str, Any] = field(default_factory=dict)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
@@ -64,6 +68,7 @@ class XMCCard:
     training_time: str | None = None
     hardware: str | None = None
     energy_kwh: float | None = None
+    about_scores: str | None = None
     example: str = "a text to classify"
     predictions: Sequence[Any] = ()
     language: str | list[str] | None = None
@@ -71,11 +76,17 @@ class XMCCard:
     versions: Mapping[str, str] = field(default_factory=versions)
 
     def render(self) -> str:
-        """The text of ``README.md``: metadata with the results in the Hub's evaluation-result format, and prose."""
+        """Return the text of ``README.md``: metadata with the results in the Hub's format, and prose."""
         environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
         environment.filters["cell"] = lambda text: " ".join(str(text).split()).replace("|", "\\|")
         template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
         return template.render(card=self, metadata=self._metadata().to_yaml())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts as values of JSON."""
+        shown = [one._asdict() if hasattr(one, "_asdict") else dict(one) for one in self.predictions]
+        facts: dict[str, Any] = json.loads(json.dumps({**asdict(self), "predictions": shown}, default=_plain))
+        return facts
 
     def _metadata(self) -> ModelCardData:
         tags = ["sentence-transformers", "sentence-similarity", "feature-extraction", "hf-xmc", TASK]
@@ -97,7 +108,7 @@ class XMCCard:
         return ModelCardData(
             language=self.language,
             license=self.license,
-            library_name="sentence-transformers",  # which loads it, and by which the Hub shows how
+            library_name="sentence-transformers",  # the Hub shows how to load the model with it
             pipeline_tag="sentence-similarity",
             base_model=self.base_model,
             datasets=[self.dataset_id] if self.dataset_id else None,
@@ -107,17 +118,25 @@ class XMCCard:
         )
 
 
-def of_model(encoder: SentenceTransformer, num_labels: int, num_remembered: int = 0) -> str:
-    """The card of a model, with what sentence-transformers recorded while it was trained.
+def record_loss(encoder: SentenceTransformer, loss: nn.Module) -> None:
+    """Add the settings of a loss to the facts that sentence-transformers records in an encoder during training."""
+    settings: dict[str, Any] = getattr(loss, "get_config_dict", dict)()
+    recorded: list[dict[str, Any]] = encoder.model_card_data.train_datasets
+    for dataset in recorded:
+        dataset.setdefault("loss", {})["settings"] = settings
+
+
+def card_of(encoder: SentenceTransformer, num_labels: int, num_remembered: int = 0) -> XMCCard:
+    """Return the card of a model, with the facts that sentence-transformers recorded during training.
 
     Args:
-        encoder: of the model.
-        num_labels, num_remembered: its labels, and the queries in its memory.
+        encoder: Encoder of the model.
+        num_labels: Number of its labels.
+        num_remembered: Number of queries in its memory.
     """
     recorded = encoder.model_card_data
     trained: dict[str, Any] = next(iter(recorded.train_datasets), {})
     loss = trained.get("loss", {})
-    settings = re.search(r"\{.*\}", loss.get("config_code", ""), re.DOTALL)
     results: dict[str, dict[str, float]] = {}
     for evaluator, metrics in (recorded.eval_results_dict or {}).items():
         split = getattr(evaluator, "name", "")
@@ -134,8 +153,8 @@ def of_model(encoder: SentenceTransformer, num_labels: int, num_remembered: int 
         data=trained.get("name"),
         dataset_id=trained.get("id"),
         num_train=trained.get("size"),
-        loss=loss["fullname"].rsplit(".", 1)[-1] if loss else None,
-        loss_settings=json.loads(settings[0]) if settings else {},
+        loss=loss["fullname"].rsplit(".", 1)[-1] if "fullname" in loss else None,
+        loss_settings=loss.get("settings", {}),
         hyperparameters=recorded.non_default_hyperparameters,
         results={split: metrics for split, metrics in results.items() if metrics},
         training_time=recorded.get_training_duration_data().get("training_time") if trained else None,
@@ -143,27 +162,64 @@ def of_model(encoder: SentenceTransformer, num_labels: int, num_remembered: int 
         energy_kwh=recorded.get_codecarbon_data()["co2_eq_emissions"]["energy_consumed"] if carbon else None,
         language=recorded.language or None,
         license=recorded.license,
-    ).render()
+    )
 
 
-def brought_up_to_date(text: str, num_labels: int, repo_id: str | None = None) -> str:
-    """A card with the number of labels that its model has by now, and the repository that it goes to, if to any.
+def current_card(
+    card: XMCCard | str | None,
+    encoder: SentenceTransformer,
+    num_labels: int,
+    num_remembered: int,
+    repo_id: str | None = None,
+    label_vectors: bool = False,
+) -> XMCCard | str:
+    """Return the card to save with a model.
 
-    Nothing else changes: results are those that were measured, and a card of another make is left alone.
+    An edited card is returned unchanged. Other cards get the current size of the model, and the repository
+    if the model is pushed to one. Results stay as they were measured.
     """
-    text, ours = re.subn(r"(?<=this model finds its labels among )\d+(,\d+)*", f"{num_labels:,}", text)
-    if repo_id is None:
+    if isinstance(card, str):
+        return card
+    card = card or card_of(encoder, num_labels, num_remembered)
+    now: dict[str, Any] = {"num_labels": num_labels, "num_remembered": num_remembered, "label_vectors": label_vectors}
+    return replace(card, **now, repo_id=repo_id or card.repo_id)
+
+
+def card_entry(card: XMCCard | str, text: str) -> dict[str, Any]:
+    """Return the entry of a manifest for a card: its facts, and the SHA-256 of the text rendered from them."""
+    return {} if isinstance(card, str) else {"facts": card.to_dict(), "sha256": _sha256(text)}
+
+
+def read_card(text: str, entry: object) -> XMCCard | str:
+    """Return the facts of a card, or its text if someone edited it or the facts cannot be rendered.
+
+    Args:
+        text: The text of ``README.md``.
+        entry: The entry of the manifest, see :func:`card_entry`.
+    """
+    if not isinstance(entry, dict) or entry.get("sha256") != _sha256(text):
         return text
-    was = re.search(r'XMCModel\.from_pretrained\("([^"]+)"', text)
-    text = text.replace(f'"{was[1]}"', f'"{repo_id}"') if ours and was else text
-    return text.replace(SOME_REPOSITORY, repo_id)
+    try:
+        card = XMCCard(**entry["facts"])
+        card.render()
+    except Exception:  # the facts may come from anyone, and hold values of any type
+        return text
+    return card
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 def describe_encoder(encoder: SentenceTransformer, base_model: str | None = None) -> str:
     """Describe an encoder in a few words."""
     if isinstance(encoder[0], StaticEmbedding):
         rows = encoder[0].embedding.num_embeddings
-        return f"a static one: the mean of {rows:,} token vectors"
+        return f"a static encoder with {rows:,} token vectors"
     model: Any = getattr(encoder[0], "auto_model", encoder[0])
     kind = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
     kind = f"{kind}, from {base_model}" if base_model else kind
@@ -172,7 +228,7 @@ def describe_encoder(encoder: SentenceTransformer, base_model: str | None = None
 
 
 def hardware() -> str:
-    """The processors at hand, in words."""
+    """Return a description of the available processors."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"{os.cpu_count()} CPU cores ({platform.machine()})"

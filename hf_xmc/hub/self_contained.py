@@ -1,4 +1,4 @@
-"""Checks that an encoder loads on another machine: no adapter of another model, no code or file from elsewhere."""
+"""Check that an encoder loads on another machine, without a base model and without code or files outside its folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import json
 import sys
 import warnings
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -17,15 +17,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_xmc.encoders.roles import named_prompts
-from hf_xmc.hub.manifest import LOADED, is_adapter
-from hf_xmc.tensors import refuse_non_finite
+from hf_xmc.hub.manifest import LAYOUT, LOADED, belongs, is_adapter
+from hf_xmc.tensors import check_finite
 
 STOCK = "sentence_transformers."
 LIBRARIES = {"sentence_transformers", "transformers", "tokenizers"}
 
 
 def check_encoder(encoder: SentenceTransformer) -> None:
-    """Raise if :func:`write_encoder` would refuse an encoder, so that a training can ask before its first step.
+    """Raise if :func:`write_encoder` would refuse an encoder. A training run checks this before its first step.
 
     The encoder is written to a temporary folder.
     """
@@ -36,23 +36,23 @@ def check_encoder(encoder: SentenceTransformer) -> None:
 def write_encoder(encoder: SentenceTransformer, folder: Path) -> None:
     """Save an encoder so that it loads on another machine, with the same prompts.
 
-    In what is saved, adapters are merged (:func:`with_merged_adapters`) and prompts are named
-    (:func:`hf_xmc.encoders.roles.named_prompts`). The encoder keeps its own. No model card is written.
+    The saved encoder has its adapters merged (:func:`with_merged_adapters`) and its prompts named
+    (:func:`hf_xmc.encoders.roles.named_prompts`). The given encoder is unchanged. No model card is written.
 
     Raises:
-        ValueError: if it has an adapter that cannot be merged, a class that does not come back when it is loaded, or
-            code or files that are no part of a release.
-        FloatingPointError: if it has weights that are NaN or infinite.
+        ValueError: if the encoder has an adapter that cannot be merged, a class that loading does not restore, or code
+            or files that a release cannot contain.
+        FloatingPointError: if the encoder has weights that are NaN or infinite.
     """
     check_self_contained(encoder)
-    refuse_non_finite(encoder.named_parameters(), "the weights of the encoder")
+    check_finite(encoder.named_parameters(), "the weights of the encoder")
     saved, prompts = with_merged_adapters(encoder), encoder.prompts
     saved.prompts = dict(named_prompts(encoder))
     try:
         saved.save_pretrained(str(folder), create_model_card=False)
     finally:
         saved.prompts = prompts
-    refuse_what_points_outside(folder)
+    check_paths_inside(folder)
 
 
 def adapters_of(encoder: nn.Module) -> list[str]:
@@ -71,17 +71,17 @@ def adapters_of(encoder: nn.Module) -> list[str]:
 
 
 def check_self_contained(encoder: nn.Module) -> None:
-    """Raise if an encoder cannot be saved so that it embeds as it does now on another machine.
+    """Raise if a saved encoder would not load on another machine with the same embeddings.
 
-    :func:`write_encoder` asks this first.
+    :func:`write_encoder` calls this first.
 
     Raises:
-        ValueError: if an adapter cannot be merged into the weights, or if the class of a model, a tokenizer or an
-            activation function does not come back when the encoder is loaded.
+        ValueError: if an adapter cannot be merged into the weights, or if loading does not restore the class of a
+            model, a tokenizer or an activation function.
     """
     for name, module in encoder.named_modules():
         if configs := _configs_of(module):
-            _refuse_unmergeable(module, configs)
+            _check_mergeable(module, configs)
         parts = [getattr(module, part, None) for part in ("processor", "tokenizer")]
         if isinstance(module, PreTrainedModel):
             parts.append(module)
@@ -89,41 +89,40 @@ def check_self_contained(encoder: nn.Module) -> None:
             kind = type(part)
             if part is not None and kind.__module__.partition(".")[0] not in LIBRARIES:
                 raise ValueError(
-                    f"the encoder holds {kind.__module__}.{kind.__qualname__}, which is code that no release holds and "
-                    "that does not load on another machine: use a class of transformers or sentence-transformers."
+                    f"the encoder must not contain {kind.__module__}.{kind.__qualname__}, because a release has no "
+                    "code and would not load on another machine. Use a class of transformers or sentence-transformers."
                 )
-        if isinstance(module, Dense) and not _comes_back(module.activation_function):
+        if isinstance(module, Dense) and not _is_restored(module.activation_function):
             raise ValueError(
-                f"the activation function of module {name} is {module.activation_function!r}, and of it only the name "
-                "of its class is saved: use a class of torch.nn with its default arguments."
+                f"the activation function of module {name} is {module.activation_function!r}, but only the name of its "
+                "class is saved. Use a class from torch.nn with its default arguments."
             )
 
 
-def _comes_back(activation: Any) -> bool:
-    """Return whether an activation function is the one that is loaded by the name of its class."""
+def _is_restored(activation: Any) -> bool:
+    """Return whether an activation function can be restored from its class name."""
     kind = type(activation)
     if not isinstance(activation, nn.Module) or kind.__module__.partition(".")[0] != "torch":
         return False
     try:
         return repr(kind()) == repr(activation)
-    except TypeError:  # it needs arguments
+    except TypeError:  # the class needs arguments
         return False
 
 
 def with_merged_adapters(encoder: SentenceTransformer) -> SentenceTransformer:
-    """Return the encoder with its active PEFT adapters merged into the weights, on the CPU; it is not changed itself.
+    """Return the encoder with its active PEFT adapters merged into the weights, on the CPU. The encoder is unchanged.
 
-    An adapter is saved without the model that it adapts, and with the name or the path of that model on this machine.
-    Merged, the encoder embeds as before, up to rounding, and loads without that model and without ``peft``. Adapters
-    that are inactive or disabled are left out, as they are in ``encode``. Without any adapter, the encoder itself is
-    returned.
+    An adapter is saved without its base model, and with the name or the path of that model on this machine. The merged
+    encoder embeds as before, up to rounding, and loads without the base model and without ``peft``. Inactive and
+    disabled adapters are left out, as they are in ``encode``. An encoder without adapters is returned unchanged.
 
     Raises:
         ValueError: if an adapter cannot be merged, such as prompt tuning, or if the weights are quantised.
     """
-    if "peft" not in sys.modules:  # nothing can hold an adapter
+    if "peft" not in sys.modules:  # no adapter can be loaded
         return encoder
-    merged: dict[int, nn.Module] = {}  # a module that stands in several places is merged once
+    merged: dict[int, nn.Module] = {}  # a module used in several places is merged once
 
     def rebuilt(module: nn.Module) -> nn.Module:
         if id(module) not in merged:
@@ -148,25 +147,25 @@ def _with_children(module: nn.Module, children: dict[str, nn.Module | None]) -> 
 
 
 def _saves_names_of_adapter(module: nn.Module) -> bool:
-    """Return whether transformers would save the weights of a model by the names that an adapter has in its file.
+    """Return whether transformers would save the weights of a model under the names from an adapter file.
 
-    It notes how names changed whenever it loads weights, to change them back when it saves the model. An adapter that
-    is loaded leaves its own changes there, also after it is merged or deleted.
+    When transformers loads weights, it records how it renamed them, and renames them back when it saves the model. The
+    records of an adapter stay even after the adapter is merged or deleted.
     """
     changes = vars(module).get("_weight_conversions") or ()
     return any("base_model." in pattern for change in changes for pattern in change.source_patterns)
 
 
 def _configs_of(module: nn.Module) -> dict[str, Any]:
-    """Return the settings of the adapters that a model holds: one of PEFT, or one of transformers with layers of it."""
+    """Return the settings of the adapters of a PEFT model, or of a transformers model with PEFT layers."""
     configs = getattr(module, "peft_config", None)
     return configs if isinstance(configs, dict) else {}
 
 
 def _holds_layers_of_peft(module: nn.Module) -> bool:
-    """Return whether layers are still wrapped in a model of transformers, such as after ``delete_adapter``."""
+    """Return whether a transformers model still has layers wrapped by PEFT, for example after ``delete_adapter``."""
     layers = module.modules() if isinstance(module, PreTrainedModel) else module.children()
-    return any(_is_peft(layer) and not _configs_of(layer) for layer in layers)  # a whole model of PEFT is merged alone
+    return any(_is_peft(layer) and not _configs_of(layer) for layer in layers)  # a PEFT model is merged on its own
 
 
 def _is_peft(module: nn.Module) -> bool:
@@ -177,8 +176,8 @@ def _base_of(module: Any) -> Any:
     return module.get_base_model() if hasattr(module, "get_base_model") and _is_peft(module) else module
 
 
-def _refuse_unmergeable(module: nn.Module, configs: dict[str, Any]) -> tuple[str, str]:
-    """Raise if adapters cannot be merged; return the beginning and the end of the message for what is found later."""
+def _check_mergeable(module: nn.Module, configs: dict[str, Any]) -> tuple[str, str]:
+    """Raise if adapters cannot be merged. Return the beginning and the end of the message for later errors."""
     kinds = ", ".join(
         sorted({str(getattr(config.peft_type, "value", config.peft_type)) for config in configs.values()})
     )
@@ -188,18 +187,18 @@ def _refuse_unmergeable(module: nn.Module, configs: dict[str, Any]) -> tuple[str
     )
     help_ = "Nothing was saved. Train an adapter that can be merged, such as LoRA, or save a copy without it."
     if any(getattr(config, "is_prompt_learning", False) for config in configs.values()):
-        raise ValueError(f"{refusal}: its tokens are put before each text. {help_}")
+        raise ValueError(f"{refusal}: it puts tokens before each text. {help_}")
     model = _base_of(module)
     if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
         raise ValueError(
-            f"{refusal}: the weights are quantised, so merging would round it away. Nothing was saved. Load the base "
-            "model without quantisation, load the adapter into it, and save that."
+            f"{refusal}: the weights are quantised, and rounding would undo the merge. Nothing was saved. Load the "
+            "base model without quantisation, load the adapter into it, and save that model."
         )
     return refusal, help_
 
 
 def _merged(module: nn.Module) -> nn.Module:
-    refusal, help_ = _refuse_unmergeable(module, _configs_of(module))
+    refusal, help_ = _check_mergeable(module, _configs_of(module))
     model = _base_of(module)
     with torch.no_grad():
         memo = {id(p): nn.Parameter(p.detach().to("cpu", copy=True), p.requires_grad) for p in model.parameters()}
@@ -207,10 +206,10 @@ def _merged(module: nn.Module) -> nn.Module:
         model = copy.deepcopy(model, memo)
         try:
             _unload(model)
-        except Exception as error:  # each kind of adapter refuses in its own way
+        except Exception as error:  # each kind of adapter raises its own exception type
             raise ValueError(f"{refusal} ({type(error).__name__}: {error}). {help_}") from error
     if left := sorted({type(layer).__name__ for layer in model.modules() if _is_peft(layer)}):
-        raise ValueError(f"{refusal}: {', '.join(left)} would be left. {help_}")
+        raise ValueError(f"{refusal}: {', '.join(left)} would remain. {help_}")
     if "peft_config" in vars(model):
         del model.peft_config
     if _saves_names_of_adapter(model):
@@ -220,7 +219,7 @@ def _merged(module: nn.Module) -> nn.Module:
 
 
 def _unload(module: nn.Module) -> None:
-    """Replace each layer of PEFT by the layer that it wraps, with its active adapters merged in."""
+    """Replace each PEFT layer by the layer that it wraps, with its active adapters merged into it."""
     for name, child in list(module._modules.items()):
         if child is not None and _is_peft(child):
             setattr(module, name, _unloaded(child))
@@ -231,8 +230,8 @@ def _unload(module: nn.Module) -> None:
 def _unloaded(layer: Any) -> Any:
     enabled = not layer.disable_adapters
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*already.*merged")  # by the user: they are in the weights as they are
-        if hasattr(layer, "original_module"):  # trained instead of the original, or around it
+        warnings.filterwarnings("ignore", ".*already.*merged")  # adapters that the user merged before
+        if hasattr(layer, "original_module"):  # a trained copy of the original layer, or a layer around it
             if not enabled:
                 return layer.original_module
             return layer.unload_and_optionally_merge_module(True, True, None)
@@ -243,26 +242,28 @@ def _unloaded(layer: Any) -> Any:
         return layer.get_base_layer()
 
 
-def refuse_what_points_outside(folder: Path) -> None:
-    """Check a folder into which an encoder was saved: nothing in it may need code or a file from elsewhere.
+def check_paths_inside(folder: Path) -> None:
+    """Check that nothing in the folder of a saved encoder needs code or a file outside it.
 
-    The entry ``auto_map`` of a configuration is removed. It names code that the library does not use if it has the
-    class itself, which :func:`check_self_contained` has found.
+    The entry ``auto_map`` of a configuration is removed. It names code that the library does not use for its own
+    classes, and :func:`check_self_contained` has checked that the class is one of them.
 
     Raises:
-        ValueError: if it holds an adapter, a module that is not one of sentence-transformers, code, or a file that no
-            release may hold.
+        ValueError: if the folder contains an adapter, a module that is not part of sentence-transformers, code, or a
+            file that a release cannot contain.
     """
     for path in sorted(path for path in folder.rglob("*") if path.is_file() or path.is_symlink()):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
-            raise ValueError(f"{name} is a link: a release holds its files itself.")
+            raise ValueError(f"{name} is a link, but a release must contain its files. Copy the file.")
         if is_adapter(name):
-            raise ValueError(f"{name} is of an adapter, which does not load without its base model: merge it first.")
-        if PurePosixPath(name).suffix not in LOADED and name != "README.md":
             raise ValueError(
-                f"the encoder saves {name}, and a release holds {', '.join(sorted(LOADED))} and nothing else. Load the "
-                'encoder with backend="torch", and without code of its own.'
+                f"{name} belongs to an adapter, which does not load without its base model. Merge it first."
+            )
+        if not belongs(name) and name != LAYOUT.card:
+            raise ValueError(
+                f"the encoder saves {name}, but a release may contain only {', '.join(sorted(LOADED))}. Load the "
+                'encoder with backend="torch" and without custom code.'
             )
         if path.name.endswith("config.json"):
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -272,13 +273,13 @@ def refuse_what_points_outside(folder: Path) -> None:
         for kind in _modules_in(path):
             if not kind.startswith(STOCK):
                 raise ValueError(
-                    f"{name} names {kind}, which is code that no release holds and that does not load without "
-                    "`trust_remote_code`: build the encoder of modules of sentence-transformers and transformers."
+                    f"{name} names {kind}, which is code that a release cannot contain and that needs "
+                    "`trust_remote_code`. Build the encoder from modules of sentence-transformers and transformers."
                 )
 
 
 def _modules_in(path: Path) -> list[str]:
-    """Return the classes of modules that a file of settings names."""
+    """Return the module classes that a settings file names."""
     if path.name == "modules.json":
         return [module["type"] for module in json.loads(path.read_text(encoding="utf-8"))]
     if path.name == "router_config.json":

@@ -1,8 +1,8 @@
-"""Ranking metrics, label frequency, calibration, and the modules of `evaluate`."""
+"""Ranking metrics, label frequency, calibration, and modules for `evaluate`."""
 
 from hf_xmc.metrics.ranking import (
     evaluate_ranking,
-    judge,
+    match_predictions,
     ndcg_at_k,
     precision_at_k,
     psndcg_at_k,
@@ -13,7 +13,7 @@ from hf_xmc.metrics.ranking import (
 
 __all__ = [
     "evaluate_ranking",
-    "judge",
+    "match_predictions",
     "ndcg_at_k",
     "precision_at_k",
     "psndcg_at_k",

@@ -1,8 +1,10 @@
-"""Scores that mean probability, and thresholds: for a wanted precision, the best F1, or a number of labels a text."""
+"""Calibrated probabilities, and thresholds for a given precision, the best F1, or a number of labels per text."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -13,21 +15,22 @@ from hf_xmc.topk import TopK
 
 @dataclass(frozen=True)
 class Calibration:
-    """A rising map from scores to probabilities, one for all: isotonic regression (Zadrozny and Elkan, KDD 2002).
+    """An increasing map from scores to probabilities: isotonic regression (Zadrozny and Elkan, KDD 2002).
 
-    Where that would give many scores one probability, it is the probability of their mean, and the map is linear from
-    there to the next (centered isotonic regression, Oron and Flournoy, 2017): scores that differ are still told apart.
+    If isotonic regression gives many scores the same probability, the map has one point for them, at their mean score,
+    and is linear between points (centered isotonic regression, Oron and Flournoy, 2017). So different scores keep
+    different probabilities.
 
-    The same score may mean less at a lower place: a dot product compares labels of one text, not texts. So the labels
-    after the ``first`` ones of a text may have a map of their own, ``deeper``, which is never above the other.
+    The same score may mean less at a lower rank: a dot product compares labels of one text, not texts. So the labels
+    after the ``first`` ones of a text may have a separate map, ``deeper``, which is never above the first map.
 
     Attributes:
-        scores, probabilities: The points, rising.
-        first: How many labels of a text the points are for; ``None`` for all.
-        deeper: The map for the labels after those.
+        scores, probabilities: Points of the map, in increasing order.
+        first: Number of labels per text that use these points; ``None`` for all.
+        deeper: Map for the labels after the ``first`` ones.
 
     Raises:
-        ValueError: if the points do not make such a map, or only one of ``first`` and ``deeper`` is given.
+        ValueError: if the points are not an increasing map, or only one of ``first`` and ``deeper`` is given.
     """
 
     scores: tuple[float, ...]
@@ -38,26 +41,31 @@ class Calibration:
     def __post_init__(self) -> None:
         scores, probabilities = (np.asarray(points, dtype=np.float64) for points in (self.scores, self.probabilities))
         if scores.ndim != 1 or scores.shape != probabilities.shape or not len(scores):
-            raise ValueError(f"{len(scores)} scores and {len(probabilities)} probabilities: expected as many, and one.")
+            raise ValueError(
+                f"`scores` and `probabilities` must have the same length, at least 1, got {len(scores)} and "
+                f"{len(probabilities)}."
+            )
         if not np.isfinite(scores).all() or not (np.diff(scores) > 0).all():
-            raise ValueError("the scores of a calibration are finite and rise from point to point.")
+            raise ValueError("`scores` of a calibration must be finite and increasing. Fit it again.")
         if not ((probabilities >= 0) & (probabilities <= 1)).all() or not (np.diff(probabilities) >= 0).all():
-            raise ValueError("the probabilities of a calibration lie between 0 and 1 and never fall.")
+            raise ValueError(
+                "`probabilities` of a calibration must lie between 0 and 1 and must not decrease. Fit it again."
+            )
         alone = self.first is None and self.deeper is None
         if not alone and (self.deeper is None or not isinstance(self.first, int) or self.first < 1):
-            raise ValueError(f"first must be an integer of at least 1 and come with deeper, got {self.first!r}.")
+            raise ValueError(f"`first` must be an integer of at least 1 and requires `deeper`, got {self.first!r}.")
 
     @classmethod
     def fit(cls, found: TopK, relevance: sp.csr_array, first: int | None = None) -> Calibration:
-        """Learn the map from predictions for validation queries, which nothing was trained on.
+        """Fit the map to predictions for validation queries that were not used in training.
 
         Args:
-            found: The best labels of ``N`` queries, as many of each as predictions will be read.
-            relevance: Sparse ``(N, L)``.
-            first: How many labels of a query share a map; those after them get a map of their own. ``None``: all.
+            found: Best labels of ``N`` queries, with as many labels per query as you will use in predictions.
+            relevance: Sparse ``(N, L)`` matrix of positives.
+            first: Number of labels per query that share a map; later labels get a separate map. ``None`` for all.
 
         Raises:
-            ValueError: if there is no prediction to learn from.
+            ValueError: if ``found`` has no prediction.
         """
         if first is not None:
             head, tail = (TopK(*(part[:, here] for part in found)) for here in (np.s_[:first], np.s_[first:]))
@@ -66,16 +74,33 @@ class Calibration:
             return above if deeper is None else cls(above.scores, above.probabilities, first, deeper)
         scores, hits = scores_and_hits(found, relevance)
         if not len(scores):
-            raise ValueError("there is no prediction to calibrate on: give validation queries with labels.")
+            raise ValueError(
+                "calibration needs at least one prediction, got none. Pass validation queries with labels."
+            )
         fitted = IsotonicRegression(y_min=0, y_max=1).fit_transform(scores, hits)
         probabilities, level_of, size = np.unique(fitted, return_inverse=True, return_counts=True)
         means = np.bincount(level_of, weights=scores) / size
         return cls(tuple(means.tolist()), tuple(probabilities.tolist()))
 
+    @classmethod
+    def of(cls, points: Mapping[str, Any]) -> Calibration:
+        """Return a calibration from its attributes as a dictionary, such as ``dataclasses.asdict`` makes.
+
+        Raises:
+            KeyError: if there are no points.
+            ValueError: if they are not an increasing map.
+
+        >>> Calibration.of({"scores": [0, 1], "probabilities": [0.1, 0.9]})(np.array([0.5])).tolist()
+        [0.5]
+        """
+        deeper = points.get("deeper")
+        values = tuple(points["scores"]), tuple(points["probabilities"])
+        return cls(*values, points.get("first"), deeper and cls.of(deeper))
+
     def __call__(self, scores: np.ndarray) -> np.ndarray:
         """Return probabilities of the shape of ``scores``; 0 for padding, which has a score of minus infinity.
 
-        A column of ``(N, k)`` scores is the place among the labels of a text. Any other shape is of first labels.
+        The column of ``(N, k)`` scores is the rank of the label. Scores of any other shape use the map of first labels.
         """
         result = np.where(np.isneginf(scores), 0.0, np.interp(scores, self.scores, self.probabilities))
         if self.deeper is not None and np.ndim(scores) == 2:
@@ -91,12 +116,13 @@ class Calibration:
 def choose_threshold(
     found: TopK, relevance: sp.csr_array, *, precision: float | None = None, labels_per_text: float | None = None
 ) -> float:
-    """The threshold of the best micro F1, unless a precision or a number of labels is wanted; see below for each.
+    """Return the threshold with the best micro F1, or with a given precision or number of labels per text.
 
     Args:
-        found: the best labels of ``N`` queries.
-        relevance: sparse ``(N, L)``.
-        precision, labels_per_text: what is wanted; one of them at most.
+        found: Best labels of ``N`` queries.
+        relevance: Sparse ``(N, L)`` matrix of positives.
+        precision: Precision to reach, see :func:`threshold_for_precision`.
+        labels_per_text: Mean number of labels, see :func:`threshold_for_count`; not together with ``precision``.
     """
     check_wanted(precision, labels_per_text)
     scores, hits = scores_and_hits(found, relevance)
@@ -108,24 +134,25 @@ def choose_threshold(
 
 
 def check_wanted(precision: float | None, labels_per_text: float | None) -> None:
-    """Refuse what no threshold can be chosen for.
+    """Check the goal of a threshold.
 
     Raises:
-        ValueError: if a number is out of range, or both are given.
+        ValueError: if a number is out of range, or if both are given.
     """
     if precision is not None and labels_per_text is not None:
-        raise ValueError("a threshold is chosen for a precision or for labels_per_text, not for both.")
+        raise ValueError("`precision` and `labels_per_text` must not be given together. Choose one of them.")
     if precision is not None and not 0 < precision <= 1:
-        raise ValueError(f"precision must be above 0 and at most 1, got {precision}.")
+        raise ValueError(f"`precision` must be above 0 and at most 1, got {precision}.")
     if labels_per_text is not None and not labels_per_text > 0:
-        raise ValueError(f"labels_per_text must be positive, got {labels_per_text}.")
+        raise ValueError(f"`labels_per_text` must be positive, got {labels_per_text}.")
 
 
 def threshold_for_precision(scores: np.ndarray, hits: np.ndarray, precision: float) -> float:
-    """The lowest threshold at which the predictions that reach it are right in ``precision`` of all cases.
+    """Return the lowest threshold for which the predictions at or above it have at least the given precision.
 
     Args:
-        scores, hits: as :func:`scores_and_hits` gives them. Of probabilities the threshold is one too.
+        scores, hits: Results of :func:`scores_and_hits`. For probabilities, the threshold is a probability.
+        precision: Fraction of these predictions that must be correct.
 
     Raises:
         ValueError: if no threshold reaches the precision.
@@ -138,17 +165,17 @@ def threshold_for_precision(scores: np.ndarray, hits: np.ndarray, precision: flo
     enough = np.flatnonzero(share >= precision)
     if not len(enough):
         raise ValueError(
-            f"no threshold reaches a precision of {precision}; the best on these queries is {share.max():.3f}."
+            f"no threshold reaches a precision of {precision}. The best on these queries is {share.max():.3f}."
         )
     return float(thresholds[enough[-1]])
 
 
 def threshold_for_f1(scores: np.ndarray, hits: np.ndarray, num_positives: int) -> float:
-    r"""The threshold of the largest micro F1, :math:`2 \cdot \text{right} / (\text{predicted} + \text{positives})`.
+    r"""Return the threshold of the best micro F1, :math:`2 \cdot \text{hits} / (\text{predicted} + \text{positives})`.
 
     Args:
-        scores, hits: as :func:`scores_and_hits` gives them.
-        num_positives: how many labels the queries have in all, found or not.
+        scores, hits: Results of :func:`scores_and_hits`.
+        num_positives: Number of positives of all queries, predicted or not.
 
     >>> threshold_for_f1(np.array([0.9, 0.8, 0.3, 0.2]), np.array([1, 0, 1, 0]), 2)
     0.3
@@ -158,10 +185,10 @@ def threshold_for_f1(scores: np.ndarray, hits: np.ndarray, num_positives: int) -
 
 
 def threshold_for_count(scores: np.ndarray, num_queries: int, labels_per_query: float) -> float:
-    """The lowest threshold that no more than ``labels_per_query`` predictions a query reach, on average.
+    """Return the lowest threshold that at most ``labels_per_query`` predictions per query reach, on average.
 
     Raises:
-        ValueError: if the predictions that share the highest score are already more.
+        ValueError: if more predictions than that share the highest score.
 
     >>> threshold_for_count(np.array([0.9, 0.8, 0.3, 0.2]), num_queries=2, labels_per_query=1.5)
     0.3
@@ -169,24 +196,24 @@ def threshold_for_count(scores: np.ndarray, num_queries: int, labels_per_query: 
     thresholds, predicted, _ = _cuts(scores, np.zeros(len(scores)))
     few = np.flatnonzero(predicted <= labels_per_query * num_queries)
     if not len(few):
-        raise ValueError(f"{predicted[0]} predictions share the highest score: no threshold leaves fewer.")
+        raise ValueError(f"{predicted[0]} predictions share the highest score, so no threshold returns fewer.")
     return float(thresholds[few[-1]])
 
 
 def _cuts(scores: np.ndarray, hits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every threshold, highest first, how many predictions reach it, and how many of them are right."""
+    """Return all thresholds, highest first, with the numbers of predictions and of hits at or above each."""
     if not len(scores):
-        raise ValueError("there is no prediction to choose a threshold by.")
+        raise ValueError("a threshold needs at least one prediction, got none. Pass validation queries with labels.")
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
-    last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))  # all of equal score reach it, or none
+    last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))  # equal scores reach a threshold together
     return ranked[last], last + 1, hits[order].cumsum()[last]
 
 
 def expected_calibration_error(probabilities: np.ndarray, hits: np.ndarray, bins: int = 15) -> float:
-    r"""ECE: :math:`\sum_b \frac{n_b}{n} |\bar p_b - \bar y_b|` over bins of equal width (Guo et al., ICML 2017).
+    r"""Return the ECE, :math:`\sum_b \frac{n_b}{n} |\bar p_b - \bar y_b|` over equal bins (Guo et al., ICML 2017).
 
-    Of the first k predictions of each query, it is ECE@k.
+    With the first k predictions of each query, this is ECE@k.
 
     >>> expected_calibration_error(np.array([0.5, 0.5]), np.array([1, 0]))
     0.0
@@ -197,7 +224,7 @@ def expected_calibration_error(probabilities: np.ndarray, hits: np.ndarray, bins
 
 
 def scores_and_hits(found: TopK, relevance: sp.csr_array) -> tuple[np.ndarray, np.ndarray]:
-    """The scores of all predictions in one row, padding aside, and whether each is right (0 or 1)."""
+    """Return the scores of all predictions without padding, and whether each is a hit (1 or 0), both flat."""
     rows, places = np.nonzero(found.label_ids >= 0)
     if not len(rows):
         return np.empty(0), np.empty(0)

@@ -1,4 +1,4 @@
-"""The metrics as modules of the ``evaluate`` library: its names and inputs around :mod:`hf_xmc.metrics`."""
+"""The metrics as modules for the ``evaluate`` library: wrappers around :mod:`hf_xmc.metrics`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODULES = Path(__file__).parent / "evaluate_modules"
 
 
 def metric_path(name: str) -> str:
-    """Return the path by which ``evaluate.load`` finds a metric.
+    """Return the path of a metric for ``evaluate.load``.
 
     The metrics are ``xmc_precision``, ``xmc_ndcg`` and ``xmc_recall``, and with inverse propensities ``xmc_psp``,
     ``xmc_psndcg`` and ``xmc_psr``.
@@ -28,7 +28,7 @@ def metric_path(name: str) -> str:
     """
     known = sorted(path.name for path in MODULES.iterdir() if not path.name.startswith("_"))
     if name not in known:
-        raise ValueError(f"there is no metric {name!r}; there are {', '.join(known)}.")
+        raise ValueError(f"`name` must be one of {', '.join(known)}, got {name!r}.")
     return str(MODULES / name)
 
 
@@ -43,7 +43,7 @@ class RankingMetric(evaluate.Metric):
         return evaluate.MetricInfo(
             description=self.function.__doc__,
             citation="",
-            inputs_description=f"{RankingMetric.__doc__} k: how many predictions count. {self.inputs}",
+            inputs_description=f"{RankingMetric.__doc__} k: number of predictions that count. {self.inputs}",
             features=datasets.Features({"predictions": ids, "references": ids}),
         )
 

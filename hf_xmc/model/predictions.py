@@ -1,4 +1,4 @@
-"""Predictions as users read them: label texts instead of row numbers."""
+"""Predictions as users read them: uids and texts instead of label ids."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from hf_xmc.topk import TopK
 class Prediction(NamedTuple):
     """One label of a text."""
 
-    label_id: str
+    uid: str
     text: str
     score: float
 
 
 def predictions_of(found: TopK, labels: Dataset, threshold: float | None = None) -> list[list[Prediction]]:
-    """The labels that were found for each query, best first, without those that score below a threshold.
+    """Return the labels found for each query, best first, without labels that score below a threshold.
 
     Args:
-        found: rows of ``labels``.
-        labels: columns ``label_id`` and ``text``.
+        found: The best labels of each query, as rows of ``labels``.
+        labels: A data set with columns ``uid`` and ``text``.
+        threshold: Minimum score of a label.
     """
     chosen = np.unique(found.label_ids)
     chosen = chosen[chosen >= 0]
@@ -31,7 +32,7 @@ def predictions_of(found: TopK, labels: Dataset, threshold: float | None = None)
     place = {label: number for number, label in enumerate(chosen.tolist())}
     return [
         [
-            Prediction(rows["label_id"][place[label]], rows["text"][place[label]], score)
+            Prediction(rows["uid"][place[label]], rows["text"][place[label]], score)
             for label, score in zip(label_ids, scores, strict=True)
             if label >= 0 and (threshold is None or score >= threshold)
         ]

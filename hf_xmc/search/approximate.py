@@ -1,104 +1,105 @@
-"""Search in two steps: something fast proposes labels, and the stored embeddings rank them in float32."""
+"""Approximate search: find candidates fast, then rank them by their stored embeddings in float32."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hf_xmc.search.candidates import Candidates, Change, checked_count, vectors_of
 from hf_xmc.search.equal_rows import Groups
-from hf_xmc.search.exact import LabelIndex, rows_of
+from hf_xmc.search.exact import FEW, LabelIndex, rows_of
 
-RANKED_AT_ONCE = 64  # queries whose proposals are gathered together
-FEW = 1 / 20  # if no larger share of the labels may be returned, or a larger one of those is wanted, all are scored
+RANKED_AT_ONCE = 64  # queries whose candidates are gathered together
 
 
-class ProposingIndex(LabelIndex, ABC):
-    """Base class of :class:`hf_xmc.FaissIndex` and :class:`hf_xmc.MilvusIndex`, which make the proposals.
+class ApproximateIndex(LabelIndex):
+    """A label index that scores only candidates, which :class:`hf_xmc.search.candidates.Candidates` finds.
 
-    Labels are found by inner product, in as many dimensions as the embeddings have. Labels of equal embeddings are one
-    vector, so that they cannot crowd out others. A vector is known by its place: the number in the order of coming,
-    which stays when others go.
+    Scores and order are exact for the candidates, because the stored embeddings rank them in float32. Labels with equal
+    embeddings share one vector, so that they cannot crowd out others. The search is exact if few labels are visible,
+    or if many are requested.
 
-    A child has ``_fill``, ``_update``, ``_num_places`` and ``_propose``.
+    Args:
+        embeddings: ``(L, D)``, as in :class:`hf_xmc.LabelIndex`.
+        candidates: Search for candidates that no other index uses. This class builds it.
+        refine: Number of candidates per requested label, the ``k_factor`` of FAISS.
+
+    Raises:
+        ValueError: if ``LabelIndex`` refuses the embeddings, or ``refine`` is not a whole number of at least 1.
     """
 
-    most_proposed = 2**31  # for one query; if more are wanted, all labels are scored
+    def __init__(self, embeddings: np.ndarray | Tensor, candidates: Candidates, *, refine: int = 4) -> None:
+        self._start(embeddings, candidates, refine, candidates.build)
 
-    def __init__(self, embeddings: np.ndarray | Tensor, refine: int) -> None:
+    def _start(
+        self,
+        embeddings: np.ndarray | Tensor,
+        candidates: Candidates,
+        refine: int,
+        build: Callable[[np.ndarray, Tensor], None],
+    ) -> None:
         self.refine = checked_count("refine", refine)
         super().__init__(embeddings)
+        self.candidates = candidates
+        self._groups = _built(build, self.embeddings, self._groups.place_of)
 
-    def _place(self, first: np.ndarray) -> None:
-        self._groups = self._filled(self.embeddings, first)
-
-    @abstractmethod
-    def _fill(self, vectors: np.ndarray) -> None:
-        """Start again with these vectors, whose places are their rows. What is there stays if that fails."""
-
-    @abstractmethod
-    def _update(self, vectors: np.ndarray, gone: np.ndarray) -> None:
-        """Take more vectors, whose places start at ``_num_places``, and forget the places that are ``gone``.
-
-        If that fails, what was there must still be found. Vectors without a label may stay: they are not returned.
-        """
-
-    @property
-    @abstractmethod
-    def _num_places(self) -> int:
-        """The number of places that were ever assigned since the index was filled."""
-
-    @abstractmethod
-    def _propose(self, vectors: np.ndarray, k: int, shown: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Return how near, and the places, ``(B, k)`` both, among those ``shown`` (P,), or all; -1 pads."""
-
-    def _renews(self, num_new: int, num_used: int, num_distinct: int) -> bool:
-        """Return whether to fill again, rather than update, with so many new vectors and places."""
-        return False
-
-    def _filled(self, embeddings: Tensor, first: np.ndarray) -> Groups:
-        distinct = np.flatnonzero(first == np.arange(len(first)))
-        groups = Groups(np.searchsorted(distinct, first), len(distinct))
-        self._fill(vectors_of(embeddings, distinct))
-        return groups
+    def _start_unchecked(
+        self, embeddings: np.ndarray | Tensor, candidates: Candidates, refine: int, groups: Groups
+    ) -> None:
+        """Start with candidates that are built already, and the places of the labels, without reading a row."""
+        self.refine = checked_count("refine", refine)
+        super().__init__(embeddings, check=False)
+        self.candidates, self._groups = candidates, groups
 
     def _regrouped(self, embeddings: Tensor, first: np.ndarray, source: np.ndarray) -> Groups:
-        known, size = source >= 0, self._num_places
+        known, size = source >= 0, self.candidates.num_places
         place = np.full(len(first), -1)  # of the first row of each group
         place[first[known]] = self._groups.place_of[source[known]]
         new = np.flatnonzero((first == np.arange(len(first))) & (place < 0))
         place[new] = size + np.arange(len(new))
         groups = Groups(place[first], size + len(new))
-        if self._renews(len(new), len(groups), int((groups.size > 0).sum())):
-            return self._filled(embeddings, first)
         before = self._groups.size > 0
-        self._update(vectors_of(embeddings, new), np.flatnonzero(before & (groups.size[: len(before)] == 0)))
-        return groups
+        removed = np.flatnonzero(before & (groups.size[: len(before)] == 0))
+        num_used = int((groups.size > 0).sum())
+        removed_rows = self._groups.first[removed]
+        if self.candidates.update(Change(self.embeddings, embeddings, new, removed, removed_rows, num_used)):
+            return groups
+        return _built(self.candidates.build, embeddings, first)
 
-    def _better_scored(self, wanted: int, visible: int) -> bool:
-        """Return whether to score all labels, if so many vectors are wanted of so many that may be returned."""
-        distinct = int((self._groups.size > 0).sum())
-        return visible <= max(FEW * distinct, wanted / FEW) or wanted > self.most_proposed
+    def _rebuild(self) -> None:
+        """Build again, so that places number the distinct embeddings in the order of the labels."""
+        first = self._groups.first[self._groups.place_of]
+        self._groups = _built(self.candidates.build, self.embeddings, first)
+
+    def _searches_exactly(self, wanted: int, visible: int) -> bool:
+        """Return whether exact search is the better choice for ``wanted`` results out of ``visible`` places.
+
+        It is if at most the fraction ``FEW`` is visible, or more than that is requested.
+        """
+        distinct = self._groups.num_used
+        steps = wanted * (self.refine if self.candidates.is_graph else 1)
+        return visible <= max(FEW * distinct, steps / FEW) or wanted > self.candidates.max_candidates
 
     def _search_block(self, queries: Tensor, k: int, groups: Groups, pairs: Tensor) -> tuple[Tensor, Tensor]:
         wanted = k + int(torch.bincount(pairs[:, 0]).max() if len(pairs) else 0)
-        visible = int((groups.size > 0).sum())
-        if self._better_scored(wanted, visible):
+        num_visible, num_places = groups.num_used, self.candidates.num_places
+        if self._searches_exactly(wanted, num_visible):
             return super()._search_block(queries, k, groups, pairs)
-        shown = None
-        if visible < self._num_places:
-            shown = np.zeros(self._num_places, dtype=bool)
-            shown[: len(groups)] = groups.size > 0
-        proposed = min(wanted * self.refine, self.most_proposed)
+        visible = None
+        if num_visible < num_places:
+            visible = np.zeros(num_places, dtype=bool)
+            visible[: len(groups)] = groups.size > 0
+        requested = min(wanted * self.refine, self.candidates.max_candidates)
         best, best_ids = np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1)
         for start in range(0, len(queries), RANKED_AT_ONCE):
             rows = slice(start, start + RANKED_AT_ONCE)
             here = rows_of(pairs, start, start + RANKED_AT_ONCE).numpy()
-            best_ids[rows], best[rows], _ = self._rank(queries[rows], k, proposed, shown, groups, here)
+            best_ids[rows], best[rows] = self._rank(queries[rows], k, requested, visible, groups, here)
         scores, label_ids = torch.from_numpy(best), torch.from_numpy(best_ids)
-        short = (label_ids < 0).any(1)  # there are more than k labels for every query
+        short = (label_ids < 0).any(1)  # every query has more than k labels to choose from
         if short.any():
             left = pairs[short[pairs[:, 0]]]
             left[:, 0] = (short.cumsum(0) - 1)[left[:, 0]]
@@ -106,31 +107,33 @@ class ProposingIndex(LabelIndex, ABC):
         return scores, label_ids
 
     def _rank(
-        self, queries: Tensor, k: int, proposed: int, shown: np.ndarray | None, groups: Groups, pairs: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return ids and scores of the best ``k`` of those proposed, and how near the last that was proposed is."""
+        self, queries: Tensor, k: int, requested: int, visible: np.ndarray | None, groups: Groups, pairs: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids and scores of the best ``k`` labels among at least ``requested`` candidates of each query."""
         vectors = np.ascontiguousarray(queries.numpy())
-        near, places = self._propose(vectors, min(proposed, self._num_places), shown)
-        if shown is not None:
-            places = np.where(shown[places], places, -1)
-        rows = self.embeddings.numpy()[groups.first[places]].astype(np.float32, copy=False)  # (B, proposed, D)
-        scores = np.matmul(rows, vectors[:, :, None])[:, :, 0]
-        scores[places < 0] = -np.inf
-        last = np.where((places < 0).any(1), -np.inf, near[:, -1])  # no more to propose
-        return *groups.best(places, scores, k, pairs), last
+        num_places, error = self.candidates.num_places, self.candidates.error
+        while True:
+            near, places = self.candidates.nearest(vectors, min(requested, num_places), visible)
+            if visible is not None:
+                places = np.where(visible[places], places, -1)
+            rows = self.embeddings.numpy()[groups.first[places]].astype(np.float32, copy=False)  # (B, requested, D)
+            scores = np.matmul(rows, vectors[:, :, None])[:, :, 0]
+            scores[places < 0] = -np.inf
+            best_ids, best = groups.best(places, scores, k, pairs)
+            if error is None or requested >= num_places:
+                return best_ids, best
+            # Other vectors have a code score of at most the last candidate's, and a true score at most the error above
+            # it.
+            last = np.where((places < 0).any(1), -np.inf, near[:, -1])  # padding: there are no other vectors
+            missing = (last + error * np.linalg.norm(vectors, axis=1) >= best[:, -1]) & np.isfinite(last)
+            if not missing.any():
+                return best_ids, best
+            requested *= 4
 
 
-def checked_count(name: str, value: int) -> int:
-    """Return a number of which at least one is needed.
-
-    Raises:
-        ValueError: if it is not a whole number of at least 1.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
-    return int(value)
-
-
-def vectors_of(embeddings: Tensor, rows: np.ndarray) -> np.ndarray:
-    """Return those rows as one block of float32."""
-    return np.ascontiguousarray(embeddings[torch.from_numpy(rows)].float().numpy())
+def _built(build: Callable[[np.ndarray, Tensor], None], embeddings: Tensor, first: np.ndarray) -> Groups:
+    """Build with the distinct rows of ``embeddings``, and return the place of each row."""
+    distinct = np.flatnonzero(first == np.arange(len(first)))
+    groups = Groups(np.searchsorted(distinct, first), len(distinct))
+    build(vectors_of(embeddings, distinct), embeddings)
+    return groups

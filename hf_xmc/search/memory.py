@@ -1,9 +1,10 @@
-"""Retrieval over the training queries in addition to the labels: labels of the nearest training queries vote."""
+"""A memory of training queries: the nearest training queries of a text vote for their labels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
+from itertools import product, takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,40 +15,41 @@ from torch import Tensor
 
 from hf_xmc.metrics import frequency
 from hf_xmc.metrics.ranking import evaluate_ranking
+from hf_xmc.search.contract import LabelSearch, visible_labels
 from hf_xmc.search.exact import QUERY_BLOCK, LabelIndex, of_recognised
 from hf_xmc.search.memory_settings import GRID, METRICS, MemorySettings
-from hf_xmc.tensors import unit
+from hf_xmc.search.mixing import Votes, best_mixed, probabilities, votes_of
+from hf_xmc.tensors import unit_rows
 from hf_xmc.topk import TopK, checked_k
-
-CANDIDATES = 200  # labels that take part by their own score; the others need a vote
 
 
 class Neighbors(NamedTuple):
     """The training queries nearest to each query, nearest first."""
 
-    rows: np.ndarray  # (N, n) int64, -1 where there are fewer
+    rows: np.ndarray  # (N, n) int64, padded with -1
     cosines: np.ndarray  # (N, n) float32
 
 
 class TrainingMemory:
-    r"""Training queries with their labels, whose votes are mixed with the scores of the labels.
+    r"""Training queries with known labels, whose votes are mixed with the scores of the labels.
 
     .. math:: s_l = \log\Big((1 - m)\, \mathrm{softmax}_l(q \cdot y / T) + m \sum_{i \in \text{nearest}} w_i r_{il}\Big)
               - \gamma \log(1 + n_l), \qquad w = \mathrm{softmax}\big(\cos(q, x_i) / t\big)
 
-    Over the 200 best labels and all that get a vote; :math:`n_l` counts the memory's queries of a label. Retrieval over
-    training points: Gupta et al., Dual-Encoders for XMC, ICLR 2024, section 6, and RAE-XMC (arXiv 2502.10615). The
-    discount: Menon et al., Long-tail learning via logit adjustment, ICLR 2021.
+    The softmax covers the best labels, 200 by default. A label that is not among them has its votes alone. :math:`n_l`
+    is the number of queries with label :math:`l` in the memory. Retrieval over training points follows Gupta et al.,
+    Dual-Encoders for XMC, ICLR 2024, section 6, and RAE-XMC (arXiv 2502.10615). The discount follows Menon et al.,
+    Long-tail learning via logit adjustment, ICLR 2021.
 
     Args:
-        embeddings: ``(M, D)``, of the queries, made by the encoder of the labels. Their length does not matter.
-        relevance: sparse ``(M, L)``; a value above 0 makes the label a positive.
-        texts: those of the queries, to explain predictions by.
-        settings: see :class:`MemorySettings`.
-        index: makes the index that finds the nearest, of unit embeddings: :class:`hf_xmc.LabelIndex` or a faster one.
+        embeddings: ``(M, D)`` embeddings of the queries, from the encoder of the labels. They may have any norm.
+        relevance: Sparse ``(M, L)`` matrix. A label is a positive of a query if its value is above 0.
+        texts: Texts of the queries, to explain predictions with.
+        settings: How votes are counted; see :class:`MemorySettings`.
+        index: Function that makes the index of unit embeddings: :class:`hf_xmc.LabelIndex`, or a faster one.
 
     Raises:
-        ValueError: if sizes do not fit.
+        ValueError: if the numbers of embeddings, rows of ``relevance`` and texts differ.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class TrainingMemory:
         index: Callable[[Tensor], LabelIndex] = LabelIndex,
     ) -> None:
         _check_sizes(embeddings, relevance, texts)
-        self.index = index(unit(embeddings))
+        self.index = index(unit_rows(embeddings))
         self.relevance = _binary(relevance)
         self.texts = None if texts is None else list(texts)
         self.settings = settings or MemorySettings()
@@ -69,34 +71,53 @@ class TrainingMemory:
         return self.relevance.shape[0]
 
     @property
+    def relevance(self) -> sp.csr_array:
+        """The labels of the queries, a sparse ``(M, L)`` matrix of ones."""
+        return self._relevance
+
+    @relevance.setter
+    def relevance(self, relevance: sp.csr_array) -> None:
+        self._relevance = relevance
+        self._log_counts = np.log1p(relevance.sum(0))  # (L,)
+
+    @property
     def num_labels(self) -> int:
         return self.relevance.shape[1]
 
     def add(self, embeddings: np.ndarray | Tensor, relevance: sp.sparray, texts: Sequence[str] | None = None) -> None:
-        """More queries with their labels, such as documents that came after the training; nothing is trained."""
+        """Add queries with known labels, such as documents that arrived after the training. Nothing is trained.
+
+        Raises:
+            ValueError: if sizes do not fit, or if only the memory or only the new queries have texts.
+        """
         _check_sizes(embeddings, relevance, texts)
         if relevance.shape[1] != self.num_labels or (texts is None) != (self.texts is None):
             raise ValueError(
-                f"the memory is of {self.num_labels} labels, with{'out' if self.texts is None else ''} texts; got "
+                f"the memory has {self.num_labels} labels, with{'out' if self.texts is None else ''} texts; got "
                 f"{relevance.shape[1]} labels, with{'out' if texts is None else ''} texts."
             )
         more = sp.csr_array(sp.vstack([self.relevance, _binary(relevance)]))
         all_texts = None if self.texts is None or texts is None else [*self.texts, *texts]
-        self.index.add(unit(embeddings))  # the last step that can fail
+        self.index.add(unit_rows(embeddings))  # the last step that can fail
         self.relevance, self.texts = more, all_texts
 
     def keep_labels(self, label_ids: ArrayLike, num_labels: int) -> None:
-        """Renumber: label ``label_ids[j]`` becomes ``j``, the others are forgotten, and labels up to ``num_labels`` are
-        new, without a vote."""
+        """Renumber the labels: ``label_ids[j]`` becomes ``j``, and labels that are not in the list are removed.
+
+        Further labels, up to ``num_labels``, are new and get no vote.
+        """
         kept = sp.csr_array(self.relevance[:, np.asarray(label_ids, dtype=np.int64)])
         self.relevance = sp.csr_array((kept.data, kept.indices, kept.indptr), shape=(len(self), num_labels))
 
     def nearest(
         self, queries: np.ndarray | Tensor, n: int | None = None, *, silent: np.ndarray | None = None
     ) -> Neighbors:
-        """Return the ``n`` training queries of the largest cosine, by default as many as vote.
+        """Return the ``n`` training queries with the largest cosine similarity.
 
-        ``silent`` are ``(M, 2)`` pairs (row of the query, row of the memory) that are left out.
+        Args:
+            queries: ``(N, D)``, of any norm.
+            n: Number of training queries; by default the number that votes.
+            silent: ``(M, 2)`` pairs (row of the query, row of the memory) to leave out.
         """
         queries = torch.nn.functional.normalize(torch.as_tensor(queries).float())
         return Neighbors(*self.index.search(queries, n or self.settings.neighbors, exclude=silent))
@@ -105,25 +126,34 @@ class TrainingMemory:
         self,
         queries: np.ndarray | Tensor,
         k: int,
-        labels: LabelIndex,
+        labels: LabelSearch,
         *,
         exclude: np.ndarray | None = None,
         allow: Iterable[int] | None = None,
         deny: Iterable[int] | None = None,
         silent: np.ndarray | None = None,
     ) -> TopK:
-        """Return the ``k`` labels of the best mixed score; arguments as in :meth:`hf_xmc.LabelIndex.search`.
+        """Return the ``k`` labels with the best mixed scores.
 
-        Labels that are left out are not in the softmax either. ``silent`` are pairs (row of the query, row of the
-        memory) that do not vote.
+        Args:
+            queries: ``(N, D)``.
+            k: Number of labels.
+            labels: Index of the labels.
+            exclude, allow, deny: As in :meth:`hf_xmc.LabelIndex.search`. Hidden labels are not in the softmax either.
+            silent: ``(M, 2)`` pairs (row of the query, row of the memory) that do not vote.
+
+        Raises:
+            ValueError: if the index has another number of labels than the memory, or refuses an argument.
         """
         if labels.num_labels != self.num_labels:
-            raise ValueError(f"the memory is of {self.num_labels} labels, the index of {labels.num_labels}.")
+            raise ValueError(
+                f"`labels` must have the {self.num_labels} labels of the memory, got an index of {labels.num_labels}."
+            )
         queries, k = torch.as_tensor(queries).float(), checked_k(k)
         allow, deny = (None if ids is None else list(ids) for ids in (allow, deny))
-        found = labels.search(queries, max(k, CANDIDATES), exclude=exclude, allow=allow, deny=deny)
+        found = labels.search(queries, max(k, self.settings.candidates), exclude=exclude, allow=allow, deny=deny)
         pairs = np.empty((0, 2), np.int64) if exclude is None else np.asarray(exclude, np.int64).reshape(-1, 2)
-        visible = labels.visible(allow, deny)
+        visible = visible_labels(self.num_labels, allow, deny)
         return self._mixed(found, self.nearest(queries, silent=silent), k, self.settings, pairs, visible)
 
     def _mixed(
@@ -135,45 +165,37 @@ class TrainingMemory:
         pairs: np.ndarray,
         visible: np.ndarray | None,
     ) -> TopK:
-        penalty = settings.discount * np.log1p(self.relevance.sum(0))
-        hidden = sp.csr_array((np.ones(len(pairs)), pairs.T), shape=(len(labels.label_ids), self.num_labels))
+        penalty = settings.discount * self._log_counts
         blocks = [TopK.empty(0, k)]
         for start in range(0, len(labels.label_ids), QUERY_BLOCK):
             here = slice(start, start + QUERY_BLOCK)
-            votes = self.votes(Neighbors(*(part[here] for part in nearest)), settings)
+            found, known = TopK(*(part[here] for part in labels)), Neighbors(*(part[here] for part in nearest))
+            own = probabilities(found, settings.label_temperature, settings.candidates)
+            rows = known.rows[:, : settings.neighbors]
+            votes = votes_of(rows, self.weights(known, settings), self.relevance)
             if visible is not None:
-                votes.data *= visible[votes.indices]
-            votes = votes - votes * (hidden[here] > 0)
-            own = probabilities(TopK(*(part[here] for part in labels)), settings.label_temperature, self.num_labels)
-            mixed = sp.csr_array((1 - settings.mix) * own + settings.mix * votes)
-            mixed.eliminate_zeros()
-            mixed.data = np.log(mixed.data) - penalty[mixed.indices]
-            blocks.append(_best(mixed, k))
+                votes = Votes(*(part[visible[votes.label_ids]] for part in votes))
+            hidden = pairs[(start <= pairs[:, 0]) & (pairs[:, 0] < start + QUERY_BLOCK)] - [start, 0]
+            blocks.append(best_mixed(found.label_ids, own, votes, hidden, settings.mix, penalty, k))
         return TopK(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
 
     def weights(self, nearest: Neighbors, settings: MemorySettings) -> np.ndarray:
-        """``(N, n)``, the share of the votes that each neighbor has."""
-        cosines = nearest.cosines
-        largest = np.where(np.isneginf(cosines[:, :1]), 0, cosines[:, :1])  # if there is no neighbor, nothing votes
+        """Return the ``(N, n)`` weights of the votes of the first ``n = settings.neighbors`` neighbors.
+
+        They sum to 1 for each query.
+        """
+        cosines = nearest.cosines[:, : settings.neighbors]
+        largest = np.where(np.isneginf(cosines[:, :1]), 0, cosines[:, :1])  # without a neighbor there is no vote
         weights = np.exp((cosines - largest).astype(np.float64) / settings.temperature)
         weights /= np.maximum(weights.sum(1, keepdims=True), 1)
-        weights[cosines == 0] = 0  # a query without a known word is near to nothing
+        weights[cosines == 0] = 0  # a query without a known word has no neighbor
         return weights
-
-    def votes(self, nearest: Neighbors, settings: MemorySettings) -> sp.csr_array:
-        """``(N, L)``, the share of the votes that each label gets."""
-        rows, cosines = (part[:, : settings.neighbors] for part in nearest)
-        weights = self.weights(Neighbors(rows, cosines), settings)
-        real = rows >= 0
-        offsets = np.concatenate([[0], real.sum(1).cumsum()])
-        table = sp.csr_array((weights[real], rows[real], offsets), shape=(len(rows), len(self)))
-        return sp.csr_array(table @ self.relevance)
 
     def tune(
         self,
         queries: np.ndarray | Tensor,
         relevance: sp.csr_array,
-        labels: LabelIndex,
+        labels: LabelSearch,
         *,
         metric: str = "nDCG@5",
         inverse_propensity: ArrayLike | None = None,
@@ -183,27 +205,33 @@ class TrainingMemory:
     ) -> dict[str, Any]:
         """Choose the settings that are best on validation queries, which should not vote for themselves.
 
-        One setting after the other, twice round; the searches are done once.
+        Settings are tried one after the other, in two rounds. With a tolerance, weights of the votes, temperatures of
+        the labels and discounts are then tried in all combinations. The searches are done only once.
 
         Args:
-            queries, relevance: ``(N, D)`` embeddings and sparse ``(N, L)`` positives.
-            labels: the index of the labels.
-            metric: one of ``METRICS``; ``"P@5"`` does not ask in which order, ``"PSP@5"`` is for rare labels.
-            inverse_propensity: ``(L,)``, for PSP; by default that of the memory's queries, as if all were training's.
-            tolerance: what of the metric may be given up to raise PSP@5 by the discount alone.
-            exclude: filter pairs.
-            silent: pairs (row of the query, row of the memory) that do not vote, such as those of
+            queries: ``(N, D)`` embeddings of the validation queries.
+            relevance: Their sparse ``(N, L)`` positives.
+            labels: Index of the labels.
+            metric: One of ``METRICS``. ``"P@5"`` ignores the order of the labels, and ``"PSP@5"`` favors rare labels.
+            inverse_propensity: ``(L,)``, for PSP; by default computed from the queries of the memory.
+            tolerance: How much of the metric may be lost to raise PSP@5.
+            exclude: ``(M, 2)`` filter pairs.
+            silent: ``(M, 2)`` pairs (row of the query, row of the memory) that do not vote, such as those of
                 :func:`hf_xmc.search.overlap.equal_embeddings`.
 
-        Returns the settings with the metrics they reach. Raises ``ValueError`` for another metric, queries without a
-        positive, and PSP by a memory of fewer than 3.
+        Returns:
+            The settings, and under ``validation`` the metrics that they reach.
+
+        Raises:
+            ValueError: if the metric is unknown, no query has a positive, or PSP is needed and the memory has fewer
+                than 3 queries.
         """
         if metric not in METRICS:
-            raise ValueError(f"metric is one of {', '.join(METRICS)}, got {metric!r}.")
+            raise ValueError(f"`metric` must be one of {', '.join(METRICS)}, got {metric!r}.")
         if inverse_propensity is None and (tolerance or metric.startswith("PSP")):
             inverse_propensity = frequency.inverse_propensity(frequency.label_counts(self.relevance), len(self))
         queries = torch.as_tensor(queries).float()
-        found = of_recognised(labels.search(queries, CANDIDATES, exclude=exclude), queries)
+        found = of_recognised(labels.search(queries, self.settings.candidates, exclude=exclude), queries)
         nearest = self.nearest(queries, int(max(GRID["neighbors"])), silent=silent)
         pairs = np.empty((0, 2), np.int64) if exclude is None else np.asarray(exclude, np.int64)
         tried: dict[MemorySettings, dict[str, float]] = {}
@@ -221,9 +249,13 @@ class TrainingMemory:
             for name, values in GRID.items():
                 around = [best, *(replace(best, **{name: value}) for value in values)]
                 best = max(around, key=lambda settings: measured(settings)[metric])
-        if tolerance:
-            around = [best, *(replace(best, discount=value) for value in GRID["discount"])]
-            enough = [choice for choice in around if measured(choice)[metric] >= measured(best)[metric] - tolerance]
+        if tolerance:  # the fewer and the flatter the votes, the less a discount costs: search for the three together
+            least, enough = measured(best)[metric] - tolerance, [best]
+            for mix, label_temperature in product(GRID["mix"], GRID["label_temperature"]):
+                row = [
+                    replace(best, mix=mix, label_temperature=label_temperature, discount=d) for d in GRID["discount"]
+                ]
+                enough += takewhile(lambda settings: measured(settings)[metric] >= least, row)
             best = max(enough, key=lambda settings: measured(settings)["PSP@5"])
         self.settings = best
         return {**asdict(best), "validation": measured(best)}
@@ -240,32 +272,6 @@ def _check_sizes(embeddings: np.ndarray | Tensor, relevance: sp.sparray, texts: 
     sizes = {len(embeddings), relevance.shape[0]} | (set() if texts is None else {len(texts)})
     if len(sizes) > 1:
         raise ValueError(
-            f"{len(embeddings)} embeddings, {relevance.shape[0]} rows of relevance"
-            f"{'' if texts is None else f' and {len(texts)} texts'}: a memory has one of each for a query."
+            f"a memory needs one embedding, row of relevance and text per query, got {len(embeddings)} embeddings, "
+            f"{relevance.shape[0]} rows of relevance{'' if texts is None else f' and {len(texts)} texts'}."
         )
-
-
-def probabilities(found: TopK, temperature: float, num_labels: int) -> sp.csr_array:
-    """``(N, L)``, relative to the best ``CANDIDATES``, so that a label's does not depend on how many are asked for."""
-    scaled = found.scores.astype(np.float64) / temperature
-    top = scaled[:, :CANDIDATES]
-    with np.errstate(invalid="ignore"):
-        shares = np.exp(scaled - scaled[:, :1]) / np.exp(top - top[:, :1]).sum(1, keepdims=True)
-    real = found.label_ids >= 0
-    offsets = np.concatenate([[0], real.sum(1).cumsum()])
-    # The smallest positive number keeps labels far behind the best among the candidates.
-    values = np.maximum(shares[real], np.finfo(np.float64).tiny)
-    return sp.csr_array((values, found.label_ids[real], offsets), shape=(len(scaled), num_labels))
-
-
-def _best(scores: sp.csr_array, k: int) -> TopK:
-    """The ``k`` largest entries of each row; of equal scores the smaller label id comes first."""
-    num_rows = scores.shape[0]
-    row = np.repeat(np.arange(num_rows), np.diff(scores.indptr))
-    order = np.lexsort((scores.indices, -scores.data, row))
-    place = np.arange(len(order)) - scores.indptr[row]
-    order, row, place = (part[place < k] for part in (order, row, place))
-    best = TopK.empty(num_rows, k)
-    best.label_ids[row, place] = scores.indices[order]
-    best.scores[row, place] = scores.data[order]
-    return best

@@ -1,4 +1,4 @@
-"""How the votes of a memory count, and the values that tuning tries."""
+"""Settings of the votes of a memory, and the values that tuning tries."""
 
 from __future__ import annotations
 
@@ -12,22 +12,28 @@ GRID: dict[str, Sequence[Any]] = {
     "neighbors": (10, 20, 30, 50),
     "mix": (0.03, 0.1, 0.2, 0.4, 0.7, 0.9),
     "temperature": (0.02, 0.03, 0.05, 0.1),
-    "label_temperature": (1, 2, 3, 5),
-    "discount": (0, 0.01, 0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.15, 0.2),
+    "label_temperature": (1, 2, 3, 5, 8),
+    "discount": (0, 0.005, 0.01, 0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.15, 0.2),
 }
 METRICS = ("P@1", "P@3", "P@5", "PSP@1", "PSP@3", "PSP@5", "nDCG@5", "R@10")
 
 
 @dataclass(frozen=True)
 class MemorySettings:
-    """How votes are counted and mixed with the label scores; :meth:`TrainingMemory.tune` chooses all of it.
+    """Settings of votes, and of their mix with the label scores. :meth:`TrainingMemory.tune` chooses them.
 
     Attributes:
-        neighbors: training queries that vote.
-        temperature: of the softmax over their cosines, which weighs the votes.
-        label_temperature: of the softmax over the label scores.
-        mix: share of the votes; 0 asks the labels alone, 1 the memory alone.
-        discount: exponent of a label's training frequency that the mixed score is divided by. Rare labels gain.
+        neighbors: Number of training queries that vote.
+        temperature: Temperature of the softmax over their cosines, which gives the weights of the votes.
+        label_temperature: Temperature of the softmax over the label scores.
+        mix: Weight of the votes, from 0 (only the label scores count) to 1 (only the votes count).
+        discount: Exponent of the training frequency of a label, by which its mixed score is divided. A larger exponent
+            favors rare labels.
+        candidates: Number of best labels in that softmax. Further labels take part only if they get a vote. Fewer are
+            faster to find with an approximate index. :meth:`TrainingMemory.tune` keeps this number.
+
+    Raises:
+        ValueError: if a setting is out of range.
     """
 
     neighbors: int = 20
@@ -35,11 +41,13 @@ class MemorySettings:
     label_temperature: float = 2.0
     mix: float = 0.2
     discount: float = 0.0
+    candidates: int = 200
 
     def __post_init__(self) -> None:
-        for name, low, high in (("neighbors", 1, np.inf), ("mix", 0, 1), ("discount", 0, np.inf)):
+        ranges = {"neighbors": (1, np.inf), "candidates": (1, np.inf), "mix": (0, 1), "discount": (0, np.inf)}
+        for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} is a number from {low} to {high}, got {getattr(self, name)}.")
+                raise ValueError(f"`{name}` must be a number from {low} to {high}, got {getattr(self, name)}.")
         for name in ("temperature", "label_temperature"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")

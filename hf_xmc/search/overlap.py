@@ -1,4 +1,4 @@
-"""Queries that a memory holds already, so that none votes for itself."""
+"""Find queries that a memory already holds, so that no query votes for itself."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.nn.functional import normalize
 
 from hf_xmc.search.exact import QUERY_BLOCK, LabelIndex
 
-ASKED = 16  # nearest rows to look at; more if all of them are equal
-CLOSE, EQUAL = 0.99, 2e-3  # least cosine to look at; largest distance of two unit embeddings that half precision rounds
+ASKED = 16  # nearest rows to compare; more if all of them are equal
+CLOSE, EQUAL = 0.99, 2e-3  # least cosine to compare, and the largest distance that rounding to half precision causes
 
 
 def equal_texts(known: Sequence[str], texts: Sequence[str]) -> np.ndarray:
@@ -29,11 +29,11 @@ def equal_texts(known: Sequence[str], texts: Sequence[str]) -> np.ndarray:
 
 
 def equal_embeddings(index: LabelIndex, queries: np.ndarray | Tensor) -> np.ndarray:
-    """Return the ``(M, 2)`` pairs (query, row of ``index``) of equal direction: the encoder read both texts alike.
+    """Return the ``(M, 2)`` pairs (query, row of ``index``) whose embeddings have the same direction.
 
     Args:
-        index: Unit embeddings, which may be stored in half precision.
-        queries: ``(N, D)``, of any norm; one that is zero equals nothing.
+        index: Index of unit embeddings, possibly in half precision.
+        queries: ``(N, D)``, of any norm. A zero row equals nothing.
     """
     queries = normalize(torch.as_tensor(queries).float())
     pairs: list[tuple[int, int]] = []

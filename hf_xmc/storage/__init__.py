@@ -1,1 +1,1 @@
-"""Atomic folders on disk, and commits on the Hub: written whole, and read from the Hub or its cache."""
+"""Atomic folders on disk, atomic commits on the Hub, and reading from the Hub or its cache."""

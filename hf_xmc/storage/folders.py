@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, whenever the process or the machine stops."""
+"""Atomic folders: they appear complete or not at all, even if the process or the machine stops."""
 
 from __future__ import annotations
 
@@ -10,62 +10,62 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # constants of Linux
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A new, empty folder to write into, which takes the place of ``folder`` when the block ends.
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new, empty folder to write to, which replaces ``folder`` when the block ends.
 
-    If the block fails, ``folder`` is as it was. A process that is killed meanwhile leaves ``NAME.new-PID`` next to it,
-    which can be deleted. Where ``folder`` is a link, it stays one, and what it leads to is replaced.
+    If the block fails, ``folder`` is unchanged. A process that is killed in the block leaves a folder ``NAME.new-PID``,
+    which can be deleted. If ``folder`` is a link, the link stays and its target is replaced.
 
     Raises:
         ValueError: if the current directory is ``folder`` or is inside it.
     """
     folder = folder.resolve()
-    _refuse_current(folder)
+    _check_not_current(folder)
     new = folder.with_name(f"{folder.name}.new-{os.getpid()}")
     new.mkdir(parents=True)
     try:
         yield new
-        put_in_place(new, folder)
+        replace_folder(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
 
 def check_replaceable(folder: Path, marker: str, expected: str) -> None:
-    """Raise if :func:`whole_folder` may not replace a folder, so that nothing is done before in vain.
+    """Check before a long computation that :func:`atomic_folder` may replace a folder.
 
     Args:
-        folder: The folder. It may be replaced if it is missing, empty, or holds the file ``marker``.
-        marker: The name of a file that shows what a folder is.
-        expected: What such a folder holds, for the message.
+        folder: The folder. It may be replaced if it is missing, if it is empty, or if it holds the file ``marker``.
+        marker: Name of the file that identifies a folder written by this package.
+        expected: Reason for the refusal, which completes "FOLDER exists and ...".
 
     Raises:
-        ValueError: if it holds something else, is a file, or the process works in it.
+        ValueError: if the folder has other content, is a file, or contains the current directory.
     """
     if folder.is_file():
-        raise ValueError(f"{folder} is a file: choose another folder.")
+        raise ValueError(f"{folder} is a file. Choose another folder.")
     if folder.exists() and any(folder.iterdir()) and not (folder / marker).exists():
-        raise ValueError(f"{folder} exists and {expected}: choose another folder, it is left as it is.")
-    _refuse_current(folder.resolve())
+        raise ValueError(f"{folder} exists and {expected}. Choose another folder. This one is unchanged.")
+    _check_not_current(folder.resolve())
 
 
-def _refuse_current(folder: Path) -> None:
+def _check_not_current(folder: Path) -> None:
     if folder in (Path.cwd(), *Path.cwd().parents):
         raise ValueError(
-            f"{folder} holds the current directory, which would be gone once it is replaced: save to another folder, "
-            "or change to another directory first."
+            f"{folder} contains the current directory, which would disappear when the folder is replaced. Save to "
+            "another folder, or change to another directory first."
         )
 
 
-def put_in_place(new: Path, folder: Path) -> None:
-    """Give the folder ``new`` the name ``folder``; if there is one of that name, it gets the name ``new``.
+def replace_folder(new: Path, folder: Path) -> None:
+    """Rename the folder ``new`` to ``folder``. An existing ``folder`` is renamed to ``new``.
 
-    All that is in it gets the mode that the umask gives to new files and folders. Every byte is on the disk before the
-    name is. On Linux the two names are exchanged in one step. Elsewhere there is a moment in which the old folder has
-    the name ``NAME.old-PID`` and ``folder`` is missing.
+    All files and folders get the mode that the umask gives to new ones. They are written to the disk before the rename.
+    Linux exchanges the two names in one step. On other systems the old folder is called ``NAME.old-PID`` for a moment,
+    while ``folder`` is missing.
     """
     give_default_modes(new, new.rglob("*"))
     for path in [*new.rglob("*"), new]:
@@ -83,10 +83,10 @@ def put_in_place(new: Path, folder: Path) -> None:
 def give_default_modes(folder: Path, paths: Iterable[Path]) -> None:
     """Give files and folders in ``folder`` the mode that the umask of this process gives to new ones.
 
-    Some libraries write through temporary files that only their owner can read; safetensors is one of them. Links are
-    left alone.
+    Some libraries, such as safetensors, write through temporary files that only the owner can read. Links are not
+    changed.
     """
-    probe = folder / f".mode-{os.getpid()}"  # the umask itself can only be read by changing it for all threads
+    probe = folder / f".mode-{os.getpid()}"  # reading the umask would change it for all threads
     probe.mkdir(exist_ok=True)
     mode = stat.S_IMODE(probe.stat().st_mode)
     probe.rmdir()
@@ -96,8 +96,8 @@ def give_default_modes(folder: Path, paths: Iterable[Path]) -> None:
             path.chmod(wanted)
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Write a file that has the old text or the new one, whenever the process or the machine stops."""
+def write_atomically(file: Path, text: str) -> None:
+    """Write a file so that it has either the old or the new text, even if the process or the machine stops."""
     new = file.with_name(f"{file.name}.new-{os.getpid()}")
     new.write_text(text, encoding="utf-8")
     _sync(new)
@@ -107,7 +107,7 @@ def write_whole(file: Path, text: str) -> None:
 
 def _sync(path: Path) -> None:
     if os.name == "nt" and path.is_dir():
-        return  # Windows opens no folders
+        return  # Windows cannot open folders
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -116,7 +116,7 @@ def _sync(path: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange the names of two folders in one step; return whether the system could."""
+    """Exchange the names of two folders in one step, and return whether the system supports that."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
     if rename is None:
         return False

@@ -1,4 +1,4 @@
-"""One commit of a repository of the Hub, read from there, or from the cache if the Hub does not answer."""
+"""Read a commit of a repository from the Hub, or from the cache if the Hub does not answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from huggingface_hub import HfApi, get_cached_repo_tree, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -28,28 +28,38 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 logger = logging.getLogger(__name__)
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-Failure = (httpx.HTTPError, OSError)  # of a request, or of the cache
+Failure = (httpx.HTTPError, OSError)  # exceptions of requests and of the cache
 KINDS = {"model": "model", "dataset": "data set"}
+
+
+class DownloadSettings(TypedDict, total=False):
+    """The settings of a download, see :class:`Snapshot`."""
+
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | Path | None
+    local_files_only: bool
+    force_download: bool
 
 
 class Snapshot:
     """A repository of the Hub at one commit.
 
-    A commit never changes, so what is cached of it is used without a request. Whether a branch or a tag has moved is
-    asked in one request that is not repeated; if the Hub does not answer, the commit that the cache knows is used, and
-    only the cache is read from then on.
+    A commit never changes, so its cached files are used without a request. One request, which is not repeated, resolves
+    a branch or a tag. If the Hub does not answer it, the cached commit is used, and only the cache is read afterwards.
 
     Args:
-        name: ``org/name``.
+        name: Repository, ``org/name``.
         repo_type: ``"model"`` or ``"dataset"``.
-        revision: a branch, a tag or a commit; by default the newest commit of ``main``.
-        token: of an account; by default the one that is logged in.
-        cache_dir: by default the Hub's cache.
-        local_files_only: ask the Hub nothing.
-        force_download: download again what is cached.
+        revision: Branch, tag or commit; by default the newest commit of ``main``.
+        token: Access token; by default that of the account that is logged in.
+        cache_dir: Cache folder; by default the cache of the Hub client.
+        local_files_only: Whether to read only the cache.
+        force_download: Whether to download cached files again.
 
     Raises:
-        ValueError: if ``force_download`` and ``local_files_only`` are both given, or the name can be no repository.
+        ValueError: if ``force_download`` and ``local_files_only`` are both given, or if the name is not a valid
+            repository name.
     """
 
     def __init__(
@@ -64,14 +74,16 @@ class Snapshot:
         force_download: bool = False,
     ) -> None:
         if force_download and local_files_only:
-            raise ValueError("`force_download` downloads and `local_files_only` forbids it: leave one of them out.")
+            raise ValueError(
+                "`force_download` and `local_files_only` must not be given together. Leave one of them out."
+            )
         self.name = name
         self.repo_type = repo_type
         self.token = token
         self.cache_dir = cache_dir
         self.local_files_only = local_files_only
         self.force_download = force_download
-        self.commit = revision if revision and COMMIT.fullmatch(revision) else None  # else known once something is read
+        self.commit = revision if revision and COMMIT.fullmatch(revision) else None  # or after the first download
         self._revision = revision
         try:
             validate_repo_id(name)
@@ -83,10 +95,10 @@ class Snapshot:
 
     @cached_property
     def silence(self) -> Exception | None:
-        """Why the Hub does not answer, or ``None`` if it does.
+        """The error with which the Hub does not answer, or ``None`` if it answers.
 
         Raises:
-            ValueError: if it answers that there is no such revision.
+            ValueError: if the Hub answers that the revision does not exist.
         """
         if self.local_files_only:
             return OfflineModeIsEnabled("local_files_only=True")
@@ -96,8 +108,8 @@ class Snapshot:
             )
         except RevisionNotFoundError:
             raise ValueError(
-                f"{self.name} has no revision {self._revision!r}; expected a branch, a tag or a commit of it, or none "
-                "for the newest."
+                f"{self.name} has no revision {self._revision!r}; expected a branch, a tag or a commit. Leave it out "
+                "for the newest commit."
             ) from None
         except Failure as error:
             return error
@@ -105,15 +117,15 @@ class Snapshot:
 
     @property
     def files(self) -> frozenset[str] | None:
-        """The names of all files of the commit; ``None`` if neither the cache nor the Hub tells them.
+        """The names of all files of the commit; ``None`` if neither the cache nor the Hub has the list.
 
         Raises:
-            ValueError: if the Hub stops to answer.
+            ValueError: if the Hub stops answering.
         """
         files = self._cached_list()
         if files is not None or self.silence:
             return files
-        try:  # a cache that cannot be written keeps no list
+        try:  # a read-only cache has no list
             return frozenset(
                 HfApi(token=self.token).list_repo_files(self.name, repo_type=self.repo_type, revision=self.commit)
             )
@@ -121,9 +133,10 @@ class Snapshot:
             raise self._not_read(error) from error
 
     def download(self, names: Iterable[str]) -> Path:
-        """Return the folder of the commit in the cache, with those of these files that the repository has.
+        """Download files to the cache if necessary, and return the folder of the commit.
 
-        If the Hub does not answer and the cache has no list of the repository's files, some may be missing.
+        Files that the repository does not have are skipped. Others may be missing, too, if the Hub does not answer and
+        the cache has no list of files.
 
         Raises:
             ValueError: if the repository, the revision or a file cannot be found or downloaded.
@@ -134,7 +147,7 @@ class Snapshot:
                 return Path(get(revision=self.commit, local_files_only=True))
         silence, revision = self.silence, self.commit or self._revision
         if silence and self.force_download:
-            raise ValueError(f"{self} cannot be downloaded again: the Hub did not give it ({silence}).") from silence
+            raise ValueError(f"{self} cannot be downloaded again: the Hub did not return it ({silence}).") from silence
         try:
             found = get(
                 revision=revision,
@@ -145,14 +158,15 @@ class Snapshot:
         except Failure as error:
             raise self._not_read(silence or error) from error
         if silence and not self.commit and not isinstance(silence, OfflineModeIsEnabled):
-            logger.warning("%s: the Hub did not give it (%s); what is cached is used.", self, silence)
+            logger.warning("%s: the Hub did not return it (%s). The cached files are used.", self, silence)
         self.commit = Path(found).name
         return Path(found)
 
-    def refuse_unknown(self, names: Iterable[str]) -> None:
-        """Raise ``ValueError`` if the Hub does not answer, and the cache does not tell of one of these files.
+    def check_known(self, names: Iterable[str]) -> None:
+        """Check that the cache has each file, or knows that the repository lacks it, if the Hub does not answer.
 
-        The cache tells of a file if it holds it, or knows that the repository does not have it.
+        Raises:
+            ValueError: if the Hub does not answer and the cache does not know one of the files.
         """
         listed = self._cached_list()
         for name in names:
@@ -178,16 +192,16 @@ class Snapshot:
     def _not_read(self, error: Exception, file: str | None = None) -> ValueError:
         if file is None and isinstance(error, GatedRepoError):
             return ValueError(
-                f"{self} is gated: ask for access on its page, and pass the `token` of an account with it ({error})."
+                f"{self} is gated. Request access on its page, and pass the `token` of such an account ({error})."
             )
         if file is None and isinstance(error, RepositoryNotFoundError):
-            return ValueError(f"{self._nowhere} (is it private? Then pass `token`).")
+            return ValueError(f"{self._nowhere}. If it is private, pass `token`.")
         if self.silence is None:
             return ValueError(f"{self} could not be downloaded ({type(error).__name__}: {error}).")
         what = f"{file} of " if file else ""
-        if not (file or self.commit) and self._cached_list() is None:  # the name may be that of a folder, misspelt
+        if not (file or self.commit) and self._cached_list() is None:  # the name may be a misspelled folder
             what = f"{self._nowhere} in reach: "
         return ValueError(
-            f"{what}{self} is not in the local cache, and the Hub did not give it ({error}). "
+            f"{what}{self} is not in the local cache, and the Hub did not return it ({error}). "
             "Download it while the Hub can be reached."
         )

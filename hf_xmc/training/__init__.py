@@ -1,1 +1,1 @@
-"""Training with all labels as negatives: trainer, arguments, label sampling, checkpoints."""
+"""Training with all labels as negatives: trainer, arguments, negatives, checkpoints."""

@@ -1,12 +1,11 @@
-"""The tensors of one step: queries and their positives from the collator, labels from a table of their tokens."""
+"""The tensors of a step: queries and positives from the collator, labels from a table of their tokens."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,27 +21,27 @@ from hf_xmc.encoders.forward import Features
 from hf_xmc.encoders.ragged import RaggedFeatures, equal, token_counts, token_ids
 from hf_xmc.encoders.roles import preprocess
 from hf_xmc.losses.functional import positive_weights
-from hf_xmc.padding import pad
+from hf_xmc.padding import pad_flat
 
 logger = logging.getLogger(__name__)
 
 TOKENIZE_BATCH = 8192
-TASK_ADDED = "task_added"  # key of a batch whose task is not one of the encoder's features
-PROBE = 8  # texts of a batch that are preprocessed again, to compare
+TASK_ADDED = "task_added"  # key of a batch to which the collator added the task
+PROBE = 8  # texts of a batch that are preprocessed a second time, to compare
 
 
-class LabelTable:
-    """The tokens of all labels, made once, from which the features of any labels are put together.
+class TokenizedLabels:
+    """The tokens of all labels, computed once, from which the features of any labels are assembled.
 
-    Any encoder will do. If its features cannot be put together from tokens, as those of a bag of words, the texts are
-    preprocessed each time they are needed, which is slower. A log line says so.
+    Any encoder is accepted. If its features are not a list of tokens, such as a bag of words, texts are preprocessed
+    each time they are used, which is slower, and a warning is logged.
 
-    A label is a number, and each of its texts is a row. If each label has one text, they are the same.
+    Each text is a row. If every label has one text, the rows are the label ids.
 
     Args:
-        encoder: The encoder, whose ``preprocess`` makes features of labels as of documents: see
+        encoder: The encoder, whose ``preprocess`` treats labels as documents: see
             :func:`hf_xmc.encoders.roles.prompt_of`.
-        texts: The label texts; those of one label stand together.
+        texts: The label texts, sorted by label.
         text_counts: ``(L,)``, the number of texts of each label; ``None`` if each has one.
         chunk_size: Maximum number of texts in a chunk; ``None`` for any number.
         chunk_tokens: Maximum number of tokens in a chunk, with padding; ``None`` for any number.
@@ -63,27 +62,20 @@ class LabelTable:
         device: torch.device | str = "cpu",
     ) -> None:
         if not len(texts):
-            raise ValueError("there are no labels: give the text of one at least.")
+            raise ValueError("`labels` must have at least one text, got none.")
         self.encoder, self.texts, self.text_counts = encoder, texts, text_counts
         self.chunk_size, self.chunk_tokens, self.device = chunk_size, chunk_tokens, device
         parts, lengths, tokens = [], [], []
-        for start in range(0, len(texts), TOKENIZE_BATCH):
-            rows = np.arange(start, min(len(texts), start + TOKENIZE_BATCH))
-            features = self._preprocessed(rows)
-            part = RaggedFeatures.of(features)
-            probe = np.arange(len(rows))[:: -(-len(rows) // PROBE)][::-1]
-            whole = part is not None and equal(part.features(np.arange(len(rows))), features)
-            whole = whole and part is not None and equal(part.features(probe), self._preprocessed(rows[probe]))
-            parts.append(part if whole else None)
+        for rows, features, part in read_in_batches(self._preprocessed, len(texts)):
+            parts.append(part)
             lengths.append(token_counts(features, len(rows)))
             tokens.append(token_ids(features))
         self.ragged = RaggedFeatures.joined(parts)
         self.lengths = np.concatenate(lengths)  # (T,), in tokens
-        self.tokens = np.concatenate(tokens)  # of all texts, one after another
+        self.tokens = np.concatenate(tokens)  # of all texts, concatenated
         if self.ragged is None:
             logger.warning(
-                "The features that %s makes of labels are not a list of tokens for each: labels are preprocessed again "
-                "in each step.",
+                "The features of %s are not lists of tokens per text, so labels are preprocessed in every step.",
                 type(encoder[0]).__name__,
             )
 
@@ -101,7 +93,7 @@ class LabelTable:
         return "labels" if self.text_counts is None else "label texts"
 
     def by_length(self, label_ids: np.ndarray) -> np.ndarray:
-        """Return the same labels, those with few tokens first, so that a chunk holds little padding."""
+        """Return the same labels sorted by their number of tokens, so that a chunk has little padding."""
         if self._flat:
             return label_ids
         lengths = self.lengths
@@ -110,19 +102,19 @@ class LabelTable:
         return label_ids[np.argsort(lengths[label_ids], kind="stable")]
 
     def rows_of(self, label_ids: np.ndarray) -> np.ndarray:
-        """Return the rows of these labels' texts, label after label."""
+        """Return the rows of these labels' texts, in the order of the labels."""
         if self.text_counts is None:
             return label_ids
         return ranges(self.text_counts.cumsum() - self.text_counts, self.text_counts, label_ids)
 
     def counts_of(self, label_ids: np.ndarray) -> Tensor | None:
-        """Return how many texts each of these labels has; ``None`` if every label has one."""
+        """Return the number of texts of each of these labels; ``None`` if every label has one text."""
         return None if self.text_counts is None else torch.from_numpy(self.text_counts[label_ids]).to(self.device)
 
     def short_first(self, label_ids: np.ndarray) -> tuple[np.ndarray, Tensor | None]:
-        """Return the rows of these labels' texts in the order in which to embed them, and where each text then is.
+        """Return the rows of these labels' texts sorted by length, and the position of each text in that order.
 
-        Labels with one text each stay in their order, which :meth:`by_length` gave them.
+        Labels with one text keep the order of :meth:`by_length`, and the positions are ``None``.
         """
         rows = self.rows_of(label_ids)
         if self.text_counts is None:
@@ -146,7 +138,7 @@ class LabelTable:
             start = stop
 
     def features(self, rows: np.ndarray) -> Features:
-        """Return the features that the encoder makes of these texts."""
+        """Return the encoder's features of these texts."""
         features = self._preprocessed(rows) if self.ragged is None else self.ragged.features(rows)
         return batch_to_device(features, torch.device(self.device))
 
@@ -159,8 +151,29 @@ class LabelTable:
         return self.ragged is not None and self.ragged.flat
 
 
+def read_in_batches(
+    preprocess: Callable[[np.ndarray], Features], num_texts: int
+) -> Iterator[tuple[np.ndarray, Features, RaggedFeatures | None]]:
+    """Yield the rows of batches of texts, their features, and the same features without padding.
+
+    The last are ``None`` if the features of a text are not one list of tokens, or depend on the other texts of a batch.
+
+    Args:
+        preprocess: A function that returns the features of the texts in some rows.
+        num_texts: Number of rows.
+    """
+    for start in range(0, num_texts, TOKENIZE_BATCH):
+        rows = np.arange(start, min(num_texts, start + TOKENIZE_BATCH))
+        features = preprocess(rows)
+        part = RaggedFeatures.of(features)
+        probe = np.arange(len(rows))[:: -(-len(rows) // PROBE)][::-1]
+        whole = part is not None and equal(part.features(np.arange(len(rows))), features)
+        whole = whole and part is not None and equal(part.features(probe), preprocess(rows[probe]))
+        yield rows, features, part if whole else None
+
+
 def ranges(starts: np.ndarray, lengths: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Return the numbers of the chosen ranges, one range after another.
+    """Return the integers of the chosen ranges, concatenated.
 
     >>> ranges(np.array([0, 10, 20]), np.array([1, 2, 3]), np.array([2, 1]))
     array([20, 21, 22, 10, 11])
@@ -171,7 +184,7 @@ def ranges(starts: np.ndarray, lengths: np.ndarray, chosen: np.ndarray) -> np.nd
 
 @contextmanager
 def _padded(encoder: SentenceTransformer) -> Iterator[None]:
-    """Make ``preprocess`` return padded rows; with FlashAttention it may put all texts into one row without a mask."""
+    """Make ``preprocess`` return padded rows. With FlashAttention it may join all texts in one row, without a mask."""
     modules: list[Any] = [module for module in encoder.modules() if getattr(module, "can_flatten_inputs", False)]
     try:
         for module in modules:
@@ -183,46 +196,50 @@ def _padded(encoder: SentenceTransformer) -> Iterator[None]:
 
 
 def with_rows(queries: Dataset) -> Dataset:
-    """Return a data set with the place of each query as a column ``row``."""
+    """Return the data set with the row number of each query in a column ``row``."""
     return queries.add_column("row", np.arange(len(queries)))
 
 
 @dataclass
 class XMCCollator(BaseDataCollator):
-    """Queries tokenised, their positives ``(b, P)`` padded as ``label``, and ``label_weights`` where there are any.
+    """Tokenizes queries and pads their positives ``(b, P)`` as ``label``, and their weights as ``label_weights``.
 
-    A column ``row``, the place of a query in its data set, goes along.
+    A column ``row``, the row number of a query in its data set, is kept.
 
-    The batch key is ``label``, never ``labels``: with that name the Trainer takes the loss for one that is already
-    divided by the accumulation steps.
+    The batch key is ``label`` and not ``labels``: with that name, transformers assumes that the loss is already divided
+    by the number of accumulation steps.
 
     Raises:
-        ValueError: if a row has a wrong form, such as labels that are not a list of integers.
+        ValueError: if a row is invalid, for example if its labels are not a list of integers.
     """
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         texts, (offsets, label_ids, scores) = rows_of(features)
-        prompts: Any = self.prompts or {}
-        read = self.preprocess_fn(texts, prompt=self._get_prompt_for_column(prompts, "text"), task="query")
+        read = self.features_of(texts, features)
         batch: dict[str, Any] = {f"text_{name}": value for name, value in read.items()}
-        if "task" not in read:  # the stock collator adds it too, and `encode_query` does not
+        if "task" not in read:  # as in the stock collator; `encode_query` does not add it
             batch |= {"text_task": "query", TASK_ADDED: True}
-        bounds = list(pairwise(offsets.tolist()))
-        batch["label"] = pad([label_ids[start:stop].tolist() for start, stop in bounds])
+        batch["label"] = pad_flat(label_ids, offsets)
         if scores is not None:
-            batch["label_weights"] = pad([scores[start:stop].tolist() for start, stop in bounds], fill=0.0)
+            batch["label_weights"] = pad_flat(scores, offsets, fill=0.0)
         if "row" in features[0]:
             batch["row"] = torch.tensor([row["row"] for row in features])
         return batch
 
+    def features_of(self, texts: Sequence[str], rows: Sequence[dict[str, Any]]) -> Features:
+        """Return the encoder's features of the texts of these rows."""
+        prompts: Any = self.prompts or {}
+        read: Features = self.preprocess_fn(texts, prompt=self._get_prompt_for_column(prompts, "text"), task="query")
+        return read
+
 
 def draw_positives(positives: Tensor, weights: Tensor | None, number: int) -> Tensor:
-    """``(B, P)`` weights: 1 for up to ``number`` positives of each query, drawn by their weights, 0 for the others.
+    """Return weights ``(B, P)``: 1 for up to ``number`` positives of each query, drawn by weight, and 0 for the rest.
 
-    Without replacement, by the largest of ``log(u) / weight`` (Efraimidis and Spirakis, Weighted Random Sampling with a
-    Reservoir, 2006); random numbers come from torch's generator of the CPU.
+    Positives are drawn without replacement, by the largest ``log(u) / weight`` (Efraimidis and Spirakis, Weighted
+    Random Sampling with a Reservoir, 2006). Random numbers come from torch's CPU generator.
     """
     _, weights = positive_weights(positives, weights, torch.float32)
-    keys = torch.rand(positives.shape).to(weights).log() / weights  # minus infinity where the weight is 0
+    keys = torch.rand(positives.shape).to(weights).log() / weights  # minus infinity if the weight is 0
     drawn = keys.topk(min(number, keys.shape[1]), dim=1).indices
     return torch.zeros_like(weights).scatter(1, drawn, 1.0) * (weights > 0)

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and the newest one of the last run found again."""
+"""Atomic checkpoints, and the search for the latest complete one of the last run."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from typing import Any
 from transformers.trainer import OPTIMIZER_NAME
 
 from hf_xmc import distributed
-from hf_xmc.storage.folders import put_in_place, write_whole
+from hf_xmc.storage.folders import replace_folder, write_atomically
 
 logger = logging.getLogger(__name__)
 
-MARKER = "checkpoint.json"  # written last: its names and sizes tell a whole checkpoint from a torn one
-STAGING = "checkpoint.saving"  # within the run's folder: what a killed process leaves, and the next save clears
-LATEST = "run.json"  # within the run's folder: the training that started there last
+MARKER = "checkpoint.json"  # written last: file names and sizes, which show whether a checkpoint is complete
+STAGING = "checkpoint.saving"  # in the run's folder; the next save clears what a killed process left
+LATEST = "run.json"  # in the run's folder: the last training that started there
 FOLDER = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True)
 class Session:
-    """A training from its start, or from the checkpoint that it resumes, to its end.
+    """One call of ``train``, from its start or from a checkpoint.
 
     Args:
-        run: the id of its run, which a training that resumes takes over; empty for checkpoints of older versions.
-        number: counts the trainings in a folder; the last one has the highest, whatever the clocks say.
-        resumed_from: the checkpoint that it went on from.
+        run: Id of the run, which a training that resumes takes over; empty for checkpoints of older versions.
+        number: Number of the training in its folder. The last training has the highest, independent of clocks.
+        resumed_from: Path of the checkpoint that was resumed.
     """
 
     run: str = ""
@@ -43,7 +43,7 @@ class Session:
 
     @classmethod
     def of(cls, file: Path) -> Session:
-        """The session that a file names, or one without an id."""
+        """Return the session that a file names, or one without an id."""
         try:
             about = json.loads(file.read_text(encoding="utf-8"))
             return cls(str(about["run"]), int(about["session"]), about["resumed_from"])
@@ -52,7 +52,7 @@ class Session:
 
     @classmethod
     def next_in(cls, run_dir: Path, resumed_from: str | None = None) -> Session:
-        """The session that starts in ``run_dir`` now."""
+        """Return the session that starts in ``run_dir`` now."""
         files = [run_dir / LATEST, *(path / MARKER for path in _checkpoints(run_dir))]
         number = 1 + max(cls.of(file).number for file in files)
         if resumed_from is None:
@@ -64,28 +64,28 @@ class Session:
         return {"run": self.run, "session": self.number, "resumed_from": self.resumed_from}
 
     def write_as_latest(self, run_dir: Path) -> None:
-        """Make this the session that ``run_dir`` names as its last."""
+        """Record this session as the last one of ``run_dir``."""
         if Session.of(run_dir / LATEST) != self:
-            write_whole(run_dir / LATEST, json.dumps(self.about(), indent=2))
+            write_atomically(run_dir / LATEST, json.dumps(self.about(), indent=2))
 
 
 def session_of(checkpoint: str | Path) -> Session:
-    """The session that saved a checkpoint."""
+    """Return the session that saved a checkpoint."""
     return Session.of(Path(checkpoint) / MARKER)
 
 
 @contextmanager
-def saved_whole(folder: Path, is_main: bool, session: Session) -> Iterator[Path]:
-    """A folder that every process writes its part of a checkpoint into; it becomes ``folder`` when all have.
+def atomic_checkpoint(folder: Path, is_main: bool, session: Session) -> Iterator[Path]:
+    """Yield a staging folder for the files of all processes, and rename it to ``folder`` when they are complete.
 
-    The steps: an empty folder under another name, the files of all processes, the marker, everything synced to the
-    disk, the rename. What happens before the rename leaves older checkpoints as they are.
+    The steps are: create an empty folder, write the files of all processes, write the marker, sync everything to the
+    disk, rename. A failure before the rename leaves older checkpoints unchanged.
     """
     staged = folder.parent / STAGING / folder.name
     if is_main:
         shutil.rmtree(staged.parent, ignore_errors=True)
         staged.mkdir(parents=True)
-    distributed.barrier()  # no process writes into what is being cleared
+    distributed.barrier()  # no process writes into a folder that is being cleared
     try:
         yield staged
         distributed.barrier()  # every process has written its part
@@ -95,34 +95,34 @@ def saved_whole(folder: Path, is_main: bool, session: Session) -> Iterator[Path]
             (staged / MARKER).write_text(json.dumps(about, indent=2))
             replaced = session_of(folder)
             if folder.exists() and replaced.run != session.run:
-                logger.warning("%s of another run (%s) is replaced.", folder, replaced.run or "without an id")
-            put_in_place(staged, folder)
+                logger.warning("Replacing %s of another run (%s).", folder, replaced.run or "without an id")
+            replace_folder(staged, folder)
             session.write_as_latest(folder.parent)
     except BaseException as error:
-        free, whole = shutil.disk_usage(folder.parent).free >> 20, newest(folder.parent, session)
+        free, whole = shutil.disk_usage(folder.parent).free >> 20, latest_complete(folder.parent, session)
         logger.error(
-            "%s was not saved (%s; %s MiB are free); the newest whole checkpoint is %s.", folder, error, free, whole
+            "%s was not saved (%s; %s MiB are free). The latest complete checkpoint is %s.", folder, error, free, whole
         )
         raise
     finally:
         if is_main:
             shutil.rmtree(staged.parent, ignore_errors=True)
-    distributed.barrier()  # it is there for every process
+    distributed.barrier()  # every process can read it now
 
 
-def newest(run_dir: str | Path, session: Session | None = None) -> Path | None:
-    """The checkpoint from which the last run in a folder goes on; what is skipped is logged with the reason.
+def latest_complete(run_dir: str | Path, session: Session | None = None) -> Path | None:
+    """Return the checkpoint from which the last run in a folder resumes, and log skipped ones with the reason.
 
     It is the complete checkpoint of the highest step that the run's last session saved. Without one, it is the
     checkpoint that this session resumed, or else one of an earlier session of the run. Checkpoints of other
     runs are never taken.
 
     Args:
-        run_dir: the folder of the run.
-        session: the last session, if it is known.
+        run_dir: The folder of the run.
+        session: The last session, if it is known.
 
     Raises:
-        ValueError: if checkpoints of several runs are there, and nothing tells which was the last.
+        ValueError: if there are checkpoints of several runs, and the last run is unknown.
     """
     run_dir = Path(run_dir)
     latest, found = session or latest_session(run_dir), _checkpoints(run_dir)
@@ -132,9 +132,9 @@ def newest(run_dir: str | Path, session: Session | None = None) -> Path | None:
         own = list(dict.fromkeys([*last, *_resumed_by(latest, run_dir), *own]))
     for path in found:
         if path not in own:
-            logger.warning("Skipping %s: %s.", path, why_torn(path) or "it is of another run")
+            logger.warning("Skipping %s: %s.", path, why_incomplete(path) or "it is of another run")
     for path in own:
-        reason = why_torn(path)
+        reason = why_incomplete(path)
         if reason is None:
             return path
         logger.warning("Skipping %s: %s.", path, reason)
@@ -142,33 +142,33 @@ def newest(run_dir: str | Path, session: Session | None = None) -> Path | None:
 
 
 def latest_session(run_dir: Path) -> Session:
-    """The last session in a folder: the one that the folder names, or else the one of the highest number.
+    """Return the last session in a folder: the recorded one, or else the one with the highest number.
 
     Raises:
-        ValueError: if it is not named, and several runs have that number.
+        ValueError: if none is recorded, and several runs have that number.
     """
     if (named := Session.of(run_dir / LATEST)).run:
         return named
     if (run_dir / LATEST).exists():
-        logger.warning("%s is damaged: the last run is told by the checkpoints themselves.", run_dir / LATEST)
-    whole = [path for path in _checkpoints(run_dir) if why_torn(path) is None]
+        logger.warning("%s is damaged. The last run is taken from the checkpoints.", run_dir / LATEST)
+    whole = [path for path in _checkpoints(run_dir) if why_incomplete(path) is None]
     last = max((session_of(path).number for path in whole), default=0)
     runs = {session.run: session for path in whole if (session := session_of(path)).number == last}
     if len(runs) > 1:
         raise ValueError(
             f"{run_dir} holds checkpoints of {len(runs)} runs ({', '.join(path.name for path in whole)}) and no "
-            f"{LATEST} that names the last one: pass the path of the checkpoint to resume from."
+            f"{LATEST} that names the last one. Pass the path of the checkpoint to resume from."
         )
     return next(iter(runs.values()), Session())
 
 
 def as_argument(given: object) -> str | bool:
-    """Return what ``resume_from_checkpoint`` asks for: ``True``, ``False`` or a path.
+    """Return ``resume_from_checkpoint`` as ``True``, ``False`` or a path.
 
-    A command line and a YAML file give ``true`` and ``false`` as text. A folder of that name needs a ``Path``.
+    A command line and a YAML file give ``true`` and ``false`` as text. A folder with such a name needs a ``Path``.
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: if it has any other value.
     """
     if isinstance(given, str):
         return {"true": True, "false": False, "none": False, "": False}.get(given.lower(), given)
@@ -180,31 +180,31 @@ def as_argument(given: object) -> str | bool:
 
 
 def to_resume(run_dir: str | Path) -> Path:
-    """The checkpoint that ``resume_from_checkpoint=True`` means.
+    """Return the checkpoint for ``resume_from_checkpoint=True``.
 
     Raises:
-        ValueError: if the last run in the folder has none that is whole.
+        ValueError: if the last run in the folder has no complete checkpoint.
     """
     run_dir = Path(run_dir)
-    if (found := newest(run_dir)) is not None:
+    if (found := latest_complete(run_dir)) is not None:
         return found
-    others = sorted((path for path in _checkpoints(run_dir) if why_torn(path) is None), key=_age)
+    others = sorted((path for path in _checkpoints(run_dir) if why_incomplete(path) is None), key=_age)
     if others:
         raise ValueError(
-            f"the last run in {run_dir} has no whole checkpoint to resume from. {others[-1]} is of another run: pass "
-            "its path to go on with that run, or resume_from_checkpoint=None to start again."
+            f"the last run in {run_dir} has no complete checkpoint to resume from. {others[-1]} is of another run: "
+            "pass its path to continue that run, or resume_from_checkpoint=None to start again."
         )
-    raise ValueError(f"{run_dir} holds no whole checkpoint to resume from: start with resume_from_checkpoint=None.")
+    raise ValueError(f"{run_dir} holds no complete checkpoint to resume from. Start with resume_from_checkpoint=None.")
 
 
 def delete_old(run_dir: Path, session: Session, limit: int | None, kept: Iterable[str | Path | None]) -> None:
-    """Delete the oldest checkpoints of a session's run until ``limit`` are left; those of other runs stay.
+    """Delete the oldest checkpoints of a session's run until ``limit`` are left. Keep those of other runs.
 
     Args:
-        run_dir: the folder of the run.
-        session: the one that trains.
-        limit: how many may be left; ``None`` or 0 for any number.
-        kept: checkpoints that are not deleted.
+        run_dir: The folder of the run.
+        session: The session that trains.
+        limit: Maximum number of checkpoints; ``None`` or 0 for no maximum.
+        kept: Checkpoints that are never deleted.
     """
     own = sorted((path for path in _checkpoints(run_dir) if session_of(path).run == session.run), key=_age)
     protected = {Path(path).resolve() for path in kept if path is not None}
@@ -223,20 +223,20 @@ def _age(checkpoint: Path) -> tuple[int, int]:
 
 
 def _resumed_by(session: Session, run_dir: Path) -> list[Path]:
-    """The checkpoint that a session went on from: where it was, or in ``run_dir`` if the folder was moved."""
+    """Return the checkpoint that a session resumed, from its recorded path or from ``run_dir`` if it was moved."""
     before = Path(str(session.resumed_from))
     there = [path for path in (before, run_dir / before.name) if path.is_dir()]
     return [path for path in there if session_of(path).run in (session.run, "")][:1]
 
 
-def why_torn(folder: Path) -> str | None:
-    """Return what is wrong with a checkpoint, or ``None`` if it is complete."""
+def why_incomplete(folder: Path) -> str | None:
+    """Return why a checkpoint is incomplete, or ``None`` if it is complete."""
     if not folder.is_dir():
         return "there is no such folder"
     try:
         files = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
     except FileNotFoundError:
-        return f"it has no {MARKER}, so it was not saved to the end, or by another trainer"
+        return f"it has no {MARKER}, so saving it was interrupted, or another trainer saved it"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"its {MARKER} is damaged ({error})"
     for name, size in files.items():
@@ -244,22 +244,22 @@ def why_torn(folder: Path) -> str | None:
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes, and {size} were saved"
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
     return None
 
 
-def check_whole(folder: str | Path) -> None:
-    """Raise ``ValueError`` for a checkpoint that is torn, and warn of one that cannot be resumed exactly."""
-    if reason := why_torn(Path(folder)):
+def check_complete(folder: str | Path) -> None:
+    """Raise ``ValueError`` for an incomplete checkpoint, and warn of one that cannot be resumed exactly."""
+    if reason := why_incomplete(Path(folder)):
         raise ValueError(
-            f"{folder} is no whole checkpoint: {reason}. Resume with `resume_from_checkpoint=True`, which takes the "
-            "newest whole one."
+            f"{folder} is not a complete checkpoint: {reason}. Resume with `resume_from_checkpoint=True`, which uses "
+            "the latest complete one."
         )
     saved_by = json.loads((Path(folder) / MARKER).read_text(encoding="utf-8"))["num_processes"]
     if saved_by != distributed.world_size():
         logger.warning(
-            "%s was saved by %s process(es), and %s resume it: the run goes on with other batches and random numbers "
-            "than it would have.",
+            "%s was saved on %s process(es) and is resumed on %s, so its batches and random numbers will differ from "
+            "those of an uninterrupted run.",
             folder,
             saved_by,
             distributed.world_size(),
@@ -267,10 +267,10 @@ def check_whole(folder: str | Path) -> None:
 
 
 def check_resumable(folder: str | Path) -> None:
-    """Raise ``ValueError`` for a checkpoint that holds the model alone."""
+    """Raise ``ValueError`` for a checkpoint without an optimizer state."""
     if not (Path(folder) / OPTIMIZER_NAME).exists():
         raise ValueError(
-            f"{folder} was saved with save_only_model and has no {OPTIMIZER_NAME}: no run can go on from it. Start a "
+            f"{folder} was saved with save_only_model and has no {OPTIMIZER_NAME}, so it cannot be resumed. Start a "
             "new run with its model, SentenceTransformer(path)."
         )
 

@@ -1,4 +1,4 @@
-"""The loss of an evaluation: against all labels, the same each time, and without a trace in the training."""
+"""The evaluation loss against all labels, which is deterministic and does not affect training."""
 
 from __future__ import annotations
 
@@ -14,50 +14,56 @@ from torch import Tensor, nn
 from hf_xmc import distributed
 from hf_xmc.losses.functional import positive_weights
 from hf_xmc.padding import IGNORE_INDEX
-from hf_xmc.training.batching import LabelTable
-from hf_xmc.training.negatives import AllLabels, Step
+from hf_xmc.training.all_labels import AllLabels
+from hf_xmc.training.batching import TokenizedLabels
+from hf_xmc.training.label_vectors import LabelVectors
+from hf_xmc.training.negatives import BatchQueries
 
 logger = logging.getLogger(__name__)
 
 
 class EvaluationLoss:
-    """The mean of a loss over the queries that have a positive, against all labels.
+    """The mean loss against all labels, over the queries that have a positive.
 
-    The labels are embedded once, at the first batch, and shared among the processes as :class:`AllLabels` does it.
-    The size of a batch does not matter, and a row that the sampler repeats to fill a batch counts once.
+    The labels are embedded once, at the first batch, and divided among the processes as in :class:`AllLabels`. The
+    result does not depend on the batch size. A row that the sampler repeats to fill a batch counts once.
 
     Args:
-        table: the tokenised labels.
-        loss: one of :mod:`hf_xmc.losses`.
+        table: The tokenized labels.
+        loss: A loss of :mod:`hf_xmc.losses`.
+        vectors: The vectors of the labels, if any.
     """
 
-    def __init__(self, table: LabelTable, loss: nn.Module) -> None:
-        self.table, self.loss = table, loss
+    def __init__(self, table: TokenizedLabels, loss: nn.Module, vectors: LabelVectors | None = None) -> None:
+        self.table, self.loss, self.vectors = table, loss, vectors
         self.labels: AllLabels | None = None
         self.embeddings: Tensor | None = None
         self.total, self.count = 0.0, 0
         self._seen: set[int] = set()
 
     @torch.no_grad()
-    def add(self, encoder: nn.Module, step: Step) -> Tensor:
-        """Count the queries of a batch, of all processes; returns the loss of the batch."""
+    def add(self, encoder: nn.Module, batch: BatchQueries) -> Tensor:
+        """Add the queries of a batch, from all processes, and return the loss of the batch."""
+        first = self.labels is None
         if self.labels is None or self.embeddings is None:
             self.labels = AllLabels(self.table)
             self.embeddings = self.labels.embed_without_gradient(encoder)
-        if step.rows is not None:
-            step = step._replace(positives=self._without_repeated(step.positives, step.rows))
-        candidates = self.labels.select(encoder, step)
-        loss = candidates.loss(self.loss, step.queries, self.embeddings, step.weights)
-        _, weights = positive_weights(step.positives, step.weights, torch.float32)
+        if batch.rows is not None:
+            batch = batch._replace(positives=self._without_repeated(batch.positives, batch.rows))
+        scored = self.labels.select(encoder, batch)
+        if first and self.vectors is not None:
+            self.embeddings = self.vectors.add(self.embeddings, scored)
+        loss = scored.loss(self.loss, batch.embeddings, self.embeddings, batch.weights)
+        _, weights = positive_weights(batch.positives, batch.weights, torch.float32)
         count = int((weights > 0).any(1).sum())
         self.total += loss.item() * count
         self.count += count
         return loss
 
     def mean(self) -> float:
-        """The loss of all batches; NaN if no query has a positive."""
+        """Return the loss of all batches; NaN if no query has a positive."""
         if not self.count:
-            logger.warning("The evaluation has no loss: no query of its data set has a label.")
+            logger.warning("The evaluation loss is NaN: no query of the evaluation data set has a label.")
             return math.nan
         return self.total / self.count
 
@@ -69,7 +75,7 @@ class EvaluationLoss:
 
 
 def random_state(device: torch.device) -> Callable[[], None]:
-    """Note the state of the random generators of Python, NumPy and torch; the function returned restores it."""
+    """Return a function that restores the current random state of Python, NumPy and torch."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     accelerator = None if device.type == "cpu" else getattr(torch, device.type)
     there = None if accelerator is None else accelerator.get_rng_state()

@@ -1,4 +1,4 @@
-"""Embedding texts with a gradient, at a memory of one chunk."""
+"""Embed texts with a gradient, in the memory of one chunk."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from hf_xmc.training.sampling import inclusion_probabilities, systematic_sample
 
 
 def embed_in_chunks(encoder: nn.Module, chunks: Iterable[Features]) -> Tensor:
-    """Embed every chunk, keeping no activations: autograd embeds a chunk again when its gradient arrives.
+    """Embed every chunk without keeping activations. Autograd embeds a chunk again when its gradient arrives.
 
-    Costs a second forward pass; memory stays at one chunk however many there are. This is gradient caching (Gao et
-    al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, 2021). A single chunk has nothing to
-    save and is embedded once.
+    This costs a second forward pass, and the memory of one chunk for any number of chunks. It is gradient caching (Gao
+    et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, 2021). A single chunk saves no
+    memory, so it is embedded once.
     """
     chunks = list(chunks)
     if len(chunks) == 1:
         return embed(encoder, chunks[0])
-    # Non-reentrant checkpointing replays the random state, so dropout draws the same mask both times.
+    # Non-reentrant checkpointing restores the random state, so dropout draws the same mask both times.
     return torch.cat([checkpoint(embed, encoder, chunk, use_reentrant=False) for chunk in chunks])
 
 
@@ -33,30 +33,30 @@ def embed_sampled(
     parameters: Sequence[Tensor],
     chunks: Sequence[Features],
     chunks_of: Callable[[Tensor], Iterable[tuple[slice, Features]]],
-    share: float,
+    fraction: float,
     normalised: bool,
 ) -> Tensor:
-    r"""Embed every chunk without a gradient; when it arrives, embed again a sample of the rows that stands for all.
+    r"""Embed every chunk without a gradient, and embed a sample of the rows again when the gradient arrives.
 
-    With :math:`g_l` the gradient at row :math:`l`, a row is drawn with probability :math:`\pi_l = \min(1, c \lVert g_l
-    \rVert)` and its gradient counts :math:`1 / \pi_l` times: the gradient of every parameter is unbiased. To embed all
-    rows forward and ``share`` of them forward and backward costs about ``1 + 3 share`` forward passes, where
-    :func:`embed_in_chunks` costs 4. Dropout draws new masks the second time.
+    Let :math:`g_l` be the gradient at row :math:`l`. The row is drawn with probability :math:`\pi_l = \min(1, c \lVert
+    g_l \rVert)`, and its gradient is multiplied by :math:`1 / \pi_l`, so the gradient of every parameter is unbiased.
+    A forward pass over all rows and a forward and backward pass over a fraction of them cost about ``1 + 3 * fraction``
+    forward passes; :func:`embed_in_chunks` costs 4. Dropout draws new masks in the second pass.
 
     Args:
-        encoder: what embeds.
-        parameters: those of its parameters that get a gradient, see :func:`parameters_reached`.
-        chunks: the features of all rows, in order.
-        chunks_of: gives the features of some rows, chunk by chunk, with the part of them that a chunk is.
-        share: of the rows, in (0, 1].
-        normalised: whether embeddings have length 1; then only the gradient across them counts.
+        encoder: The encoder.
+        parameters: The parameters of the encoder that receive a gradient, see :func:`parameters_reached`.
+        chunks: Features of all rows, in order.
+        chunks_of: A function that yields the features of given rows in chunks, each with its slice of the rows.
+        fraction: Fraction of the rows that is embedded again, in (0, 1].
+        normalised: Whether embeddings have unit norm. Then only the gradient orthogonal to them counts.
     """
-    embeddings: Tensor = _EmbedSampled.apply(encoder, chunks, chunks_of, share, normalised, *parameters)
+    embeddings: Tensor = _EmbedSampled.apply(encoder, chunks, chunks_of, fraction, normalised, *parameters)
     return embeddings
 
 
 def trainable(encoder: nn.Module) -> list[nn.Parameter]:
-    """The parameters that are not frozen."""
+    """Return the parameters that are not frozen."""
     return [parameter for parameter in encoder.parameters() if parameter.requires_grad]
 
 
@@ -64,11 +64,11 @@ def parameters_reached(encoder: nn.Module, features: Features) -> list[Tensor]:
     """Return the parameters that receive a gradient from an embedding; an unused pooler, for example, does not."""
     parameters = trainable(encoder)
     training = [module for module in encoder.modules() if module.training]
-    encoder.eval()  # a layer that is left out now and then is reached, and what dropout draws later does not change
+    encoder.eval()  # LayerDrop must not hide a parameter, and the random state must not advance
     try:
         with torch.enable_grad():
             embedding = embed(encoder, features).sum()
-        if not embedding.requires_grad:  # all of them are frozen
+        if not embedding.requires_grad:  # all parameters are frozen
             return []
         found = torch.autograd.grad(embedding, parameters, allow_unused=True)
     finally:
@@ -78,18 +78,19 @@ def parameters_reached(encoder: nn.Module, features: Features) -> list[Tensor]:
 
 
 def name_parameters(parameters: Sequence[Tensor], encoder: nn.Module, inputs: Any, output: dict[str, Any]) -> None:
-    """A forward hook that names, in an entry of the output that nobody reads, the parameters that labels will reach.
+    """Put the label parameters into the output, as a forward hook, so that DDP does not mark them as unused.
 
-    DistributedDataParallel sees only queries pass. It looks in their output for what is in use, and would take a tower
-    that only labels pass for unused.
+    DistributedDataParallel sees only the forward pass of queries. It searches its output for the parameters in use, and
+    would miss a tower that only labels pass through. Nothing reads the added entry.
     """
     if torch.is_grad_enabled() and parameters:
         output["parameters_of_labels"] = torch.stack([parameter.flatten()[0] for parameter in parameters])
 
 
 class _EmbedSampled(torch.autograd.Function):
-    # The parameters are inputs, so that their gradients leave by the outer graph: DistributedDataParallel sees each
-    # parameter ready once, the queries' share included. One that gets no gradient would be seen ready all the same.
+    # The parameters are inputs, so that their gradients flow through the outer graph. DistributedDataParallel then sees
+    # each parameter ready once, with the gradient of the queries included. It would also see a parameter without a
+    # gradient as ready, so only the parameters that are reached are passed.
 
     @staticmethod
     def forward(
@@ -97,12 +98,12 @@ class _EmbedSampled(torch.autograd.Function):
         encoder: nn.Module,
         chunks: Sequence[Features],
         chunks_of: Callable[[Tensor], Iterable[tuple[slice, Features]]],
-        share: float,
+        fraction: float,
         normalised: bool,
         *parameters: Tensor,
     ) -> Tensor:
         embeddings = torch.cat([embed(encoder, chunk) for chunk in chunks])
-        ctx.encoder, ctx.chunks_of, ctx.share, ctx.parameters = encoder, chunks_of, share, parameters
+        ctx.encoder, ctx.chunks_of, ctx.fraction, ctx.parameters = encoder, chunks_of, fraction, parameters
         ctx.save_for_backward(*([embeddings] if normalised else []))
         return embeddings
 
@@ -110,7 +111,7 @@ class _EmbedSampled(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         importance = gradient_norms(grad, *ctx.saved_tensors)
-        probabilities = inclusion_probabilities(importance, math.ceil(ctx.share * len(grad)))
+        probabilities = inclusion_probabilities(importance, math.ceil(ctx.fraction * len(grad)))
         drawn = systematic_sample(probabilities)
         grad = grad[drawn] / probabilities[drawn, None].to(grad.dtype)
         totals: list[Tensor | None] = [None] * len(ctx.parameters)
@@ -123,9 +124,10 @@ class _EmbedSampled(torch.autograd.Function):
 
 
 def gradient_norms(grad: Tensor, embeddings: Tensor | None = None) -> Tensor:
-    """``(L,)`` lengths of the rows' gradients ``(L, D)``; with ``embeddings`` of length 1, of their part across them.
+    """Return the norms ``(L,)`` of the rows of a gradient ``(L, D)``.
 
-    What lies along an embedding of fixed length never reaches a parameter.
+    With ``embeddings`` of unit norm, return the norms of the part orthogonal to them: the part along an embedding of
+    fixed norm never reaches a parameter.
     """
     grad = grad.float()
     if embeddings is not None:

@@ -1,4 +1,4 @@
-"""Rows for the losses of :mod:`hf_xmc.st_losses`: a query, one of its labels, and word of all of them."""
+"""Rows for the losses of :mod:`hf_xmc.st_losses`: a query, one of its labels, and the ids of all its labels."""
 
 from __future__ import annotations
 
@@ -34,31 +34,31 @@ def in_batch_dataset(
     hard_negatives: np.ndarray | None = None,
     positives: str = "padded",
 ) -> Dataset:
-    """Columns ``anchor``, ``positive``, ``negative_1`` ..., ``label`` for the losses of :mod:`hf_xmc.st_losses`.
+    """Return a data set with the columns ``anchor``, ``positive``, ``negative_1`` ... and ``label``.
 
-    Every time a row is read, one of its positives is drawn, by torch's generator: another one each epoch, the same ones
-    for the same seed. Labels with equal texts count as one label. Of a label with several texts, one is drawn each
-    time; if a batch holds two of them, the label scores as the first. Queries without labels cannot be drawn for and
-    are left out, with a line in the log that counts them.
+    It is for the losses of :mod:`hf_xmc.st_losses`. Each time a row is read, torch's generator draws one of its
+    positives, so epochs differ and equal seeds give equal draws. Labels with equal texts count as one label. A label
+    with several texts is represented by a text drawn each time; if a batch has two of them, the first one is scored.
+    Queries without labels are left out, and a warning counts them.
 
     Args:
-        queries: columns ``text`` and ``label_ids``, as in :class:`hf_xmc.XMCData`.
-        labels: label texts, or a data set with a column ``text`` and optionally ``label_id``. An id in several rows is
+        queries: Queries with the columns ``text`` and ``label_ids``, as in :class:`hf_xmc.XMCData`.
+        labels: Label texts, or a data set with a column ``text`` and optionally ``uid``. Rows with the same ``uid`` are
             one label with several texts.
-        hard_negatives: ``(N, H)`` label ids a query, -100 for none. One that is a positive of its query is not used.
-        positives: how ``label`` tells all positives of a query. ``"padded"`` to the longest, for the stock collator;
-            ``"ragged"``, for :class:`InBatchCollator`; or ``"row"``, the query's place in ``queries``, for a loss that
-            is given ``relevance=relevance_matrix(queries, labels)``: the shortest batch where a query has many.
+        hard_negatives: Label ids ``(N, H)`` of hard negatives, padded with -100. Positives of a query are ignored.
+        positives: Form of the column ``label``. ``"padded"``: all positives, padded to the longest row, for the stock
+            collator. ``"ragged"``: all positives, for :class:`InBatchCollator`. ``"row"``: the row number of the query,
+            for a loss with ``relevance=relevance_matrix(queries, labels)``, which is shortest for many positives.
 
     Raises:
-        ValueError: if queries or labels have a wrong form (the message names row and column), or arguments do not fit
-            each other.
+        ValueError: if a column or a value of queries or labels is invalid (the message names row and column), or the
+            arguments do not match.
     """
     if positives not in POSITIVES:
-        raise ValueError(f"positives is one of {', '.join(POSITIVES)}, got {positives!r}.")
+        raise ValueError(f"`positives` must be one of {', '.join(POSITIVES)}, got {positives!r}.")
     queries = as_dataset(queries, "queries")
     if hard_negatives is not None and len(hard_negatives) != len(queries):
-        raise ValueError(f"hard_negatives has {len(hard_negatives)} rows, and there are {len(queries)} queries.")
+        raise ValueError(f"`hard_negatives` must have {len(queries)} rows, one per query, got {len(hard_negatives)}.")
     texts, canonical, ids_of = _known_positives(queries, labels)
     kept = [row for row, ids in enumerate(ids_of) if ids]
     if len(kept) < len(queries):
@@ -72,8 +72,8 @@ def in_batch_dataset(
         hard_negatives = np.asarray(hard_negatives)
         if hard_negatives.ndim != 2 or hard_negatives.dtype.kind not in "iu":
             raise ValueError(
-                f"hard_negatives must be integers of shape (N, H), got {hard_negatives.dtype} of shape "
-                f"{hard_negatives.shape}. `mine_hard_negatives` gives them."
+                f"`hard_negatives` must be integers of shape (N, H), got {hard_negatives.dtype} of shape "
+                f"{hard_negatives.shape}. `mine_hard_negatives` returns such an array."
             )
         for row, place in np.argwhere(hard_negatives >= len(texts))[:1]:
             raise ValueError(_out_of_range(f"hard_negatives, row {row},", hard_negatives[row, place], len(texts)))
@@ -89,12 +89,12 @@ def in_batch_dataset(
 class _Draw:
     """The transform of :func:`in_batch_dataset`: draw one positive for each row.
 
-    A class and not a function within one, so that data loaders can send it to worker processes that are spawned.
+    It is a class, and not a nested function, so that data loaders can send it to spawned worker processes.
     """
 
     texts: list[list[str]]  # of each label
     width: int  # of the padded positives
-    names_row: bool  # `label` begins with the row instead of ending with the positives
+    names_row: bool  # whether `label` begins with the row instead of ending with the positives
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         drawn = [ids[int(torch.randint(len(ids), ()))] for ids in batch["positives"]]
@@ -115,10 +115,10 @@ class _Draw:
 
 
 def in_batch_prompts(encoder: SentenceTransformer, num_negatives: int = 0) -> dict[str, str]:
-    """Return the argument ``prompts`` with which the stock trainer embeds the columns of :func:`in_batch_dataset` as
-    ``encode_query`` and ``encode_document`` do.
+    """Return the argument ``prompts`` of the stock trainer for the columns of :func:`in_batch_dataset`.
 
-    The stock trainer adds no prompt of the encoder by itself. It does not apply ``truncate_dim`` either.
+    With it, texts are embedded as in ``encode_query`` and ``encode_document``. The stock trainer does not add the
+    encoder's prompts by itself, and does not apply ``truncate_dim``.
 
     Args:
         encoder: The encoder. A query takes its prompt for queries, and a label its prompt for documents.
@@ -132,7 +132,7 @@ def in_batch_prompts(encoder: SentenceTransformer, num_negatives: int = 0) -> di
 
 
 def relevance_matrix(queries: Dataset, labels: Sequence[str] | Dataset) -> sp.csr_array:
-    """``(N, L)``, the positives of each query, where labels with equal texts count as the first of them.
+    """Return the positives of each query as a matrix ``(N, L)``. Labels with equal texts count as the first of them.
 
     >>> queries = Dataset.from_dict({"text": ["a", "b"], "label_ids": [[2], [1, 2]]})
     >>> relevance_matrix(queries, ["boat", "car", "boat"]).toarray()
@@ -152,8 +152,10 @@ def _one_of(texts: list[str]) -> str:
 def _known_positives(
     queries: Dataset, labels: Sequence[str] | Dataset
 ) -> tuple[list[list[str]], np.ndarray, list[list[int]]]:
-    """Return the texts of each label, the first label with the same texts, and the positives of each query in those
-    numbers."""
+    """Return the texts of each label, the first label with the same texts, and the positives of each query.
+
+    The positives are the first labels with their texts.
+    """
     table, _ = LabelTexts.of(labels)
     texts: list[list[str]] = [[] for _ in range(len(table))]
     for label, text in zip(table.label_of.tolist(), table.texts["text"][:], strict=True):

@@ -1,4 +1,4 @@
-"""Learning rates that a sampled gradient asks for."""
+"""Learning rate of word vectors, whose gradient is sampled."""
 
 from __future__ import annotations
 
@@ -12,76 +12,84 @@ from transformers import PreTrainedModel
 from transformers.training_args import OptimizerNames
 
 from hf_xmc.training.arguments import XMCTrainingArguments
+from hf_xmc.training.batching import TokenizedLabels
 from hf_xmc.training.gradient_cache import parameters_reached
-from hf_xmc.training.label_bank import LabelBank
-from hf_xmc.training.negatives import AllLabels, MinedNegatives
+from hf_xmc.training.negatives import Negatives
 
 logger = logging.getLogger(__name__)
 
 
-def word_factor(tokens: np.ndarray, share: float) -> float:
-    r"""Return how many times slower Adam moves word vectors, on average, if only a share of the labels is drawn.
+def word_factor(tokens: np.ndarray, fraction: float) -> float:
+    r"""Return how many times slower Adam moves word vectors, on average, if only a fraction of the labels is drawn.
 
-    A gradient :math:`g` that is there with probability :math:`p`, and then counts :math:`1 / p` times, is :math:`g` on
-    average, but its mean square is :math:`g^2 / p`. Adam divides the one by the root of the other: it goes
-    :math:`\sqrt{p}` as far as with :math:`g` in each step. A word that :math:`n` labels have is drawn with
-    :math:`p = 1 - (1 - \text{share})^n`; the factor is one over the mean of :math:`\sqrt{p}` over the words of labels.
-    All other parameters have a gradient from every label that is drawn.
+    A gradient :math:`g` that is present with probability :math:`p`, and is then multiplied by :math:`1 / p`, has mean
+    :math:`g` and mean square :math:`g^2 / p`. Adam divides the mean by the root of the mean square, so each step is
+    :math:`\sqrt{p}` times as long as with :math:`g`. A word that occurs in :math:`n` labels is drawn with
+    :math:`p = 1 - (1 - \text{fraction})^n`. The factor is one over the mean of :math:`\sqrt{p}` over the words of
+    labels. All other parameters receive a gradient from every label that is drawn.
 
     Args:
-        tokens: those of all labels, one after another.
-        share: of the labels, in (0, 1].
+        tokens: Token ids of all labels, one label after another.
+        fraction: Fraction of the labels that is drawn, in (0, 1].
 
     >>> round(word_factor(np.array([7, 8, 8]), 0.25), 3)  # p = 1/4 and 7/16
     1.722
     """
+    if not len(tokens):  # of an encoder without token ids
+        return 1.0
     labels = np.bincount(tokens)
-    return float(1 / np.sqrt(1 - (1 - share) ** labels[labels > 0]).mean())
+    return float(1 / np.sqrt(1 - (1 - fraction) ** labels[labels > 0]).mean())
 
 
-def with_words(
-    args: XMCTrainingArguments,
-    trained: nn.Module,
-    encoder: nn.Module,
-    negatives: AllLabels | LabelBank | MinedNegatives,
-) -> XMCTrainingArguments:
-    """The arguments with a rate for the word vectors of transformers, where labels are drawn and the optimizer is Adam.
+def with_word_rate(
+    args: XMCTrainingArguments, trained: nn.Module, encoder: nn.Module, negatives: Negatives, table: TokenizedLabels
+) -> tuple[XMCTrainingArguments, float]:
+    """Return the arguments with a learning rate for word vectors, and the factor by which it exceeds the base rate.
 
-    It is :func:`word_factor` times the rate of other parameters, and a log line says so. Vectors of words that only
-    queries pass keep that, and those that ``learning_rate_mapping`` names have the rate it gives.
+    The factor is ``args.word_learning_rate_factor``. ``"auto"`` stands for :func:`word_factor` if the optimizer is Adam
+    and a known fraction of the labels is drawn, and for 1 otherwise. Word vectors that only queries use keep the base
+    rate; ``learning_rate_mapping`` takes precedence. Only encoders of transformers have word vectors in this sense.
 
     Args:
-        args: left as they are.
-        trained: the module whose parameters are trained.
-        encoder: what embeds labels.
-        negatives: which labels take part in a step; of :class:`MinedNegatives` no share is known.
+        args: The arguments, which are not changed.
+        trained: The module whose parameters are trained.
+        encoder: The encoder of labels.
+        negatives: The labels of a step.
+        table: The tokenized labels.
     """
-    share = None if isinstance(negatives, MinedNegatives) else negatives.share
-    if share in (None, 1) or "adam" not in OptimizerNames(args.optim).value:
-        return args
-    reached = {id(weight) for weight in parameters_reached(encoder, negatives.table.features(np.array([0])))}
+    factor, fraction = args.word_learning_rate_factor, negatives.sample_fraction
+    if factor == "auto":
+        sampled = fraction not in (None, 1) and "adam" in OptimizerNames(args.optim).value
+        factor = word_factor(table.tokens, fraction) if sampled and fraction is not None else 1.0
+    assert isinstance(factor, float | int)  # the arguments have checked it
+    if factor == 1:
+        return args, 1.0
+    reached = {id(weight) for weight in parameters_reached(encoder, table.features(np.array([0])))}
     words = {id(weight) for model in _innermost_models(encoder) for weight in model.get_input_embeddings().parameters()}
     given = args.learning_rate_mapping
     assert isinstance(given, dict)  # the arguments have parsed it
     names = [name for name, weight in trained.named_parameters() if id(weight) in words & reached]
     names = [name for name in names if not any(re.search(pattern, name) for pattern in given)]
     if not names:
-        return args
-    factor = word_factor(negatives.table.tokens, share)
-    logger.warning(
-        "The vectors of words have %.2f times the learning rate of other parameters, %.2g, since only a share of the "
-        "labels is drawn. `learning_rate_mapping` can give another.",
+        return args, 1.0
+    assert args.learning_rate is not None  # the trainer has chosen it
+    rate = factor * args.learning_rate
+    logger.info(
+        "Word vectors (%s) have a learning rate of %.3g, %.3g times that of other parameters. Set "
+        "`word_learning_rate_factor` to change it.",
+        ", ".join(names),
+        rate,
         factor,
-        factor * args.learning_rate,
     )
     args = copy.copy(args)
-    args.learning_rate_mapping = {f"^{re.escape(name)}$": factor * args.learning_rate for name in names} | given
-    return args
+    args.learning_rate_mapping = {f"^{re.escape(name)}$": rate for name in names} | given
+    return args, factor
 
 
 def _innermost_models(encoder: nn.Module) -> list[PreTrainedModel]:
     """Return the transformers models that contain no other.
 
-    A model of several towers, such as CLIP, has word vectors only in its towers."""
+    A multi-tower model such as CLIP has word embeddings only in its towers.
+    """
     models = [module for module in encoder.modules() if isinstance(module, PreTrainedModel)]
     return [model for model in models if sum(isinstance(module, PreTrainedModel) for module in model.modules()) == 1]

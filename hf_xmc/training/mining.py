@@ -1,4 +1,4 @@
-"""Hard negatives: the labels that the encoder itself takes for a query's best, and which are not its own."""
+"""Hard negatives: the labels with the highest scores for a query that are not its positives."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from hf_xmc.data.positives import positives_of
 from hf_xmc.encoders.encode import encode_labels, encode_queries
 from hf_xmc.search.exact import LabelIndex
 from hf_xmc.search.grouped import label_index
-from hf_xmc.training.negatives import MinedNegatives
 
 BLOCK = 8192  # queries embedded and searched at a time
 
@@ -31,32 +30,34 @@ def mine_hard_negatives(
     depth: int = 100,
     *,
     batch_size: int = 256,
+    label_vectors: Tensor | None = None,
 ) -> Tensor:
-    """The ``depth`` best labels of every query that are not among its own: ``(N, depth)`` int32, -1 where there are
-    fewer.
+    """Return the ``depth`` best labels of every query without its positives: ``(N, depth)`` int32, padded with -1.
 
-    Each process embeds its share of the label texts and searches for its share of the queries; all end with all rows.
+    Each process embeds a part of the label texts and searches for a part of the queries. All processes return all rows.
 
     Args:
-        encoder: embeds queries and labels, with their prompts.
-        queries: columns ``text`` and ``label_ids``.
-        labels: the label texts, in a list or a column ``text``. A ``label_id`` in several rows is one label, which
-            scores as the best of its texts.
-        depth: how many for each query.
-        batch_size: texts embedded at a time.
+        encoder: The encoder, which embeds queries and labels with their prompts.
+        queries: Queries with the columns ``text`` and ``label_ids``.
+        labels: Label texts, as a list or as a data set with a column ``text``. Rows with the same ``uid`` are one
+            label, which gets the score of its best text.
+        depth: Number of labels per query.
+        batch_size: Number of texts to embed at a time.
+        label_vectors: ``(L, D)``, added to the embeddings of labels, as ``trainer.label_vectors()`` returns them.
 
     Raises:
-        ValueError: if queries or labels have a wrong form; the message names row and column.
+        ValueError: if a column or a value of queries or labels is invalid. The message names row and column.
     """
     table, _ = LabelTexts.of(labels)
     queries = as_dataset(queries, "queries")
     offsets, label_ids, _ = positives_of(queries, len(table), "queries, row ")
     asked = texts_of(queries, "queries, row ")
-    mine = encode_labels(encoder, _share(table.texts["text"][:]), batch_size).float()
+    own_vectors = None if label_vectors is None else label_vectors[_own_part(torch.from_numpy(table.label_of))]
+    mine = encode_labels(encoder, _own_part(table.texts["text"][:]), batch_size, own_vectors).float()
     index = label_index(LabelIndex(distributed.gather_rows(mine).cpu()), table)
     depth = min(depth, index.num_labels)
 
-    own = _share(range(len(queries)))
+    own = _own_part(range(len(queries)))
     found = torch.full((len(own), depth), -1, dtype=torch.int32)
     for start in range(0, len(own), BLOCK):
         rows = own[start : start + BLOCK]
@@ -68,37 +69,49 @@ def mine_hard_negatives(
     return distributed.gather_rows(found.to(mine.device)).cpu()
 
 
-def _share(items: Any) -> Any:
+def _own_part(items: Any) -> Any:
     shard = distributed.LabelShard.of(len(items), distributed.rank(), distributed.world_size())
     return items[shard.start : shard.stop]
 
 
 class HardNegativeMiner(TrainerCallback):
-    """Renews the shortlist of an :class:`hf_xmc.XMCTrainer` whose ``label_mode`` is ``mined``.
+    """Updates the shortlist of an :class:`hf_xmc.XMCTrainer` whose ``label_mode`` is ``mined``.
+
+    A run that resumes within an epoch continues with the shortlist of its checkpoint.
 
     Args:
-        trainer: whose negatives are mined.
-        start: epochs before the first mining; until then the labels of the batch and random ones are the negatives.
-        every: epochs from one mining to the next.
-        depth: labels on the list of each query.
+        trainer: The trainer whose negatives are mined.
+        start: Number of epochs before the first mining. Until then the negatives are the labels of the batch and
+            random labels.
+        every: Number of epochs from one mining to the next.
+        depth: Number of labels in the shortlist of each query.
 
-    A run that resumes within an epoch goes on with the list of its checkpoint.
+    Raises:
+        ValueError: if the trainer's negatives have no shortlist, or a number is out of range.
 
     >>> trainer.add_callback(HardNegativeMiner(trainer, start=5, every=5))  # doctest: +SKIP
     """
 
     def __init__(self, trainer: Any, *, start: int = 0, every: int = 1, depth: int = 100) -> None:
-        if not isinstance(trainer.negatives, MinedNegatives):
-            raise ValueError("only a trainer with label_mode `mined` draws hard negatives: set it in its arguments.")
+        if not hasattr(trainer.negatives, "shortlist"):
+            raise ValueError(
+                f"`trainer.negatives` must have a shortlist of hard negatives, got {type(trainer.negatives).__name__}. "
+                "Set label_mode to `mined` in the training arguments."
+            )
         if start < 0 or every < 1 or depth < 1:
-            raise ValueError(f"start is 0 or more, every and depth 1 or more; got {start}, {every} and {depth}.")
+            raise ValueError(
+                f"`start` must be at least 0, `every` and `depth` at least 1, got {start}, {every} and {depth}."
+            )
         self.trainer, self.start, self.every, self.depth = trainer, start, every, depth
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Mine at the beginning of an epoch if it is due."""
         epoch = round(state.epoch or 0)
         begun = (state.epoch or 0) != epoch
         if begun or epoch < self.start or (epoch - self.start) % self.every:
             return
         trainer = self.trainer
         encoder = trainer.accelerator.unwrap_model(trainer.model)
-        trainer.negatives.shortlist = mine_hard_negatives(encoder, trainer.train_dataset, trainer.labels, self.depth)
+        trainer.negatives.shortlist = mine_hard_negatives(
+            encoder, trainer.train_dataset, trainer.labels, self.depth, label_vectors=trainer.label_vectors()
+        )

@@ -1,4 +1,4 @@
-"""Numbers that are no numbers: found before they reach the weights, a checkpoint or a release."""
+"""Detect NaN and infinity before they reach the weights, a checkpoint or a release."""
 
 from __future__ import annotations
 
@@ -15,40 +15,44 @@ from hf_xmc.tensors import first_non_finite
 
 logger = logging.getLogger(__name__)
 
-MAX_SKIPPED = 10  # updates in a row: a run that skips more trains nothing
-MIN_LOSS_SCALE = 1.0  # half precision that overflows below it overflows for another reason
+MAX_SKIPPED = 10  # consecutive updates: a run that skips more does not train
+MIN_LOSS_SCALE = 1.0  # an overflow at this loss scale has a reason other than half precision
 
 
 @dataclass
-class UpdateWatch:
-    """Stops or skips an update of the weights whose loss or gradient is not finite, on every process alike.
+class NonFiniteGuard:
+    """Stops or skips an update whose loss or gradient is not finite, on all processes together.
 
     Args:
-        policy: ``"stop"`` raises; ``"skip"`` leaves the weights as they are, at most ``MAX_SKIPPED`` times in a row.
-        loss: its parameters are those that are trained.
-        embed: the embeddings of a batch's queries, to find the one that is not finite.
+        policy: ``"stop"`` raises an error. ``"skip"`` leaves the weights unchanged, at most ``MAX_SKIPPED`` times in a
+            row.
+        loss: The loss, with the parameters that are trained.
+        embed: A function that embeds the queries of a batch, to find the query whose embedding is not finite.
     """
 
     policy: str
     loss: nn.Module
     embed: Callable[[dict[str, Any]], Tensor]
-    skipped: int = 0  # updates in a row
+    skipped: int = 0  # consecutive updates
     _batches: list[dict[str, Any]] = field(default_factory=list)
     _losses: list[Tensor] = field(default_factory=list)
 
     def add(self, inputs: dict[str, Any], loss: Tensor) -> None:
-        """A batch that goes into the next update, and its loss."""
+        """Add a batch of the next update, and its loss."""
         self._batches.append(inputs)
         self._losses.append(loss.detach())
 
-    def check(self, grad_norm: Tensor | float, step: int, scaler: torch.amp.GradScaler | None) -> None:
-        """To be called by every process when the gradients are complete, before the optimizer uses them.
+    def check(self, grad_norm: Tensor | float, step: int, scaler: torch.amp.GradScaler | None) -> bool:
+        """Check an update, and return whether it takes place.
 
-        A gradient that overflows in half precision while the loss is finite is left to the ``scaler``, which skips the
-        update and lowers the scale, down to :data:`MIN_LOSS_SCALE`.
+        Every process calls it when the gradients are complete, before the optimizer step.
+
+        If only the gradient overflows, in half precision, the ``scaler`` handles it: it skips the update and lowers the
+        loss scale, down to :data:`MIN_LOSS_SCALE`.
 
         Raises:
-            FloatingPointError: if the update must stop. The message has the step, the rank and the rows of the batch.
+            FloatingPointError: if the training must stop. The message names the step, the rank and the rows of the
+                batch.
         """
         batches, self._batches = self._batches, []
         losses, self._losses = torch.stack(self._losses), []
@@ -57,23 +61,24 @@ class UpdateWatch:
         loss_is_bad, norm_is_bad = map(bool, distributed.max_over_processes(found).tolist())
         if not (loss_is_bad or norm_is_bad):
             self.skipped = 0
-            return
+            return True
         if scaler is not None and not loss_is_bad and scaler.get_scale() > MIN_LOSS_SCALE:
-            return
+            return False
         message = self._describe(batches, losses, norm, step)
         weights = first_non_finite(self.loss.named_parameters())
         self.skipped += 1
         if self.policy == "stop" or weights or self.skipped > MAX_SKIPPED:
             raise FloatingPointError(
                 f"{message} {f'The weights themselves are not finite ({weights}). ' if weights else ''}"
-                f"{f'{MAX_SKIPPED} updates before it were skipped. ' if self.skipped > MAX_SKIPPED else ''}"
-                "Nothing of it has reached the weights or a checkpoint. Lower the learning rate or raise the "
-                "temperature, look at these rows, or pass on_nonfinite='skip' to leave such updates out."
+                f"{f'The {MAX_SKIPPED} updates before it were skipped. ' if self.skipped > MAX_SKIPPED else ''}"
+                "The update has not reached the weights or a checkpoint. Lower the learning rate, raise the "
+                "temperature, check these rows, or set on_nonfinite='skip' to skip such updates."
             )
         logger.warning("%s The update is skipped.", message)
-        if scaler is None:  # which skips by itself
+        if scaler is None:  # a scaler skips the update itself
             for parameter in self.loss.parameters():
-                parameter.grad = None  # an optimizer passes over what has no gradient, its momentum too
+                parameter.grad = None  # optimizers ignore such parameters and their momentum
+        return False
 
     def _describe(self, batches: list[dict[str, Any]], losses: Tensor, norm: Tensor, step: int) -> str:
         rows: list[int] = []
@@ -85,7 +90,7 @@ class UpdateWatch:
             rows += mine
             bad += [row for row, is_finite in zip(mine, finite, strict=True) if not is_finite] if mine else []
         return (
-            f"Step {step}, rank {distributed.rank()}: the loss is {losses.mean().item():g} and the gradient's norm "
-            f"{norm.item():g}. The queries of this rank are the rows {rows} of the training data"
-            f"{f', of which {bad} have an embedding that is not finite' if bad else ''}."
+            f"Step {step}, rank {distributed.rank()}: the loss is {losses.mean().item():.4g} and the gradient norm is "
+            f"{norm.item():.4g}. The queries of this rank are the rows {rows} of the training data"
+            f"{f'. The embeddings of rows {bad} are not finite' if bad else ''}."
         )

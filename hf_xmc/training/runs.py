@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
@@ -18,87 +17,79 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 
 from hf_xmc import distributed
+from hf_xmc.encoders import roles
 from hf_xmc.encoders.forward import forget_autocast, without_autocast
 from hf_xmc.hub.self_contained import check_encoder
-from hf_xmc.losses.modules import EmbeddingLoss
+from hf_xmc.losses.modules import EmbeddingLoss, set_default_temperature
 from hf_xmc.model.model import XMCModel
 from hf_xmc.storage.folders import give_default_modes
-from hf_xmc.tensors import refuse_non_finite
+from hf_xmc.tensors import check_finite
 from hf_xmc.training.arguments import XMCTrainingArguments
 from hf_xmc.training.checkpoints import (
     Session,
     as_argument,
+    atomic_checkpoint,
+    check_complete,
     check_resumable,
-    check_whole,
     delete_old,
-    saved_whole,
     session_of,
     to_resume,
-    why_torn,
+    why_incomplete,
 )
-from hf_xmc.training.evaluation_loss import random_state
-from hf_xmc.training.refusals import refuse_loss
+from hf_xmc.training.checks import check_loss
+from hf_xmc.training.negatives import Negatives
+from hf_xmc.training.restart import FirstState, own_state
 
 logger = logging.getLogger(__name__)
 
 LOSS_WEIGHTS = "loss.safetensors"
 
 
-class FirstState(NamedTuple):
-    """The state in which a training began, for another attempt with a smaller batch."""
-
-    weights: dict[str, Tensor]
-    negatives: dict[str, Any]
-    parts: tuple[Any, Any]  # optimizer and schedule, if there were any
-    states: list[Any]  # of those parts
-    restore_random_state: Callable[[], None]
-
-
-def _copied(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in values.items()}
-
-
 class RunTrainer(SentenceTransformerTrainer):
-    """The stock trainer, with checkpoints that are whole or not there.
+    """``SentenceTransformerTrainer`` with atomic checkpoints, exact resumption and one commit per push.
 
-    A subclass makes in :meth:`prepare_for_model` what depends on the model, and writes in :meth:`save_state` what it
-    must keep.
+    A subclass makes everything that depends on the model in :meth:`prepare_for_model`, and writes further state in
+    :meth:`save_state`.
+
+    Each override of a private method has a comment that says what the method does in transformers or
+    sentence-transformers, and why no public method or callback can replace the override.
     """
 
     args: XMCTrainingArguments
     loss: nn.Module  # type: ignore[assignment]
     labels: Sequence[str] | Dataset
-    loss_given: tuple[Any, dict[str, Tensor]] | None = None  # the loss or what makes it, and its state at that time
-    session: Session | None = None  # the training that runs, or ran last
-    negatives: Any
+    loss_given: tuple[Any, dict[str, Tensor]] | None = None  # the loss or its factory, and its initial state
+    session: Session | None = None  # the present training, or the last one
+    negatives: Negatives
     _trial: Any = None
     _first_state: FirstState | None = None
-    _staging: str | None = None  # where the stock code writes while a checkpoint is being saved
+    _staging: str | None = None  # folder that transformers writes into while a checkpoint is saved
 
     def prepare_for_model(self) -> None:
-        """Make everything that depends on the model or the arguments, for the first model and for every other."""
+        """Make everything that depends on the model or the arguments; called for each model of ``model_init``."""
 
     def prepare_loss(self, loss: Any, model: SentenceTransformer) -> nn.Module:
-        if self.loss_given is None:  # a module that is given is the loss of every model, in the state that it has now
+        """Return the loss for a model. The first call keeps the initial state of the loss, for further models."""
+        if self.loss_given is None:
             learned = own_state(loss) if isinstance(loss, nn.Module) else {}
             self.loss_given = loss, {name: value.detach().clone() for name, value in learned.items()}
         if isinstance(loss, type) and issubclass(loss, EmbeddingLoss):
-            loss = loss()  # type: ignore[call-arg]  # these do not take the model, as classes of other losses do
-        loss = super().prepare_loss(loss, model)
-        refuse_loss(loss)
+            loss = loss()  # losses of sentence-transformers take the model, these do not
+        check_loss(loss := super().prepare_loss(loss, model))
+        set_default_temperature(loss, cosines=roles.normalises(model))
         return loss
 
     def save_state(self, folder: Path) -> None:
-        """Write what this process needs to go on, in addition to the weights; every process calls it."""
+        """Write the state that a checkpoint needs in addition to the weights. Every process calls it."""
 
     def load_state(self, folder: Path) -> None:
-        """Read what :meth:`save_state` has written."""
+        """Read the files of :meth:`save_state`."""
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        if learned := own_state(self.loss):
-            save_file(learned, Path(output_dir or str(self.args.output_dir)) / LOSS_WEIGHTS)
+    def label_vectors(self) -> Tensor | None:
+        """Return a vector for each label ``(L, D)`` that the model adds to its embedding, on every process."""
 
+    # sentence-transformers 6.x loads the encoder's weights alone here, both to resume and for the best model. The loss
+    # and the negatives have a state too, and no callback is called at this point.
     def _load_from_checkpoint(self, checkpoint_path: str, *args: Any) -> None:
         super()._load_from_checkpoint(checkpoint_path, *args)
         if learned := own_state(self.loss):
@@ -107,15 +98,19 @@ class RunTrainer(SentenceTransformerTrainer):
                 value.copy_(saved[name])
         self.load_state(Path(checkpoint_path))
 
+    # transformers 5.x asks for the folder of a run here, also while it saves a checkpoint. The answer is then a staging
+    # folder, which is renamed when it is complete.
     def _get_output_dir(self, trial: Any) -> str:
         return self._staging or str(super()._get_output_dir(trial))
 
+    # transformers 5.x writes into the final folder, so a killed process leaves an incomplete checkpoint that looks
+    # complete. The callback `on_save` comes afterwards, which is too late.
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        refuse_non_finite(self.loss.named_parameters(), f"the weights of step {self.state.global_step}")
+        check_finite(self.loss.named_parameters(), f"the weights of step {self.state.global_step}")
         run_dir = Path(self._get_output_dir(trial))
         folder = run_dir / f"checkpoint-{self.state.global_step}"
         session = self.session = self.session or self._next_session(None)
-        with saved_whole(folder, self.args.should_save, session) as staged:
+        with atomic_checkpoint(folder, self.args.should_save, session) as staged:
             self._staging = str(staged.parent)
             try:
                 super()._save_checkpoint(model, trial)
@@ -133,22 +128,27 @@ class RunTrainer(SentenceTransformerTrainer):
             try:
                 self.push_to_hub(f"Training in progress, step {self.state.global_step}")
             except RuntimeError as error:
-                logger.warning("%s The run goes on: the next checkpoint is pushed again.", error)
+                logger.warning("%s The training continues, and the next checkpoint is pushed again.", error)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the encoder, and the parameters of the loss if it has any."""
         super().save_model(output_dir, _internal_call)
-        if self.args.should_save and not _internal_call:  # else it is part of a checkpoint
-            folder = Path(output_dir or str(self.args.output_dir))
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or str(self.args.output_dir))
+        if learned := own_state(self.loss):
+            save_file(learned, folder / LOSS_WEIGHTS)
+        if not _internal_call:  # an internal call is for a checkpoint, which gets its file modes when it is complete
             give_default_modes(folder, folder.rglob("*.safetensors"))
 
+    # sentence-transformers 6.x catches every exception here, logs it, and returns the last weights as the best ones.
     def _load_best_model(self) -> None:
-        # The stock method logs an error and leaves the last weights in place of the best.
         best = str(self.state.best_model_checkpoint)
-        check_whole(best)
+        check_complete(best)
         if self.session is not None and session_of(best).run != self.session.run:
             raise ValueError(
-                f"{best} was the best checkpoint, but another run has replaced it: give every run an output_dir of "
-                "its own. The weights are those of the last step."
+                f"{best} was the best checkpoint, but another run has replaced it. The model has the weights of the "
+                "last step. Give every run its own output_dir."
             )
         self._load_from_checkpoint(best)
 
@@ -156,8 +156,9 @@ class RunTrainer(SentenceTransformerTrainer):
         run_dir = Path(self._get_output_dir(self._trial))
         return distributed.from_first(lambda: Session.next_in(run_dir, resumed_from))
 
+    # transformers 5.x has loaded the whole checkpoint when this returns. Only then may the folder name this run as its
+    # last one: a failure to resume must not hide it. `on_train_begin` is not given the checkpoint.
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        """Called when all that a checkpoint holds is loaded: from here on this is the last run in its folder."""
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         self.session = self._next_session(resume_from_checkpoint)
         if self.args.should_save and self.args.save_strategy != SaveStrategy.NO:
@@ -166,10 +167,12 @@ class RunTrainer(SentenceTransformerTrainer):
             self.session.write_as_latest(run_dir)
         return prepared
 
+    # transformers 5.x drops the best checkpoint with a warning if the folder of the run was moved, and accepts a
+    # checkpoint of another run in its place. The state is read here, and no callback comes before its first use.
     def _init_training_state(
         self, max_steps: int, updates: int, epochs: int, resume_from_checkpoint: str | None, trial: Any
     ) -> Any:
-        """Find the best checkpoint of a run that is resumed, which may have moved; one of another run will not do."""
+        """Find the best checkpoint of the resumed run, also if its folder was moved."""
         begun = super()._init_training_state(max_steps, updates, epochs, resume_from_checkpoint, trial)
         if resume_from_checkpoint is None:
             return begun
@@ -178,17 +181,21 @@ class RunTrainer(SentenceTransformerTrainer):
         if named is not None:
             places = [resumed.absolute().parent / Path(named).name, Path(named)]
             run = session_of(resumed).run
-            best = next((path for path in places if why_torn(path) is None and session_of(path).run == run), None)
+            best = next((path for path in places if why_incomplete(path) is None and session_of(path).run == run), None)
             self.state.best_model_checkpoint = None if best is None else str(best)
             if best is None:
-                logger.warning("%s, the best checkpoint of the run, is gone: the best is sought again.", named)
+                logger.warning(
+                    "%s, the best checkpoint of the run, is missing: the search for the best starts again.", named
+                )
                 self.state.best_metric = self.state.best_global_step = None
         return begun
 
+    # transformers 5.x deletes all checkpoints but the best here if save_total_limit is 1, also those of other runs.
+    # Without a limit it deletes nothing. `on_train_end` is called after the deletion.
     def _finalize_training(self, trial: Any, *args: Any) -> Any:
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is None:
-            logger.warning("No checkpoint of the best step was saved: the weights are those of the last step.")
-        limit, self.args.save_total_limit = self.args.save_total_limit, None  # the stock code would delete all others
+            logger.warning("No checkpoint was saved at the best step: the model has the weights of the last step.")
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             output = super()._finalize_training(trial, *args)
         finally:
@@ -205,53 +212,47 @@ class RunTrainer(SentenceTransformerTrainer):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Train as the stock trainer. ``True`` (or ``"true"``) resumes the last run from its newest whole checkpoint.
+        """Train as ``SentenceTransformerTrainer`` does.
+
+        Args:
+            resume_from_checkpoint: Path of a checkpoint. ``True`` (or ``"true"``) resumes the last run in the output
+                folder from its latest complete checkpoint.
+            trial: Trial of a hyperparameter search.
 
         Raises:
-            ValueError: if there is no checkpoint, or the given one is incomplete or holds no optimizer state.
+            ValueError: if there is no checkpoint, or if it is incomplete or holds no optimizer state.
         """
         asked = as_argument(resume_from_checkpoint)
         checkpoint = asked if isinstance(asked, str) else None
         if asked is True:
             checkpoint = distributed.from_first(lambda: str(to_resume(self._get_output_dir(trial))))
         if checkpoint is not None:
-            check_whole(checkpoint)
+            check_complete(checkpoint)
             check_resumable(checkpoint)
         given = dict(vars(self.args))
         try:
             if trial is not None:
-                super()._hp_search_setup(trial)  # before the model is made, with the seed of the trial
+                super()._hp_search_setup(trial)  # transformers 5.x makes the model before it sets the trial's seed
             return super().train(checkpoint, trial, *args, **kwargs)
         finally:
             self._first_state = None
             forget_autocast(self.model)
-            if trial is not None:  # the next one starts from the arguments that were given, and so does `train`
+            if trial is not None:  # the next trial, and `train`, start from the given arguments
                 vars(self.args).update(given)
                 self._train_batch_size = self.args.train_batch_size
 
-    def _start_from_the_first_state(self) -> None:
-        """Undo what an attempt that ran out of memory has changed, before the next one with a smaller batch."""
-        made = [part for part in (self.optimizer, self.lr_scheduler) if part is not None]
+    def _start_again_from_first_state(self) -> None:
+        """Undo the changes of an attempt that ran out of memory. Called before each attempt."""
         if self._first_state is None:
-            self._first_state = FirstState(
-                weights={name: value.cpu().clone() for name, value in self.loss.state_dict().items()},
-                negatives=_copied(vars(self.negatives)),
-                parts=(self.optimizer, self.lr_scheduler),
-                states=[copy.deepcopy(part.state_dict()) for part in made],
-                restore_random_state=random_state(self.args.device),
-            )
+            self._first_state = FirstState.of(self)
             return
-        first = self._first_state
-        logger.warning("Out of memory: the run starts again with %d queries in a batch.", self._train_batch_size)
-        self.loss.load_state_dict(first.weights)
-        vars(self.negatives).update(_copied(first.negatives))
-        self.optimizer, self.lr_scheduler = first.parts
-        for part, state in zip([part for part in first.parts if part is not None], first.states, strict=True):
-            part.load_state_dict(copy.deepcopy(state))
-        first.restore_random_state()
+        logger.warning("Out of memory: the training starts again with %d queries per batch.", self._train_batch_size)
+        self._first_state.restore(self)
 
+    # transformers 5.x calls this right after `model_init` has made a model, with or without a trial. The loss and the
+    # labels must be prepared for the new model here, and there is no callback.
     def _hp_search_setup(self, trial: Any) -> None:
-        """Take the arguments of a trial, and start again with the model that `model_init` has just made."""
+        """Set the arguments of a trial, and prepare for the new model of `model_init`."""
         super()._hp_search_setup(trial)
         if self.model_init is not None:
             assert self.loss_given is not None  # the constructor has called `prepare_loss`
@@ -262,8 +263,8 @@ class RunTrainer(SentenceTransformerTrainer):
                 distributed.from_first(lambda: check_encoder(self.model))
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """Make the repository; ``ValueError`` comes first if the encoder could not be published at the end."""
-        distributed.from_first(lambda: check_encoder(self.model))  # transformers saves on the first process only
+        """Create the repository; raise ``ValueError`` first if the encoder could not be published at the end."""
+        distributed.from_first(lambda: check_encoder(self.model))  # only the first process saves
         super().init_hf_repo(*args, **kwargs)
 
     def push_to_hub(
@@ -275,14 +276,16 @@ class RunTrainer(SentenceTransformerTrainer):
         private: bool | None = None,
         **kwargs: Any,
     ) -> str | None:
-        """Publish encoder, labels and index as :meth:`hf_xmc.XMCModel.push_to_hub` does, and nothing else of a run.
+        """Publish the encoder, labels and index as :meth:`hf_xmc.XMCModel.push_to_hub` does, and no file of the run.
 
-        Done when it returns, whatever ``blocking``. Returns the address of the commit; ``None`` on other processes.
+        The upload is complete on return, even if ``blocking`` is false. Return the URL of the commit, and ``None`` on
+        all processes but the first.
         """
+        vectors = self.label_vectors()  # of all processes
         if not self.is_world_process_zero():
             return None
         with without_autocast(self.model):
-            return XMCModel(self.model, self.labels).push_to_hub(
+            return XMCModel(self.model, self.labels, label_vectors=vectors).push_to_hub(
                 self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name,
                 private=self.args.hub_private_repo if private is None else private,
                 revision=revision or self.args.hub_revision,
@@ -290,10 +293,7 @@ class RunTrainer(SentenceTransformerTrainer):
                 token=token or self.args.hub_token,
             )
 
+    # transformers 5.x pushes files of the staging folder here, pickled arguments included, before the checkpoint is
+    # complete. `_save_checkpoint` pushes the model afterwards.
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Nothing yet: a model is pushed when its checkpoint is whole."""
-
-
-def own_state(loss: nn.Module) -> dict[str, Tensor]:
-    """Return the state that a loss itself has learned, such as a bias, which the encoder's files do not hold."""
-    return {name: value for name, value in loss.state_dict().items() if not name.startswith("model.")}
+        """Do nothing."""

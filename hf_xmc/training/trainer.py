@@ -1,9 +1,8 @@
-"""Training a dual encoder with all labels as negatives, in the loop of sentence-transformers."""
+"""Train a dual encoder with all labels as negatives, in the loop of sentence-transformers."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Router, StaticEmbedding
 from torch import Tensor
@@ -23,48 +21,71 @@ from hf_xmc.data.positives import checked_queries, checked_splits
 from hf_xmc.distributed import gather_queries, gather_rows, scale_gradient
 from hf_xmc.encoders import roles
 from hf_xmc.encoders.forward import ROLE, embed
+from hf_xmc.encoders.progress import no_card_bars
 from hf_xmc.encoders.static import hold_unknown
+from hf_xmc.hub.card import record_loss
 from hf_xmc.losses.functional import check_positives
 from hf_xmc.losses.modules import DecoupledSoftmaxLoss
 from hf_xmc.padding import IGNORE_INDEX
-from hf_xmc.training import learning_rates
+from hf_xmc.training import defaults
+from hf_xmc.training.allocator import keep_freed_memory
 from hf_xmc.training.arguments import XMCTrainingArguments
-from hf_xmc.training.batching import TASK_ADDED, LabelTable, XMCCollator, draw_positives, with_rows
+from hf_xmc.training.batching import TASK_ADDED, TokenizedLabels, XMCCollator, draw_positives, with_rows
+from hf_xmc.training.checks import check_constructor_arguments, check_run
 from hf_xmc.training.evaluation_loss import EvaluationLoss, random_state
 from hf_xmc.training.gradient_cache import name_parameters, parameters_reached
-from hf_xmc.training.label_bank import LabelBank
-from hf_xmc.training.negatives import AllLabels, MinedNegatives, Step
-from hf_xmc.training.nonfinite import UpdateWatch
-from hf_xmc.training.refusals import refuse_constructor_arguments, refuse_ways_of_running
-from hf_xmc.training.runs import RunTrainer
+from hf_xmc.training.label_modes import load_negatives, make_negatives, save_negatives
+from hf_xmc.training.label_vectors import LabelVectors, evaluated_with, load_vectors, save_vectors
+from hf_xmc.training.negatives import BatchQueries, Negatives
+from hf_xmc.training.nonfinite import NonFiniteGuard
+from hf_xmc.training.query_tokens import tokenize_once
+from hf_xmc.training.sparse_gradients import sparse_gradients
+from hf_xmc.training.step_summary import StepSummary, describe_work
+from hf_xmc.training.updates import UpdatingTrainer
+from hf_xmc.training.vote_loss import VoteLoss, make_vote_loss
 
-logger = logging.getLogger(__name__)
+# A training changes seven objects that are not its own:
+# 1. `model.similarity_fn_name` and `model.prompts` (`prepare_for_model`): the saved encoder must score and prompt texts
+#    as the training did. `roles.score_by_product` logs a change of the similarity.
+# 2. A forward hook on the model (`prepare_for_model`): DDP must see the parameters that only labels use.
+# 3. `loss.model` (`prepare_for_model`): sentence-transformers trains the parameters of the loss.
+# 4. `accelerator.even_batches` (`_build_dataloader`): processes must take part in the same number of steps.
+# 5. `can_flatten_inputs` of the encoder's modules (`batching`), during tokenization: labels need one row per text.
+# 6. `sparse` of static embeddings (`_inner_training_loop`), until the training ends: see `sparse_updates`.
+# 7. `.grad` of the parameters (`nonfinite`): an update that is skipped must leave no gradient.
 
-NEGATIVES = "negatives-{rank}.safetensors"
 LABEL_CHUNK_TOKENS = 8192
 
 
-class XMCTrainer(RunTrainer):
-    """A ``SentenceTransformerTrainer`` in which every query is scored against every label, or a fair sample of them.
+class XMCTrainer(UpdatingTrainer):
+    """A ``SentenceTransformerTrainer`` that scores every query against all labels, or an unbiased sample of them.
 
     Args:
-        model: any ``SentenceTransformer``, unless ``model_init`` makes one. What it becomes loads without this package.
-        args: :class:`XMCTrainingArguments`.
-        train_dataset: columns ``text``, ``label_ids``, and, where positives are graded, ``label_scores``.
-        labels: the label texts, or a data set, as in :class:`hf_xmc.XMCModel`. A label with several texts scores as the
-            best of them. ``label_ids`` number the labels from 0, in the order in which each ``label_id`` first occurs.
-        loss: a loss of :mod:`hf_xmc.losses`; by default :class:`DecoupledSoftmaxLoss`.
-        kwargs: whatever ``SentenceTransformerTrainer`` takes, such as ``evaluator`` and ``callbacks``.
+        model: Any ``SentenceTransformer``, unless ``model_init`` makes one. The trained model loads without this
+            package.
+        args: The arguments, :class:`XMCTrainingArguments`. Those that are missing are derived from the encoder and the
+            number of queries, and one log line names them.
+        train_dataset: Queries with the columns ``text``, ``label_ids`` and, for graded positives, ``label_scores``.
+        labels: Label texts, or a data set, as in :class:`hf_xmc.XMCModel`. A label with several texts scores as the
+            best of them. ``label_ids`` number the labels from 0, in the order in which each ``uid`` first occurs.
+        loss: A loss of :mod:`hf_xmc.losses`, by default :class:`DecoupledSoftmaxLoss`. Without a temperature it uses
+            0.05 if the encoder normalises its embeddings, and 1 otherwise.
+        negatives: A function that makes :class:`hf_xmc.training.negatives.Negatives` for the tokenized labels, in place
+            of a ``label_mode``.
+        kwargs: Other arguments of ``SentenceTransformerTrainer``, such as ``evaluator`` and ``callbacks``.
 
     Raises:
-        ValueError: if a column or a value in it is wrong (the message names both), the labels are not texts, or the way
-            of running would train something else, such as ``DataParallel``.
+        ValueError: if a column or a value in it is invalid (the message names both), the labels are not texts, or an
+            argument has no effect here or would train something else, such as ``DataParallel``.
 
-    Queries and labels are embedded as by ``encode_query`` and ``encode_document``. ``trainer.negatives`` decides which
-    labels a step scores: see :mod:`hf_xmc.training.negatives` and the ``label_mode`` of the arguments.
+    Queries are embedded as in ``encode_query``, and labels as in ``encode_document``. ``trainer.negatives`` selects the
+    labels of a step: see :mod:`hf_xmc.training.negatives` and the argument ``label_mode``.
 
-    An evaluation reports the loss against all labels, with all positives of a query, in every ``label_mode``: the mean
-    over the queries that have a positive. It does not change what the training does afterwards.
+    In every ``label_mode``, an evaluation reports the loss against all labels, with all positives of a query: the mean
+    over the queries that have a positive. An evaluation does not affect the training.
+
+    >>> args = XMCTrainingArguments("run", label_mode="fresh", num_train_epochs=3)  # doctest: +SKIP
+    >>> XMCTrainer(model, args, data.train, labels=data.labels).train()  # doctest: +SKIP
     """
 
     data_collator_class = XMCCollator  # type: ignore[assignment]
@@ -72,7 +93,8 @@ class XMCTrainer(RunTrainer):
     args: XMCTrainingArguments
     loss: torch.nn.Module
     train_dataset: Dataset
-    _evaluation: EvaluationLoss | None = None  # of the evaluation that is running
+    _evaluation: EvaluationLoss | None = None  # set during an evaluation
+    votes: VoteLoss | None = None  # made with the batches of a training
 
     def __init__(
         self,
@@ -82,27 +104,33 @@ class XMCTrainer(RunTrainer):
         *,
         labels: Sequence[str] | Dataset,
         loss: torch.nn.Module | None = None,
+        negatives: Callable[[TokenizedLabels], Negatives] | None = None,
         **kwargs: Any,
     ) -> None:
         train_dataset = as_dataset(train_dataset, "train_dataset")
-        refuse_constructor_arguments({**kwargs, "args": args, "loss": loss}, model)
-        self.labels = checked_labels(labels)
+        check_constructor_arguments({**kwargs, "args": args, "loss": loss}, model)
+        self.labels, self._given_negatives = checked_labels(labels), negatives
         self._table, _ = LabelTexts.of(self.labels)
         if model is not None:
-            roles.refuse_unusable(model)
-        super().__init__(model=model, args=args, train_dataset=train_dataset, loss=loss, **kwargs)
+            roles.check_usable(model)
+        args, missing = defaults.complete(args or self.training_args_class("tmp_trainer"))
+        with no_card_bars():
+            super().__init__(model=model, args=args, train_dataset=train_dataset, loss=loss, **kwargs)
+        defaults.fill(self.args, missing, self.model, len(self.train_dataset))
+        self._train_batch_size = self.args.train_batch_size
         self.prepare_for_model()
+        self.add_callback(StepSummary(self))
 
     def prepare_for_model(self) -> None:
-        """Make everything that depends on the model or the arguments; called again if `model_init` makes a new model.
+        """Make everything that depends on the model or the arguments; called for each model of ``model_init``.
 
-        What can fail comes first, and the model is changed last.
+        Checks come first, and the model is changed last.
         """
-        sharded_weights = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self.args.check()
-        self._eval_dataloaders.clear()  # whose persistent workers read texts for the model before
-        refuse_ways_of_running(self.args, self.model, sharded_weights=sharded_weights)
-        self.loss.model = self.model  # the optimizer is given the parameters of the loss, and no others
+        self._eval_dataloaders.clear()  # their persistent workers tokenize for the model before
+        check_run(self.args, self.model, sharded_weights=self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        record_loss(self.model, self.loss)
+        self.loss.model = self.model  # only the parameters of the loss are given to the optimizer
         self.data_collator = self.get_data_collator(self.model, self.args)  # type: ignore[assignment]
         texts, counts = self._table.texts["text"][:], self._table.text_counts
         probe: list[Any] = [{"text": text, "label_ids": []} for text in texts[:8]]
@@ -111,13 +139,18 @@ class XMCTrainer(RunTrainer):
         )
         static = isinstance(self.model[0], StaticEmbedding)
         tokens = self.args.label_chunk_tokens or (None if static else LABEL_CHUNK_TOKENS)
-        size = self.args.label_chunk_size
-        chunks: dict[str, Any] = {"chunk_size": size, "chunk_tokens": tokens}
-        table = LabelTable(self.model, texts, text_counts=counts, device=self.args.device, **chunks)
-        self.negatives = self._negatives(table, self.args.label_mode or ("exact" if static else "fresh"))
-        self.watch = UpdateWatch(self.args.on_nonfinite, self.loss, self._embed_queries)
+        chunks: dict[str, Any] = {"chunk_size": self.args.label_chunk_size, "chunk_tokens": tokens}
+        device = self.args.device
+        self._tokenized = TokenizedLabels(self.model, texts, text_counts=counts, device=device, **chunks)
+        make = self._given_negatives
+        rate = self.args.label_vectors
+        self.vectors = LabelVectors(self._tokenized, rate) if rate else None
+        queries = len(self.train_dataset)
+        self.negatives = make_negatives(make, self._tokenized, self.loss, queries, self.args, self.vectors)
+        self.word_factor = 1.0
+        self.watch = NonFiniteGuard(self.args.on_nonfinite, self.loss, self._embed_queries)
         if distributed.world_size() > 1 and any(isinstance(module, Router) for module in self.model.modules()):
-            reached = parameters_reached(self.model, table.features(np.array([0])))
+            reached = parameters_reached(self.model, self._tokenized.features(np.array([0])))
             self.model.register_forward_hook(partial(name_parameters, reached))
         roles.score_by_product(self.model)
         hold_unknown(self.model)
@@ -129,25 +162,8 @@ class XMCTrainer(RunTrainer):
             dataset = checked_splits(dataset, len(self._table), f"{dataset_name}_dataset")
         return super().preprocess_dataset(dataset, dataset_name)
 
-    def _negatives(self, table: LabelTable, mode: str) -> AllLabels | LabelBank | MinedNegatives:
-        args, normalised = self.args, roles.normalises(self.model)
-        if mode == "mined":
-            return MinedNegatives(table, len(self.train_dataset), args.num_hard_negatives, args.num_random_negatives)
-        if mode == "bank":
-            if not getattr(self.loss, "weighs_labels", False):
-                raise ValueError(
-                    f"{type(self.loss).__name__} cannot weigh labels, which label_mode `bank` needs: use `fresh`, or "
-                    "DecoupledSoftmaxLoss or SoftmaxLoss."
-                )
-            return LabelBank(table, self.loss, args.label_sample_share, args.label_bank_max_age, normalised)
-        return AllLabels(table, None if mode == "exact" else args.label_sample_share, normalised)
-
     def get_default_loss(self, model: SentenceTransformer) -> torch.nn.Module:
         return DecoupledSoftmaxLoss()
-
-    def get_optimizer_cls_and_kwargs(self, args: XMCTrainingArguments, model: Any = None) -> Any:
-        args = learning_rates.with_words(args, self.loss, self.model, self.negatives)
-        return super().get_optimizer_cls_and_kwargs(args, model)
 
     def get_data_collator(self, model: SentenceTransformer, args: XMCTrainingArguments, **kwargs: Any) -> XMCCollator:
         return self.data_collator_class(model.preprocess, prompts={"text": roles.prompt_of(model, "query") or ""})
@@ -158,18 +174,24 @@ class XMCTrainer(RunTrainer):
             features.pop("task")
         return [{**features, ROLE: "query"}], inputs.get("label")
 
+    # sentence-transformers 6.x sets even_batches to False for training: a process may then have one batch fewer than
+    # another, and they would wait for each other for ever. It also drops the last queries of an evaluation if
+    # dataloader_drop_last is set, and ignores the batch size that auto_find_batch_size tries. The public
+    # `get_train_dataloader` and its siblings have no argument for any of these.
     def _build_dataloader(self, dataset: Any, batch_size: int, dataset_kind: str) -> Any:
-        # Without this a process may have a batch less than another in an epoch, and they wait for each other for ever.
-        # The last batches are filled up with rows of the first ones.
         self.accelerator.even_batches = True
         drop_last = self.args.dataloader_drop_last
-        self.args.dataloader_drop_last = drop_last and dataset_kind == "train"  # an evaluation is of all queries
+        self.args.dataloader_drop_last = drop_last and dataset_kind == "train"  # an evaluation needs all queries
         batch_size = self._batch_size if dataset_kind == "train" else batch_size
-        dataset = checked_queries(dataset, len(self._table), f"{dataset_kind}_dataset")  # another may have been set
+        dataset = checked_queries(dataset, len(self._table), f"{dataset_kind}_dataset")  # the user may have replaced it
+        collator = self.data_collator
+        if dataset_kind == "train":
+            self.data_collator = tokenize_once(collator, self.model, dataset["text"][:])
+            self.votes = make_vote_loss(dataset, len(self._table), self.data_collator, self.loss, self.args)
         try:
             return super()._build_dataloader(with_rows(dataset), batch_size, dataset_kind)
         finally:
-            self.args.dataloader_drop_last = drop_last
+            self.args.dataloader_drop_last, self.data_collator = drop_last, collator
 
     def compute_loss(
         self,
@@ -179,33 +201,37 @@ class XMCTrainer(RunTrainer):
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
         encoder = self.accelerator.unwrap_model(model)
-        step, queries = self._gather(model, inputs, self.args.num_positives)
-        candidates = self.negatives.select(encoder, step)  # whose labels are mine
-        texts = self.negatives.embed(encoder, candidates)  # (T / W, D), outside DDP: embedded again in backward
-        loss = candidates.loss(self.loss, queries, texts, step.weights)
-        loss = scale_gradient(loss, self.accelerator.num_processes)  # DDP will take the mean where the sum is meant
+        batch, queries = self._gather(model, inputs, self.args.num_positives)
+        selected = self.negatives.select(encoder, batch)  # the labels of this process
+        texts = self.negatives.embed(encoder, selected)  # (T / W, D), outside DDP: embedded again in backward
+        if self.vectors is not None:
+            texts = self.vectors.add(texts, selected)
+        loss = selected.loss(self.loss, queries, texts, batch.weights)
+        if self.votes is not None:
+            loss = loss + self.args.vote_loss * self.votes(encoder, batch, queries)
+        loss = scale_gradient(loss, self.accelerator.num_processes)  # DDP takes the mean, and the sum is needed
         return (loss, {}) if return_outputs else loss
 
-    def _gather(self, model: torch.nn.Module, inputs: dict[str, Any], num_positives: int | None) -> tuple[Step, Tensor]:
-        """The queries of a step of all processes, and their embeddings with a gradient."""
-        roles.refuse_other_settings(self.accelerator.unwrap_model(model), self.settings)
+    def _gather(self, model: Any, inputs: dict[str, Any], num_positives: int | None) -> tuple[BatchQueries, Tensor]:
+        """Return the queries of a step of all processes, and their embeddings with a gradient."""
+        roles.check_unchanged_settings(self.accelerator.unwrap_model(model), self.settings)
         (features,), positives = self.collect_features(inputs)
         weights = inputs.get("label_weights")
         assert positives is not None  # the collator makes them
         check_positives(positives, len(self._table))
         if num_positives is not None:
             weights = draw_positives(positives, weights, num_positives)
-        queries = gather_queries(embed(model, features))  # (B, D), through DDP: arms the synchronisation
+        queries = gather_queries(embed(model, features))  # (B, D), through DDP: this starts its synchronisation
         positives = gather_rows(positives, fill=IGNORE_INDEX)  # (B, P)
         weights = None if weights is None else gather_rows(weights)
-        return Step(queries.detach(), positives, weights, inputs.get("row")), queries
+        return BatchQueries(queries.detach(), positives, weights, inputs.get("row")), queries
 
     def prediction_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The loss of a batch against all labels, with all its positives, whatever the `label_mode`."""
-        evaluation = self._evaluation or EvaluationLoss(self.negatives.table, self.loss)
+        """Return the loss of a batch against all labels, with all its positives, in every ``label_mode``."""
+        evaluation = self._evaluation or EvaluationLoss(self._tokenized, self.loss, self.vectors)
         with torch.no_grad(), self.compute_loss_context_manager():
-            step, _ = self._gather(model, self._prepare_inputs(inputs), num_positives=None)
-            return evaluation.add(self.accelerator.unwrap_model(model), step), None, None
+            batch, _ = self._gather(model, self._prepare_inputs(inputs), num_positives=None)
+            return evaluation.add(self.accelerator.unwrap_model(model), batch), None, None
 
     def evaluation_loop(
         self,
@@ -215,13 +241,14 @@ class XMCTrainer(RunTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> Any:
-        """Evaluate as the stock trainer, with the mean loss over the queries, and leave training state unchanged."""
-        self._evaluation = evaluation = EvaluationLoss(self.negatives.table, self.loss)
+        """Evaluate with the mean loss over the queries, and leave the random state unchanged."""
+        self._evaluation = evaluation = EvaluationLoss(self._tokenized, self.loss, self.vectors)
         restore_random_state = random_state(self.args.device)
         try:
-            output = super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
+            with evaluated_with(self.evaluator, self._table, self.label_vectors()):
+                output = super().evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                )
         finally:
             self._evaluation = None
             restore_random_state()
@@ -232,69 +259,41 @@ class XMCTrainer(RunTrainer):
     def predict(self, test_dataset: Dataset, *args: Any, **kwargs: Any) -> Any:
         return super().predict(self.preprocess_dataset(test_dataset, "test"), *args, **kwargs)
 
-    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any) -> Tensor:
-        loss: Tensor = super().training_step(model, inputs, *args)
-        self.watch.add(inputs, loss)
-        return loss
-
-    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        """Called once an update, when the gradients are complete and before they are used."""
-        grad_norm = super()._get_grad_norm(model, grad_norm)
-        self.watch.check(grad_norm, self.state.global_step + 1, self.accelerator.scaler)
-        return grad_norm
-
     def _embed_queries(self, inputs: dict[str, Any]) -> Tensor:
-        (features,), _ = self.collect_features(self._prepare_inputs(inputs))
-        return embed(self.model, features)
+        return embed(self.model, self.collect_features(self._prepare_inputs(inputs))[0][0])
 
+    # transformers 5.x calls this once per attempt of auto_find_batch_size, and does not reset the weights, the
+    # optimizer or the random state before. `on_train_begin` is too late: the optimizer is wrapped by then.
     def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
-        self.watch = UpdateWatch(self.args.on_nonfinite, self.loss, self._embed_queries)
+        self.watch = NonFiniteGuard(self.args.on_nonfinite, self.loss, self._embed_queries)
         if self.args.auto_find_batch_size and batch_size is not None:
             self._train_batch_size = batch_size
-            self._start_from_the_first_state()
-        logger.warning(self.describe_step())
-        return super()._inner_training_loop(batch_size, *args, **kwargs)
+            self._start_again_from_first_state()
+        if self.vectors is not None:
+            self.vectors.weight.grad = None  # of a training that was interrupted
+        with keep_freed_memory(), sparse_gradients(self.model, self.args.sparse_updates):
+            return super()._inner_training_loop(batch_size, *args, **kwargs)
 
     @property
     def _batch_size(self) -> int:
-        """Queries of a process in a batch; the stock code reads the argument, whatever size is being tried."""
+        """Number of queries of a process in a batch, also while auto_find_batch_size tries smaller ones."""
         return int(self._train_batch_size if self.args.auto_find_batch_size else self.args.train_batch_size)
 
     def describe_step(self) -> str:
-        """One sentence on what a step does: negatives of a query, labels embedded, memory."""
-        world_size = self.accelerator.num_processes
-        batch = self._batch_size * world_size
-        dim = self.model.get_embedding_dimension() or 0
-        sample = self.train_dataset[:1000]["label_ids"]
-        positives = sum(len(ids) for ids in sample) / max(1, len(sample))
-        labels, texts = len(self._table), len(self._table.texts)
-        scored, embedded = self.negatives.describe(batch, positives)
-        embeddings = 2 * 4 * dim * scored * texts / labels / world_size
-        scores = min(getattr(self.loss, "memory_budget", 0), 4 * batch * scored / world_size)
-        sentence = (
-            f"Each of {batch} queries a step ({world_size} process(es)) is scored against {scored:.0f} of {labels} "
-            f"labels: about {scored - positives:.0f} negatives a query. Each process {embedded}, and holds about "
-            f"{(embeddings + scores) / 2**20:.0f} MiB of label embeddings, gradients and scores."
-        )
-        temperature = float(getattr(self.loss, "temperature", 0))
-        if roles.normalises(self.model) and temperature >= 0.5:
-            sentence += (
-                f" The encoder normalises, so scores lie within +-{1 / temperature:.1f} and nothing can be "
-                "told apart: use a temperature of about 0.05."
-            )
-        return sentence
+        """Return a few sentences on a step: negatives of a query, label texts that are embedded, memory."""
+        batch_size = self._batch_size * self.accelerator.num_processes
+        some = self.train_dataset[:1000]["label_ids"]
+        sentences = describe_work(self.loss, self.negatives, self._tokenized, batch_size, some)
+        if self.word_factor != 1:
+            sentences += f" Word vectors learn at {self.word_factor:.3g} times the learning rate."
+        if self.vectors is not None:
+            sentences += f" A vector for each label learns at {self.vectors.rate:.3g} times the learning rate."
+        return sentences
 
     def save_state(self, folder: Path) -> None:
-        if state := self.negatives.state_dict():
-            save_file(state, folder / NEGATIVES.format(rank=distributed.rank()))
+        save_negatives(self.negatives, folder)
+        save_vectors(self.vectors, folder)
 
     def load_state(self, folder: Path) -> None:
-        if isinstance(self.negatives, AllLabels):
-            return
-        path = folder / NEGATIVES.format(rank=self.negatives.state_of)
-        if not path.exists():
-            raise ValueError(
-                f"{folder} has no {path.name}: it was saved with another label_mode or by "
-                "fewer processes. Resume with the settings that the run began with."
-            )
-        self.negatives.load_state_dict(load_file(path))
+        load_negatives(self.negatives, folder)
+        load_vectors(self.vectors, folder)

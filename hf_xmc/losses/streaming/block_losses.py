@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,20 +19,28 @@ from hf_xmc.losses.streaming.score_blocks import ScoreBlock
 LN2, LOG2_E = math.log(2), 1 / math.log(2)
 TINY = 1e-30
 
+# Arguments: number of a chunk of labels, derivatives ``(b, c)`` by its scores, and a factor ``(b, 1)`` for them.
+ChunkGradient: TypeAlias = Callable[[int, Tensor, Tensor], None]
 
-@dataclass
+
+@dataclass(frozen=True)
 class BlockPositives:
     """The positives of a block's queries.
 
-    ``known`` and ``weights`` are those of :func:`hf_xmc.losses.functional.positive_weights`, ``(b, P)``; ``share``
-    ``(b, 1)`` what a query counts in the loss: one over their number, 0 without a positive; ``rows``, ``slots`` the
-    entries whose label this process owns, ``columns`` the labels, ``texts`` the rows of the embeddings that they score
-    by; ``scores`` ``(b, P)``, of all processes.
+    Attributes:
+        known: ``(b, P)``, as returned by :func:`hf_xmc.losses.functional.positive_weights`.
+        weights: ``(b, P)``, as returned by the same function.
+        query_weights: ``(b, 1)``, one over the number of queries with a positive; 0 for a query without one.
+        rows: Queries of the positives that belong to this process.
+        slots: Second index into ``known`` of the same positives.
+        columns: Their labels, counted within this process.
+        texts: Their rows in the label embeddings.
+        scores: ``(b, P)`` scores, including those of other processes.
     """
 
     known: Tensor
     weights: Tensor
-    share: Tensor
+    query_weights: Tensor
     rows: Tensor
     slots: Tensor
     columns: Tensor
@@ -39,84 +48,101 @@ class BlockPositives:
     scores: Tensor
 
     def normalized_weights(self) -> Tensor:
-        return self.share * self.weights / self.weights.sum(1, keepdim=True).clamp(min=TINY)
+        return self.query_weights * self.weights / self.weights.sum(1, keepdim=True).clamp(min=TINY)
+
+    def pairs(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rows and columns of the positives in a mask ``(b, P)`` that belong to this process."""
+        entries = chosen[self.rows, self.slots]
+        return self.rows[entries], self.columns[entries]
 
 
-class Criterion(ABC):
-    """A loss as the driver sees it. Scores are multiplied by ``scale`` before it sees them."""
+class Reduced(NamedTuple):
+    """A loss on a block of scores.
 
-    scale = 1.0
-    needs_rows = True  # the derivative by one score depends on the query's other scores
-    keeps_exponentials = False  # whose low precision costs the gradient as much precision, and the value none
+    Attributes:
+        value: The block's part of the loss.
+        positive_grad: ``(b, P)`` derivative by each positive's own score, without the part that flows through sums
+            over labels.
+    """
 
     value: Tensor
-    slope: Tensor  # (b, P), minus the derivative by the positives' own scores, as if they took no part in any sum
+    positive_grad: Tensor
+
+
+class BlockLoss(ABC):
+    """A loss of the scores of some queries against all labels.
+
+    Attributes:
+        scale: Scores are multiplied by this number in advance.
+        needs_rows: Whether the derivative by one score depends on the other scores of its query.
+        keeps_exponentials: Whether a block may keep exponentials of scores in the precision of the gradient. Storing
+            them in bfloat16 gives the gradient the same relative error, and leaves the value unchanged.
+    """
+
+    scale = 1.0
+    needs_rows = True
+    keeps_exponentials = False
 
     def __init__(self, num_labels: int, shard: LabelShard | None) -> None:
         self.num_labels, self.shard = num_labels, shard
 
     @abstractmethod
-    def look(self, block: ScoreBlock, p: BlockPositives) -> None:
-        """Walk over the scores until their derivatives are known."""
+    def reduce(self, block: ScoreBlock, p: BlockPositives, add: ChunkGradient | None) -> Reduced:
+        """Return the loss of a block, and pass the derivatives by its scores to ``add``.
 
-    @abstractmethod
-    def gradients(self, block: ScoreBlock, p: BlockPositives) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Number of each chunk, and the derivative by its scores, ``(b, c)``, to be multiplied by a factor ``(b, 1)``.
-
-        Without what ``slope`` holds. Afterwards, ``value`` holds the part of the loss.
+        Args:
+            block: The scores.
+            p: The positives of the block's queries.
+            add: Called once for each chunk of labels, with derivatives that exclude ``positive_grad``. It may
+                overwrite them. ``None`` if no gradient is needed.
         """
 
-    @staticmethod
-    def _leave_out(block: ScoreBlock, p: BlockPositives, which: Tensor) -> None:
-        entries = which[p.rows, p.slots]
-        block.leave_out(p.rows[entries], p.columns[entries])
 
-
-class Softmax(Criterion):
-    """A function of each positive's score and one log-sum-exp a query."""
+class Softmax(BlockLoss):
+    """A function of each positive's score and one log-sum-exp per query."""
 
     scale = LOG2_E  # 2 ** x costs less than e ** x
     keeps_exponentials = True
     decoupled = False
 
-    def look(self, block: ScoreBlock, p: BlockPositives) -> None:
-        # Positives take part in the sum, unless they were not sampled. Decoupled: none does.
-        self._leave_out(block, p, p.known if self.decoupled else p.known & (p.weights == 0))
-        top, total = block.max_and_sum()
-        self.top = distributed.max_(top.clone(), self.shard)
-        total = distributed.sum_(total * (top - self.top).exp2_(), self.shard)
-        margin = LN2 * (self.top + total.log2() - p.scores)  # (b, P)
+    def reduce(self, block: ScoreBlock, p: BlockPositives, add: ChunkGradient | None) -> Reduced:
+        # The sum includes positives, except those that were not sampled. Decoupled softmax excludes all of them.
+        block.mask_(*p.pairs(p.known if self.decoupled else p.known & (p.weights == 0)))
+        own_top, total = block.max_and_sum()
+        top = distributed.max_(own_top.clone(), self.shard)
+        total = distributed.sum_(total * (own_top - top).exp2_(), self.shard)
+        margin = LN2 * (top + total.log2() - p.scores)  # (b, P)
         weights = p.normalized_weights()
         losses = softplus(margin) if self.decoupled else margin
-        self.value = torch.where(weights > 0, weights * losses, 0.0).sum()
-        self.slope = LN2 * weights * (margin.sigmoid() if self.decoupled else 1.0)
-        self.factor = self.slope.sum(1, keepdim=True) / total.clamp(min=TINY)
-
-    def gradients(self, block: ScoreBlock, p: BlockPositives) -> Iterator[tuple[int, Tensor, Tensor]]:
-        for number, exponentials, factor in block.exponentials(self.top):
-            yield number, exponentials, factor * self.factor
+        value = torch.where(weights > 0, weights * losses, 0.0).sum()
+        pull = LN2 * weights * (margin.sigmoid() if self.decoupled else 1.0)  # (b, P)
+        if add is not None:
+            by_total = pull.sum(1, keepdim=True) / total.clamp(min=TINY)
+            for number, exponentials, factor in block.exponentials(top):
+                add(number, exponentials, factor * by_total)
+        return Reduced(value, -pull)
 
 
 class DecoupledSoftmax(Softmax):
+    """A softmax whose sum excludes all positives of the query."""
+
     decoupled = True
 
 
-class BCE(Criterion):
-    """One against all: the derivative by a score needs no other score."""
+class BCE(BlockLoss):
+    """One-against-all classification, in which the derivative by a score needs no other score."""
 
     needs_rows = False
 
-    def look(self, block: ScoreBlock, p: BlockPositives) -> None:
-        pass
-
-    def gradients(self, block: ScoreBlock, p: BlockPositives) -> Iterator[tuple[int, Tensor, Tensor]]:
-        self._leave_out(block, p, p.known)
+    def reduce(self, block: ScoreBlock, p: BlockPositives, add: ChunkGradient | None) -> Reduced:
+        block.mask_(*p.pairs(p.known))
         negatives = self.num_labels - p.known.sum(1, keepdim=True)
-        share = p.share / (negatives + p.weights.sum(1, keepdim=True)).clamp(min=TINY)
-        self.slope = share * p.weights * (-p.scores).sigmoid()
-        misses = torch.zeros_like(share)
+        weight = p.query_weights / (negatives + p.weights.sum(1, keepdim=True)).clamp(min=TINY)
+        misses = torch.zeros_like(weight)
         for number, scores in block.scores():
             misses += softplus(scores).sum(1, keepdim=True)
-            yield number, scores.sigmoid_(), share
+            if add is not None:
+                add(number, scores.sigmoid_(), weight)
         hits = (p.weights * softplus(-p.scores)).sum(1, keepdim=True)
-        self.value = (share * (hits + distributed.sum_(misses, self.shard))).sum()
+        value = (weight * (hits + distributed.sum_(misses, self.shard))).sum()
+        return Reduced(value, -(weight * p.weights * (-p.scores).sigmoid()))

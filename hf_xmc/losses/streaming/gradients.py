@@ -1,4 +1,4 @@
-"""The gradients of a streamed loss, as blocks of queries and chunks of labels add to them."""
+"""The gradients of a streamed loss, accumulated over blocks of queries and chunks of labels."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Gradients:
     def __init__(self, x: Tensor, labels: Tensor, offset: Tensor | None, dtype: torch.dtype) -> None:
         self.x, self.y, self.dtype = x, labels, dtype
         self.queries = torch.zeros_like(x)
-        self.labels = torch.empty_like(labels, dtype=x.dtype)  # the first block writes, the others add
+        self.labels = torch.empty_like(labels, dtype=x.dtype)  # the first block writes, later ones add
         self.offset = None if offset is None else x.new_zeros(len(x), 1)
 
     def add(self, rows: slice, columns: slice, derivative: Tensor, factor: Tensor) -> None:
-        """Two products. The factor goes on the small matrices, not on the large one."""
+        """Add two matrix products. The factor multiplies the small matrices, not the large one."""
         if self.offset is not None:
             self.offset[rows] += factor * derivative.sum(1, keepdim=True)
         derivative = derivative.to(self.dtype)

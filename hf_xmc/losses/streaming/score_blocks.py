@@ -1,4 +1,4 @@
-"""Scores of some queries against this process's labels, a chunk of labels at a time."""
+"""Scores of some queries against the labels of this process, one chunk of labels at a time."""
 
 from __future__ import annotations
 
@@ -10,20 +10,31 @@ import torch
 from torch import Tensor
 
 CHUNK = 4096  # labels: larger chunks gain nothing
-TILE = 64  # queries of a chunk that are summed together: these scores stay in a core's cache from one step to the next
+TILE = 64  # queries that are summed together, so that their scores stay in the cache of a core between two operations
 
 
-class Buffers:
-    """Memory for the scores of a block of up to ``rows`` queries.
+class ScoreBuffers:
+    """Memory for the scores of a block of queries.
 
-    ``kept`` is the precision in which what a loss makes of the scores is kept for all the labels; ``None`` to keep
-    nothing but a chunk, and to make the scores again in each walk. ``texts`` says which rows of ``labels`` are texts of
-    the same label; ``None`` if each label has one.
+    Args:
+        rows: Largest number of queries in a block.
+        queries: All queries, for precision and device.
+        labels: ``(L, D)`` embeddings.
+        kept: Precision in which the scores of all labels, or their exponentials, are kept. ``None`` to keep one chunk,
+            and to compute the scores again in each pass.
+        texts: The rows of ``labels`` that are texts of the same label; ``None`` if every label has one text.
     """
 
     def __init__(
-        self, rows: int, queries: Tensor, labels: Tensor, kept: torch.dtype | None, texts: LabelTextRows | None = None
+        self,
+        rows: int,
+        queries: Tensor,
+        labels: Tensor,
+        kept: torch.dtype | None,
+        texts: LabelTextRows | None = None,
+        score_dtype: torch.dtype | None = None,
     ) -> None:
+        self.score_dtype = score_dtype
         self.slices = [slice(at, min(at + CHUNK, len(labels))) for at in range(0, len(labels), CHUNK)]
         self.keeps, self.texts = kept is not None, texts
         if texts is not None:
@@ -34,7 +45,7 @@ class Buffers:
             self.of_texts = queries.new_empty(rows * texts.widest[1])
         size = rows * max((s.stop - s.start for s in self.slices), default=0)
         self.chunk = queries.new_empty(0 if kept == queries.dtype else size)
-        # Chunk by chunk and not row by row: a chunk's scores lie side by side in memory.
+        # By chunk and not by row, so that the scores of a chunk are contiguous.
         self.memory = queries.new_empty(len(self.slices) if self.keeps else 0, size, dtype=kept)
 
 
@@ -42,21 +53,28 @@ class ScoreBlock:
     """Queries ``(b, D)`` against labels ``(L, D)``.
 
     Args:
-        queries: in the precision in which scores are made, times the loss's scale.
-        labels: in any precision; a chunk is converted when it is needed.
+        queries: Embeddings in the precision of the scores, multiplied by the scale of the loss.
+        labels: Embeddings in any precision; each chunk is converted when it is needed.
         offset: ``(b, 1)``, added to every score of a query.
-        buffers: where the scores are made. Blocks that take turns can share them.
+        buffers: Memory for the scores. Blocks that are used one after another can share it.
+
+    Attributes:
+        unscaled: Queries in half precision as the caller passed them, and the scale; ``None`` for other queries.
     """
 
-    def __init__(self, queries: Tensor, labels: Tensor, offset: Tensor | None, buffers: Buffers) -> None:
+    unscaled: tuple[Tensor, float] | None = None
+
+    def __init__(self, queries: Tensor, labels: Tensor, offset: Tensor | None, buffers: ScoreBuffers) -> None:
         self.queries, self.labels, self.offset = queries, labels, offset
         self.chunk, self.memory = buffers.chunk, buffers.memory
         self.slices, self.keeps, self.filled = buffers.slices, buffers.keeps, False
+        self.factor = queries if buffers.score_dtype is None else queries.to(buffers.score_dtype)
         self.num_labels = self.slices[-1].stop if self.slices else 0
         self.pairs = PairsByChunk(self.slices, queries.device)
+        self.tops: list[Tensor] = []  # largest score up to each chunk, to which its exponentials are relative
 
-    def leave_out(self, rows: Tensor, columns: Tensor) -> None:
-        """Set the scores of these pairs to minus infinity from now on."""
+    def mask_(self, rows: Tensor, columns: Tensor) -> None:
+        """Set the scores of these pairs to minus infinity, in all later passes."""
         fresh = PairsByChunk(self.slices, rows.device, rows, columns)
         if self.filled:
             for number in range(len(self.slices)):
@@ -64,15 +82,15 @@ class ScoreBlock:
         self.pairs = self.pairs.joined(fresh)
 
     def rows_of(self, number: int) -> slice:
-        """The rows of the embeddings that a chunk is made of."""
+        """Return the rows of the embeddings of a chunk."""
         return self.slices[number]
 
     def by_row(self, number: int, derivative: Tensor) -> Tensor:
-        """Derivatives by the scores of a chunk as those by the products of its rows."""
+        """Return derivatives by the dot products of a chunk's rows, given those by its scores."""
         return derivative
 
     def scores_of(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """The scores of these pairs, left out or not, and the row of the embeddings that each score comes from."""
+        """Return the scores of these pairs, masked or not, and the embedding row of each score."""
         return self._products(rows, columns), columns
 
     def _products(self, rows: Tensor, columns: Tensor) -> Tensor:
@@ -83,9 +101,9 @@ class ScoreBlock:
         return scores if self.offset is None else scores + self.offset[rows, 0]
 
     def scores(self) -> Iterator[tuple[int, Tensor]]:
-        """Number and scores ``(b, c)`` of each chunk.
+        """Yield the number and the scores, ``(b, c)``, of each chunk.
 
-        They may be overwritten. A block that keeps them hands them out again as they were left.
+        The caller may overwrite them. A block that keeps its scores yields them again as the caller left them.
         """
         for number in range(len(self.slices)):
             out = self._of(self.memory[number] if self._in_place else self.chunk, number)
@@ -100,11 +118,11 @@ class ScoreBlock:
     def max_and_sum(self) -> tuple[Tensor, Tensor]:
         """Return for each query, ``(b, 1)``, the largest score and the sum of ``2 ** (score - largest)``.
 
-        Kept apart: their log-sum alone, near 1e4, has lost the sum.
+        They are separate because a log-sum near 1e4 cannot represent the sum precisely.
         """
         top = self.queries.new_full((len(self.queries), 1), torch.finfo(self.queries.dtype).min)
         total = torch.zeros_like(top)
-        self.tops = []  # the largest score so far, which the exponentials of a chunk are relative to
+        self.tops.clear()
         for number, scores in self.scores():
             new_top, added = torch.empty_like(top), torch.empty_like(top)
             for rows in (slice(at, at + TILE) for at in range(0, len(top), TILE)):
@@ -119,8 +137,11 @@ class ScoreBlock:
         return top, total
 
     def exponentials(self, top: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Number of each chunk and ``2 ** (score - top)``, ``(b, c)``, to be multiplied by a factor ``(b, 1)``."""
-        if self.keeps:  # `max_and_sum` has left them
+        """Yield the number of each chunk, exponentials ``(b, c)``, and a factor ``(b, 1)``, after :meth:`max_and_sum`.
+
+        Their product is ``2 ** (score - top)``.
+        """
+        if self.keeps:  # stored by `max_and_sum`
             for number, relative_to in enumerate(self.tops):
                 yield number, self._of(self.memory[number], number), (relative_to - top).exp2_()
         else:
@@ -128,7 +149,14 @@ class ScoreBlock:
                 yield number, scores.sub_(top).exp2_(), torch.ones_like(top)
 
     def _make(self, number: int, out: Tensor) -> None:
-        torch.mm(self.queries, self.labels[self.slices[number]].to(self.queries.dtype).T, out=out)
+        self._multiply(self.slices[number], out)
+
+    def _multiply(self, rows: slice, out: Tensor) -> None:
+        labels = self.labels[rows].to(self.factor.dtype)
+        if self.factor.dtype == out.dtype:
+            torch.mm(self.factor, labels.T, out=out)
+        else:
+            out.copy_(self.factor @ labels.T)
 
     @property
     def _in_place(self) -> bool:
@@ -141,22 +169,23 @@ class ScoreBlock:
 
 
 class LabelTextRows:
-    """Labels with several texts, of which each is a row of the embeddings; the texts of one label stand together.
+    """Labels with several texts. Each text is a row of the embeddings, and the rows of a label are consecutive.
 
     Args:
-        counts: ``(L,)``, how many texts each label has, one at least.
+        counts: ``(L,)`` number of texts of each label, at least 1.
 
     Attributes:
-        slices, rows: the labels of each chunk, which have about ``CHUNK`` texts, and the rows of these texts.
-        widest: the most labels and the most texts of a chunk.
-        turns: of each chunk, the labels that have a first text, a second one, ..., and where these texts stand in it.
-        dtype: of the number that says which of its texts a label scores by.
+        slices: Labels of each chunk, which together have about ``CHUNK`` texts.
+        rows: Rows of the texts of each chunk.
+        widest: Largest number of labels, and of texts, in a chunk.
+        turns: For each chunk, the labels that have a first text, a second one, ..., and the positions of these texts.
+        dtype: Type of the number of the best text of a label.
     """
 
     def __init__(self, counts: Tensor) -> None:
         self.counts, ends = counts, counts.cumsum(0)
         self.starts = ends - counts
-        known, first = counts.cpu(), self.starts.cpu()  # asked for once: each look at a GPU's tensor waits for it
+        known, first = counts.cpu(), self.starts.cpu()  # copied once: each access to a tensor on the GPU waits for it
         bounds, until = [0], ends.cpu()
         while bounds[-1] < len(counts):
             limit = first[bounds[-1]] + CHUNK
@@ -174,9 +203,9 @@ class LabelTextRows:
 
 
 class TextBlock(ScoreBlock):
-    """A block in which a label scores as the best of its texts, the first of equal ones, which alone has a gradient."""
+    """A block in which the best text of a label, the first of equal ones, gives its score and gets its gradient."""
 
-    def __init__(self, queries: Tensor, labels: Tensor, offset: Tensor | None, buffers: Buffers) -> None:
+    def __init__(self, queries: Tensor, labels: Tensor, offset: Tensor | None, buffers: ScoreBuffers) -> None:
         super().__init__(queries, labels, offset, buffers)
         assert buffers.texts is not None
         self.texts, self.best, self.of_texts = buffers.texts, buffers.best, buffers.of_texts
@@ -203,7 +232,7 @@ class TextBlock(ScoreBlock):
     def _make(self, number: int, out: Tensor) -> None:
         rows = self.rows_of(number)
         products = self.of_texts[: len(self.queries) * (rows.stop - rows.start)].view(len(self.queries), -1)
-        torch.mm(self.queries, self.labels[rows].to(self.queries.dtype).T, out=products)
+        self._multiply(rows, products)
         best, ((_, firsts), *others) = self._best_of(number).zero_(), self.texts.turns[number]
         torch.index_select(products, 1, firsts, out=out)
         for turn, (columns, places) in enumerate(others, start=1):
@@ -212,12 +241,12 @@ class TextBlock(ScoreBlock):
             out[:, columns] = torch.maximum(score, other)
 
     def _best_of(self, number: int) -> Tensor:
-        """``(b, c)``, which of its texts a label of a chunk scores by, counted from 0."""
+        """Return the number of the best text of each label in a chunk, ``(b, c)``, counted from 0."""
         return self._of(self.best[number if self.keeps else 0], number)
 
 
 class PairsByChunk:
-    """Pairs of a query and a label, sorted by chunk, with a value each."""
+    """Pairs of a query and a label, sorted by chunk."""
 
     def __init__(
         self, slices: list[slice], device: torch.device, rows: Tensor | None = None, columns: Tensor | None = None
@@ -234,7 +263,7 @@ class PairsByChunk:
         return PairsByChunk(self.slices, rows.device, rows, columns)
 
     def put_(self, chunk: Tensor, number: int, value: float | Tensor) -> None:
-        """Write ``value``, or the pairs' own of many, into a chunk."""
+        """Write one value, or one value per pair, into a chunk."""
         here = slice(self.bounds[number], self.bounds[number + 1])
         if here.start < here.stop:
             within = self.columns[here] - self.slices[number].start

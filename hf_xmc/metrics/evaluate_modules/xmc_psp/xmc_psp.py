@@ -7,4 +7,4 @@ import hf_xmc.metrics.hf_evaluate
 class XMCPsp(hf_xmc.metrics.hf_evaluate.RankingMetric):
     name = "PSP"
     function = staticmethod(hf_xmc.metrics.psp_at_k)
-    inputs = "inverse_propensity: one number a label, from hf_xmc.frequency.inverse_propensity."
+    inputs = "inverse_propensity: one number per label, from hf_xmc.metrics.frequency.inverse_propensity."

@@ -1,0 +1,218 @@
+"""Rewrite a text as its words and their combinations, in the same way in Python and in a chat template.
+
+A word is a run of letters, marks and digits; any other character is a word of its own. Chinese, Japanese, Thai, Lao,
+Khmer and Burmese have no spaces between words. There, each character with its vowel signs and tone marks is a word, and
+so are three and four neighbouring ones. Inflected words share parts, so their runs of four letters can be written too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
+from typing import NamedTuple
+
+UNKNOWN = "[UNK]"
+MAX_WORDS = 512  # maximum number of words per text
+MAX_LETTERS = 64  # maximum length of a word whose letters are written
+UNSEEN_WORDS = 0.03  # fraction of unseen words from which the letters of words are read
+LETTERS = 4  # length of a run of letters
+RUNS = (3, 4)  # numbers of neighbouring characters, in scripts without spaces; pairs are written for all words
+MARKS = "!\"#$%&'()*+,-./:;<=>?@[\\]^`{|}~"
+SPACED = {ord(mark): f" {mark} " for mark in MARKS} | {ord("_"): " "}  # _ joins pairs
+CONNECTORS = "\u203f\u2040\u2054\u30fb\ufe33\ufe34\ufe4d\ufe4e\ufe4f\uff3f\uff65"  # words of their own, like a hyphen
+IGNORED = "\u00ad\u061c\u180e\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e" + "".join(
+    map(chr, (*range(0x2060, 0x2070), 0xFEFF))
+)  # joiners, soft hyphens and directions, which are invisible
+BREAK, FIRST, LAST, MORE = "\u200b", "\u200b", "\u2061", "\u2062"  # a word break; marks of unspaced characters
+UNSPACED = (  # blocks of scripts without spaces
+    ("\u0e01", "\u0eff"),  # Thai, Lao
+    ("\u1000", "\u109f"),  # Burmese
+    ("\u1780", "\u17ff"),  # Khmer
+    ("\u1950", "\u1aaf"),  # Tai, Buginese
+    ("\u1b00", "\u1b7f"),  # Balinese
+    ("\u2e80", "\u312f"),  # kana, bopomofo
+    ("\u31a0", "\u31ff"),
+    ("\u3400", "\u4dbf"),  # Han
+    ("\u4e00", "\ua4cf"),  # Han, Yi
+    ("\ua980", "\ua9ff"),  # Javanese, Burmese
+    ("\uaa60", "\uaadf"),  # Burmese, Tai Viet
+    ("\uf900", "\ufaff"),  # Han
+    ("\uff66", "\uff9f"),  # narrow kana
+    ("\U0001b000", "\U0001b16f"),  # kana
+    ("\U00020000", "\U0003fffd"),  # Han
+)
+Span = tuple[int, int]  # first character, and the one after the last
+
+
+def _escaped(text: str) -> str:
+    """Return a string literal of the template."""
+    return "'" + "".join(f"\\U{ord(letter):08x}" for letter in text) + "'"
+
+
+PROMPT = "{%- if messages | length > 1 -%}{{- messages[0].content -}}{%- endif -%}"  # a prompt comes first
+SCAN = (
+    f"{{%- set text = messages[-1].content.translate({SPACED}) -%}}"
+    "{%- if not text.isascii() -%}{%- set scanned -%}{%- for c in text -%}"
+    f"{{%- if c < {_escaped(chr(128))} -%}}{{{{ c }}}}"
+    f"{{%- elif c == {_escaped(BREAK)} -%}}{{{{ ' ' }}}}"
+    f"{{%- elif c in {_escaped(IGNORED)} -%}}"
+    "{%- elif c.isspace() -%}{{ c }}"
+    f"{{%- elif c in {_escaped(CONNECTORS)} or not ('a' ~ c).isidentifier() -%}}{{{{ ' ' ~ c ~ ' ' }}}}"
+    f"{{%- elif c < {_escaped(UNSPACED[0][0])} or c.isdecimal() -%}}{{{{ c }}}}"
+    f"{{%- elif {' or '.join(f'{_escaped(a)} <= c <= {_escaped(b)}' for a, b in UNSPACED)} -%}}"
+    f"{{{{ ' ' ~ {_escaped(FIRST)} ~ c ~ {_escaped(LAST)} if c.isidentifier()"
+    f" else {_escaped(MORE)} ~ c ~ {_escaped(LAST)} }}}}"
+    "{%- else -%}{{ c }}{%- endif -%}{%- endfor -%}{%- endset -%}"
+    f"{{%- set text = scanned.replace({_escaped(LAST + MORE)}, '').replace({_escaped(LAST)}, ' ')"
+    f".replace({_escaped(MORE)}, ' ') -%}}{{%- endif -%}}"
+    f"{{%- set words = text.split()[:{MAX_WORDS}] -%}}"
+)
+PAIRS = (
+    f"{{{{- words | join(' ') or '{UNKNOWN}' -}}}}"  # a text without a word becomes one unknown token
+    "{%- for i in range(1, words | length) %} {{ words[i - 1] }}_{{ words[i] }}{%- endfor -%}"
+)
+CHARACTERS = (
+    f"{{%- if not text.isascii() -%}}{{%- for size in {RUNS} -%}}{{%- for i in range(words | length - size + 1) -%}}"
+    "{%- set run = words[i:i + size] | join -%}"
+    f"{{%- if run.count({_escaped(FIRST)}) == size -%}}{{{{ ' _' ~ run }}}}{{%- endif -%}}"
+    "{%- endfor -%}{%- endfor -%}{%- endif -%}"
+)
+PARTS = (
+    f"{{%- for word in words if word | length > 1 and word[0] != {_escaped(FIRST)} -%}}"
+    f"{{%- set word = '<' ~ word[:{MAX_LETTERS}] ~ '>' -%}}{{%- for i in range(word | length - {LETTERS - 1}) -%}}"
+    f"{{{{ ' _' ~ word[i:i + {LETTERS}] }}}}{{%- endfor -%}}{{%- endfor -%}}"
+)
+
+
+def _template(*parts: str) -> str:
+    return f"{PROMPT}{SCAN}{{%- set written -%}}{''.join(parts)}{{%- endset -%}}" + (
+        f"{{{{- written.replace({_escaped(FIRST)}, '') -}}}}"
+    )
+
+
+class _Table(dict[int, str]):
+    """The text that each character is written as, computed once."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = _written(chr(code))
+        return self[code]
+
+
+def _written(c: str) -> str:
+    if c.isascii():
+        return SPACED.get(ord(c), c)
+    if c == BREAK or c in IGNORED:
+        return " " if c == BREAK else ""
+    if c.isspace():
+        return c
+    if c in CONNECTORS or not ("a" + c).isidentifier():
+        return f" {c} "
+    if c.isdecimal() or not any(first <= c <= last for first, last in UNSPACED):
+        return c
+    return f" {FIRST}{c}{LAST}" if c.isidentifier() else MORE + c + LAST
+
+
+TABLE = _Table()
+
+
+class Rewriting(NamedTuple):
+    """How an encoder has its texts rewritten; its chat template says the same."""
+
+    template: str
+    letters: bool = False  # whether the runs of letters of each word are written
+    scripts: bool = True  # whether scripts without spaces and marks other than those of ASCII are known
+    prompted: bool = True  # whether a prompt is read
+
+    def words(self, text: str) -> list[str]:
+        """Return the words of a text; those of scripts without spaces begin with a mark."""
+        if not self.scripts or text.isascii():
+            return text.translate(SPACED).split()[:MAX_WORDS]
+        scanned = text.translate(TABLE).replace(LAST + MORE, "")
+        return scanned.replace(LAST, " ").replace(MORE, " ").split()[:MAX_WORDS]
+
+    def rewrite(self, text: str) -> str:
+        """Rewrite one text as the chat template does, but faster."""
+        words = self.words(text)
+        written = [*words, *map("_".join, pairwise(words))]
+        if self.scripts and not text.isascii():
+            for size in RUNS:
+                runs = ("".join(words[start : start + size]) for start in range(len(words) - size + 1))
+                written += ["_" + run for run in runs if run.count(FIRST) == size]
+        if self.letters:
+            for word in words:
+                if len(word) > 1 and word[0] != FIRST:
+                    padded = f"<{word[:MAX_LETTERS]}>"
+                    written += [f"_{padded[i : i + LETTERS]}" for i in range(len(padded) - LETTERS + 1)]
+        joined = " ".join(written) or UNKNOWN
+        return joined.replace(FIRST, "") if self.scripts else joined
+
+    def spans(self, text: str) -> list[Span]:
+        """Return the span of each word, also of those after the limit."""
+        if text.isascii() or not self.scripts:
+            return _spans(text, lambda c: SPACED.get(ord(c), c))
+        return _spans(text, lambda c: TABLE[ord(c)])
+
+    def pieces(self, text: str) -> list[Span]:
+        """Return the span of each piece of the rewritten text, in its order; letters belong to their word."""
+        spans, words = self.spans(text)[:MAX_WORDS], self.words(text)
+        found = [*spans, *((first[0], second[1]) for first, second in pairwise(spans))]
+        if self.scripts and not text.isascii():
+            for size in RUNS:
+                for start in range(len(words) - size + 1):
+                    if all(word[0] == FIRST for word in words[start : start + size]):
+                        found.append((spans[start][0], spans[start + size - 1][1]))
+        if self.letters:
+            for word, span in zip(words, spans, strict=True):
+                if len(word) > 1 and word[0] != FIRST:
+                    found += [span] * (len(word[:MAX_LETTERS]) + 3 - LETTERS)
+        return found
+
+
+def _spans(text: str, table: Callable[[str], str]) -> list[Span]:
+    """Return the span of each word, as :meth:`Rewriting.words` finds them."""
+    spans: list[Span] = []
+    extends = ""  # what the next character must be to extend the last word
+    for place, c in enumerate(text):
+        written = table(c)
+        if not written:
+            continue
+        if written.isspace():
+            extends = ""
+        elif written[0] == " " and written[-1] == " ":
+            spans.append((place, place + 1))
+            extends = ""
+        else:
+            kind = MORE if len(written) > 1 and written[-1] == LAST else "a"
+            joins = extends == kind and not written.startswith(" ")
+            spans[len(spans) - joins :] = [(spans[-1][0] if joins else place, place + 1)]
+            extends = kind
+    return spans
+
+
+ASCII_WORDS = (  # of earlier versions
+    f"{{%- set words = messages[-1].content.translate({SPACED}).split()[:{MAX_WORDS}] -%}}" + PAIRS
+)
+WORDS = Rewriting(_template(PAIRS, CHARACTERS))
+WITH_LETTERS = Rewriting(_template(PAIRS, CHARACTERS, PARTS), letters=True)
+EARLIER = (
+    Rewriting(PROMPT + ASCII_WORDS, scripts=False),
+    Rewriting(ASCII_WORDS, scripts=False, prompted=False),
+)
+REWRITINGS = {one.template: one for one in (WORDS, WITH_LETTERS, *EARLIER)}
+
+
+def unseen_share(counts: Mapping[str, int]) -> float:
+    """Estimate the fraction of words in new texts that do not occur in texts with these words (Good, 1953).
+
+    The estimate is the number of words that occur once, divided by the number of all occurrences.
+
+    >>> unseen_share({"a": 3, "boat": 3, "red": 1, "blue": 1})
+    0.25
+    """
+    return sum(count == 1 for count in counts.values()) / max(1, sum(counts.values()))
+
+
+def needs_letters(texts: Iterable[str]) -> bool:
+    """Return whether many words of new texts will be unseen, because words are inflected or the texts are few."""
+    return unseen_share(Counter(word.lower() for text in texts for word in WORDS.words(text))) > UNSEEN_WORDS

@@ -1,0 +1,1 @@
+"""End-to-end training: from a data set to a saved model with its metrics, report and card."""

@@ -1,0 +1,78 @@
+"""Texts in any script are rewritten as words and their combinations, in Python as in the chat template."""
+
+import pytest
+from helpers.scripts import SENTENCES
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from hf_xmc import rewrite_phrases
+from hf_xmc.encoders.rewriting import FIRST, MAX_WORDS, REWRITINGS, WITH_LETTERS, WORDS, needs_letters, unseen_share
+
+LETTERS = (  # of all kinds
+    "aZ9 _-'\u200b\u200d\u00ad\u2061\u2062\u0300\u0e01\u0e48\u0e33\u0e50\u4e00\u3042\u3099\u30fb\uff3f\uff9e\u0915"
+    "\u093e\u0661\u3000\x1c"
+)
+
+
+@pytest.mark.parametrize("name", SENTENCES)
+def test_words_of_each_script(name):
+    text, words = SENTENCES[name]
+    assert [word.lstrip(FIRST) for word in WORDS.words(text)] == words.split()
+    assert rewrite_phrases([text])[0].startswith(words)
+    read = [text[start:stop].replace("\u200c", "") for start, stop in WORDS.spans(text)]
+    assert read == words.split()
+
+
+def test_neighbouring_characters_of_a_script_without_spaces_follow_the_pairs():
+    assert rewrite_phrases(["a 使用船，航"])[0].split() == [
+        *("a", "使", "用", "船", "，", "航"),
+        *("a_使", "使_用", "用_船", "船_，", "，_航"),
+        "_使用船",
+    ]
+    assert rewrite_phrases(["ที่นี่กา"])[0].split()[-3:] == ["_ที่นี่ก", "_นี่กา", "_ที่นี่กา"]
+
+
+def test_letters_of_each_word_come_last():
+    assert rewrite_phrases(["a cat 船x"], letters=True)[0].split()[-3:] == ["船_x", "_<cat", "_cat>"]
+    assert rewrite_phrases(["x" * 500], letters=True)[0].count("_") == 63
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.one_of(st.text(), st.text(LETTERS)), min_size=1, max_size=3))
+@example(["w " * (MAX_WORDS + 9), "\u8239" * (MAX_WORDS + 9)])
+def test_phrases_are_written_as_by_the_tokenizer_template(texts):
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({}, "[UNK]")))
+    conversations = [[{"role": "user", "content": text}] for text in texts]
+    for rewriting in REWRITINGS.values():
+        written = [rewriting.rewrite(text) for text in texts]
+        by_template = tokenizer.apply_chat_template(conversations, chat_template=rewriting.template, tokenize=False)
+        assert written == by_template
+        for text, rewritten in zip(texts, written, strict=True):
+            pieces, words = rewriting.pieces(text), rewriting.words(text)
+            assert len(pieces) == (len(rewritten.split(" ")) if words else 0)
+            assert len(rewriting.spans(text)[:MAX_WORDS]) == len(words)
+            assert pieces[: len(words)] == rewriting.spans(text)[:MAX_WORDS]
+
+
+def test_prompt_comes_first_unless_an_earlier_version_ignored_it():
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({}, "[UNK]")))
+    messages = [{"role": "system", "content": "query: "}, {"role": "user", "content": "a boat"}]
+    for template, rewriting in REWRITINGS.items():
+        read = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+        assert read == "query: " * rewriting.prompted + rewriting.rewrite("a boat")
+
+
+def test_pieces_of_letters_belong_to_their_word():
+    text = "my cats"
+    pieces = [text[start:stop] for start, stop in WITH_LETTERS.pieces(text)]
+    assert pieces == ["my", "cats", "my cats", "my", "cats", "cats", "cats"]
+
+
+def test_letters_are_needed_if_many_words_occur_once():
+    assert unseen_share({"a": 2, "b": 1, "c": 1}) == 0.5
+    assert not needs_letters(["a red boat"] * 2)
+    assert needs_letters(["a red boat", "A red car"])
+    assert not needs_letters(["使用船"] * 2)
+    assert not needs_letters([])

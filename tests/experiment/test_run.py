@@ -1,0 +1,172 @@
+"""Training from a CSV to a saved and measured model, from Python."""
+
+import csv
+import json
+import resource
+import sys
+
+import pytest
+from helpers.tiny import make_static_encoder
+
+import hf_xmc
+from hf_xmc import XMCModel, load_xmc
+from hf_xmc.experiment import measure, run
+
+SUBJECTS = ["boats", "cats", "cooking", "iron"]
+QUICK = {"use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "preset": "fast", "embedding_dim": 8}
+
+
+@pytest.fixture
+def books(tmp_path):
+    with (tmp_path / "books.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "title", "abstract", "subjects"])
+        for number in range(130):
+            one, two = SUBJECTS[number % 4], SUBJECTS[(number + 1 + number % 3) % 4]
+            writer.writerow([number, f"about {one}", f"and {two},\nvolume {number}", f"{one};{two}"])
+    return tmp_path / "books.csv"
+
+
+COLUMNS = {"text": ["title", "abstract"], "labels": "subjects", "separator": ";"}
+
+
+def test_train_goes_from_a_csv_to_a_model_with_report_and_card(books, tmp_path):
+    model = hf_xmc.train(books, "static", output_dir=tmp_path / "out", **COLUMNS, **QUICK)
+    assert sorted(model.labels["text"]) == SUBJECTS
+    assert {prediction.text for prediction in model.predict("boats and cats", top_k=2)} == {"boats", "cats"}
+    assert model.memory is not None
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    expected = {"split", "num_queries", "num_empty", "labels", "deciles", "memory", "memory_settings", "calibration"}
+    expected |= {"num_train", "also_in_train", "train_seconds", "hardware", "recipe", "arguments"}
+    assert set(metrics) == expected
+    assert (metrics["split"], metrics["num_queries"], metrics["also_in_train"]) == ("test", 13, {})
+    assert metrics["recipe"]["text"] == "title,abstract"
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "books.csv" in page
+    saved = XMCModel.from_pretrained(tmp_path / "out" / "model", device="cpu")
+    assert saved.predict("boats and cats") == model.predict("boats and cats")
+    readme = (tmp_path / "out" / "model" / "README.md").read_text()
+    assert saved.card.render() == model.card.render() == readme
+    assert "books.csv" in readme
+
+
+def test_train_takes_an_encoder_and_data_in_memory(books, tmp_path):
+    data, encoder = load_xmc(books, **COLUMNS), make_static_encoder()
+    model = hf_xmc.train(data, encoder, output_dir=tmp_path / "out", **{**QUICK, "memory": False})
+    assert model.encoder is encoder
+    recipe = json.loads((tmp_path / "out" / "metrics.json").read_text())["recipe"]
+    assert (recipe["model"], recipe["rarity"]) == ("SentenceTransformer", 0.0)
+
+
+def test_the_report_is_left_out_with_a_warning_without_matplotlib(books, tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(sys.modules, "hf_xmc.experiment.report", raising=False)
+    hf_xmc.train(books, "static", output_dir=tmp_path / "out", **COLUMNS, **QUICK)
+    assert "pip install 'hf_xmc[report]'" in caplog.text
+    assert not (tmp_path / "out" / "report.html").exists()
+    assert (tmp_path / "out" / "model" / "README.md").exists()
+
+
+def test_the_model_is_saved_before_it_is_measured(books, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "evaluate", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        hf_xmc.train(books, "static", output_dir=tmp_path / "out", **COLUMNS, **QUICK)
+    assert XMCModel.from_pretrained(tmp_path / "out" / "model", device="cpu").predict("boats", top_k=1)
+
+
+def test_wrong_arguments_are_refused_before_the_data_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "load_xmc", None)
+    with pytest.raises(TypeError, match="model must not be given"):
+        hf_xmc.train("missing.csv", output_dir=tmp_path / "out", model="static")
+    with pytest.raises(ValueError, match="`loss` must be one of"):
+        hf_xmc.train("missing.csv", output_dir=tmp_path / "out", loss="x")
+    (tmp_path / "out" / "model").mkdir(parents=True)
+    (tmp_path / "out" / "model" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="holds no saved XMCModel"):
+        hf_xmc.train("missing.csv", output_dir=tmp_path / "out")
+
+
+def test_a_folder_without_space_is_refused_before_the_data_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "load_xmc", None)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))  # a file may not grow further, as on a full disk
+    try:
+        with pytest.raises(ValueError, match=r"`output_dir` must be a folder that can be written, got .*No space left"):
+            hf_xmc.train("missing.csv", output_dir=tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_few_validation_queries_give_intervals_and_a_warning(books, tmp_path, caplog):
+    hf_xmc.train(books, "static", output_dir=tmp_path / "out", **COLUMNS, **QUICK)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    found = metrics["calibration"]
+    assert found["validation_queries"] == 12
+    assert found["thresholds"]
+    assert found["probabilities"]
+    for low, high in [row["interval"] for row in (*found["thresholds"], *found["probabilities"])]:
+        assert 0 <= low < high <= 1
+    assert caplog.text.count("based on 12 validation queries with labels, fewer than 100. ECE@5 lies between") == 1
+    assert "are in the memory" not in caplog.text
+    assert "not_calibrated" not in metrics
+    said = "Only 12 texts determine the probabilities: the error is"
+    assert said in (tmp_path / "out" / "report.html").read_text()
+    assert said in (tmp_path / "out" / "model" / "README.md").read_text()
+
+
+def test_a_model_with_very_few_validation_queries_is_not_calibrated_and_says_so(books, tmp_path, caplog):
+    rows = books.read_text().split('volume 60"', maxsplit=1)[0]
+    books.write_text(rows + 'volume 60",boats;cats\n')
+    model = hf_xmc.train(books, "static", output_dir=tmp_path / "out", **COLUMNS, **QUICK)
+    assert model.calibration is None
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    reason = "calibration needs at least 10 validation queries with labels, got 6."
+    assert reason in metrics["not_calibrated"]
+    assert "calibration" not in metrics
+    assert reason in caplog.text
+    assert f"The scores are not probabilities, and no thresholds are chosen: {reason}" in (
+        (tmp_path / "out" / "report.html").read_text()
+    )
+    assert f"The scores are not calibrated: {reason}" in (tmp_path / "out" / "model" / "README.md").read_text()
+
+
+def test_a_run_says_that_it_replaces_another(books, tmp_path, caplog):
+    (tmp_path / "out" / "checkpoint-3").mkdir(parents=True)
+    hf_xmc.train(books, "static", output_dir=tmp_path / "out", **COLUMNS, **QUICK)
+    assert "holds a run, which is started again and replaced" in caplog.text
+
+
+def test_data_in_memory_are_refused_with_the_line_to_write(tmp_path):
+    for read in (load_xmc, lambda data: hf_xmc.train(data, output_dir=tmp_path / "out")):
+        with pytest.raises(ValueError, match=r"got dict.*`XMCData.from_pandas\(frame"):
+            read({"text": ["a"]})
+
+
+def test_a_separator_that_occurs_nowhere_is_named(books, caplog):
+    data = load_xmc(books, text="title", labels="subjects", separator="|")
+    assert "boats;cats" in data.labels["text"]
+    assert "no cell of column 'subjects' holds the separator '|'" in caplog.text
+    assert "Is the separator ';'?" in caplog.text
+
+
+def test_texts_in_two_given_splits_are_counted_and_said(tmp_path, caplog):
+    texts = [f"about {SUBJECTS[number % 4]} {number}" for number in range(30)]
+    labels = [[SUBJECTS[number % 4]] for number in range(30)]
+    both = [*texts[:3], "about iron, new"], [*labels[:3], ["iron"]]
+    data = hf_xmc.XMCData.from_lists(texts, labels, validation=(texts[29:], labels[29:]), test=both)
+    hf_xmc.train(data, "static", output_dir=tmp_path / "out", **QUICK)
+    assert "3 of 4 test texts are training texts too" in caplog.text
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["also_in_train"] == {"validation": 1, "test": 3}
+    assert "3 test texts are training texts too." in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_splits_that_are_taken_from_train_share_no_text(tmp_path, caplog):
+    path = tmp_path / "books.csv"
+    path.write_text(
+        "text,labels\n" + "".join(f"about {SUBJECTS[row % 4]} {row % 25},{SUBJECTS[row % 4]}\n" for row in range(200))
+    )
+    hf_xmc.train(path, "static", text="text", labels="labels", output_dir=tmp_path / "out", **QUICK)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["also_in_train"] == {}
+    assert "training texts too" not in caplog.text
