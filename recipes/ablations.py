@@ -1,11 +1,11 @@
-"""What was tried beside `static.yaml` and not taken: one change, which `train.py` has no flag for, and its run.
+"""Train with one change that was tried for `static.yaml` and rejected, and for which `train.py` has no flag.
 
     python recipes/ablations.py words_masked recipes/static.yaml --data recipes/data/wordnet-hypernyms \
         --output_dir runs/words_masked --validation_size 0.05 --embedding_dim 128 --num_train_epochs 4
 
-The first argument names the change, the others are those of `train.py`; `no_change` is there to compare with. The last
-line has the metrics on validation queries, by which things are chosen: P@1, P@5, PSP@5, R@10 and R@100 of the labels,
-and the first four with the memory; a dash stands for one that was not measured, as without validation queries.
+The first argument names the change, and the other arguments are those of `train.py`; `no_change` is the baseline. The
+last line has the metrics on validation queries: P@1, P@5, PSP@5, R@10 and R@100 of the labels, and the first four with
+the memory. A dash marks a metric that was not measured, for example without validation queries.
 """
 
 import json
@@ -16,17 +16,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import train
 from datasets import Dataset, concatenate_datasets
 from sentence_transformers import SentenceTransformer
 
-from hf_xmc import XMCData, losses
+from hf_xmc import XMCData, load_xmc, losses
+from hf_xmc.experiment.encoders import build_encoder
+from hf_xmc.experiment.options import parse
+from hf_xmc.experiment.run import run
+from hf_xmc.experiment.settings import ExperimentSettings
 
 METRICS = ("P@1", "P@5", "PSP@5", "R@10", "R@100")
 
 
 class Halves(losses.DecoupledSoftmaxLoss):
-    """The mean of the decoupled softmax and of another loss."""
+    """The mean of the decoupled softmax and another loss."""
 
     def __init__(self, temperature: float, other: torch.nn.Module) -> None:
         super().__init__(temperature)
@@ -36,16 +39,16 @@ class Halves(losses.DecoupledSoftmaxLoss):
         return (super().forward(*args, **kwargs) + self.other(*args, **kwargs)) / 2
 
 
-def half_softmax(recipe: train.RecipeArguments) -> Halves:
-    return Halves(recipe.temperature, losses.SoftmaxLoss(recipe.temperature))
+def half_softmax(settings: ExperimentSettings) -> Halves:
+    return Halves(settings.temperature, losses.SoftmaxLoss(settings.temperature))
 
 
-def half_soft_top_5(recipe: train.RecipeArguments) -> Halves:
-    return Halves(recipe.temperature, losses.SoftTopKLoss(k=5, temperature=recipe.temperature))
+def half_soft_top_5(settings: ExperimentSettings) -> Halves:
+    return Halves(settings.temperature, losses.SoftTopKLoss(k=5, temperature=settings.temperature))
 
 
 def words_masked(encoder: SentenceTransformer) -> SentenceTransformer:
-    """A fifth of the tokens, of queries and of labels, are the unknown one in training."""
+    """Replace a fifth of the tokens of queries and labels by the unknown token in training."""
 
     def mask(module: torch.nn.Module, inputs: tuple) -> tuple:
         ids, *rest = inputs
@@ -56,7 +59,7 @@ def words_masked(encoder: SentenceTransformer) -> SentenceTransformer:
 
 
 def label_texts_as_queries(data: XMCData) -> XMCData:
-    """Each label's text is one more training query, of that label."""
+    """Add each label's text to the training queries."""
     more = Dataset.from_dict(
         {"text": list(data.labels["text"]), "label_ids": [[label] for label in data.label_of.tolist()]}
     )
@@ -77,22 +80,23 @@ def after(function: Callable, change: Callable) -> Callable:
     return lambda *args: change(function(*args))
 
 
-fit = train.fit
-CHANGES: dict[str, tuple[str, Callable]] = {  # a function of `train.py`, and what takes its place
-    "no_change": ("fit", fit),
-    "words_masked": ("build_encoder", after(train.build_encoder, words_masked)),
-    "no_punctuation": ("load_xmc", after(train.load_xmc, no_punctuation)),
-    # For the encoder alone: the memory is of the training queries.
-    "label_texts_as_queries": ("fit", lambda recipe, args, data: fit(recipe, args, label_texts_as_queries(data))),
-    "half_softmax": ("build_loss", half_softmax),
-    "half_soft_top_5": ("build_loss", half_soft_top_5),
+CHANGES: dict[str, dict[str, Callable]] = {  # arguments of `run` and their values; `change_data` is applied first
+    "no_change": {},
+    "words_masked": {"build_encoder": after(build_encoder, words_masked)},
+    "no_punctuation": {"change_data": no_punctuation},
+    # Only for the encoder: the memory holds the original training queries.
+    "label_texts_as_queries": {"augment": label_texts_as_queries},
+    "half_softmax": {"build_loss": half_softmax},
+    "half_soft_top_5": {"build_loss": half_soft_top_5},
 }
 
 
 def main(name: str, argv: list[str]) -> None:
-    setattr(train, *CHANGES[name])
-    train.main(argv)
-    output_dir = Path(train.parse(argv)[1].output_dir)
+    settings, args, given = parse(argv)
+    changes = dict(CHANGES[name])
+    data = changes.pop("change_data", lambda data: data)(load_xmc(settings.data))
+    run(settings, args, data, given=given, **changes)
+    output_dir = Path(args.output_dir)
     history = json.loads((output_dir / "history.json").read_text())
     settings = json.loads((output_dir / "metrics.json").read_text()).get("memory_settings", {})
     labels = next((entry for entry in reversed(history) if "eval_P@1" in entry), {})
@@ -103,5 +107,5 @@ def main(name: str, argv: list[str]) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in CHANGES:
-        raise SystemExit(f"the first argument is one of {', '.join(CHANGES)}.")
+        raise SystemExit(f"the first argument must be one of {', '.join(CHANGES)}.")
     main(sys.argv[1], sys.argv[2:])

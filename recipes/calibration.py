@@ -1,10 +1,10 @@
-"""What other ways of calibration do, beside the one that was taken: a trained model, fitted on validation, on test.
+"""Compare ways of calibration: fit each on validation queries with a trained model, and measure it on test.
 
     python recipes/calibration.py --model runs/x/model --data recipes/data/wordnet-hypernyms --validation_size 0.05
 
-The model is one that `train.py` left, and the validation size the one it was trained with. ECE@5 is the expected
-calibration error of the first five labels. Rows: how many labels of a text the map is fitted on, with the memory and
-without; plain isotonic regression instead of the centered one; a map of their own for labels that are predicted often.
+Pass a model from `train.py`, and the validation size of its training. ECE@5 is the expected calibration error of the
+first five labels. Rows: the number of labels per text used for fitting, with and without the memory; plain isotonic
+regression instead of centered; separate maps for labels that are predicted often.
 """
 
 import argparse
@@ -12,13 +12,13 @@ import argparse
 import numpy as np
 import scipy.sparse as sp
 from sklearn.isotonic import IsotonicRegression
-from train import has_labels, hold_out
 
 from hf_xmc import TopK, XMCModel, load_xmc
 from hf_xmc.cli import HelpFormatter
+from hf_xmc.experiment.splits import has_labels, hold_out
 from hf_xmc.metrics.calibration import Calibration, expected_calibration_error, scores_and_hits
 
-READ = 5  # labels of a text that the error is measured on
+READ = 5  # labels per text for measuring the error
 DEPTHS = (5, 10, 20, 100)
 FLOORS = (30, 60, 100, 200)
 
@@ -33,7 +33,7 @@ def plain_isotonic(validation: TopK, relevance: sp.csr_array, test: TopK) -> np.
 
 
 def maps_of_frequent_labels(validation: TopK, relevance: sp.csr_array, test: TopK, floor: int) -> np.ndarray:
-    """Labels with so many predictions on validation have a map of their own, the others share one."""
+    """Fit a separate map for each label with enough validation predictions, and one for all other labels."""
     label_ids, counts = np.unique(validation.label_ids, return_counts=True)
     probabilities = Calibration.fit(validation, relevance)(test.scores)
     for label in label_ids[counts >= floor]:
@@ -53,11 +53,11 @@ def main() -> None:
     data = hold_out(data, options.validation_size)
     for split in ("validation", "test"):
         if not has_labels(data, split):
-            print(f"nothing is fitted or measured: there are no {split} queries with labels.")
+            print(f"there are no {split} queries with labels, so nothing is fitted or measured.")
             return
     model = XMCModel.from_pretrained(options.model)
     votes = model.memory is not None
-    if votes:  # the memory of a finished run holds the validation queries too
+    if votes:  # the memory of a finished run also holds the validation queries
         settings, model.memory, model.calibration = model.memory.settings, None, None
         model.remember(data.train)
         model.memory.settings = settings
@@ -78,12 +78,12 @@ def main() -> None:
         validation, test = search("validation", max(DEPTHS)), first(search("test", max(DEPTHS)), READ)
         for depth in DEPTHS:
             fitted = Calibration.fit(first(validation, depth), known)
-            row(f"{what}, fitted on {depth} labels of a text", fitted(test.scores), test)
+            row(f"{what}, fitted on {depth} labels per text", fitted(test.scores), test)
         validation = first(validation, READ)
         row(f"{what}, plain isotonic regression", plain_isotonic(validation, known, test), test)
         for floor in FLOORS:
             probabilities = maps_of_frequent_labels(validation, known, test, floor)
-            row(f"{what}, a map for each label of {floor} predictions", probabilities, test)
+            row(f"{what}, a map for each label with {floor} predictions", probabilities, test)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Losses, similarities and negatives side by side, at one short schedule, each at its own best learning rate.
+"""Compare losses, similarities and negatives on one short schedule, each with its best learning rate.
 
     python recipes/compare.py --data recipes/data/wordnet-hypernyms --output_dir runs/compare --num_labels 4000
 
-With so many labels, drawn at random, a run takes about ten seconds of a CPU core; each that is finished is a line of
-`runs.jsonl`, and those that stand there are not run again: stop whenever you like, or give `--seconds`. `tables.md` and
-`compare.png` are written anew at the end, from the lines there are.
+With this number of labels, drawn at random, a run takes about ten seconds on a CPU core. Each finished run is a line of
+`runs.jsonl` and is not repeated, so you can stop at any time, or pass `--seconds`. `tables.md` and `compare.png` are
+rewritten at the end from all lines.
 
 The learning rate of a loss is the best of `--learning_rates` on validation queries taken from train, for the metric
-that the loss is made for; among the losses it then runs with every seed. Test queries are measured in every run and
-choose nothing; if the data have none, the validation queries are measured.
+that the loss optimizes. The loss then runs with every seed. Test queries are measured in every run, but do not affect
+any choice; if the data have none, the validation queries are measured.
 """
 
 import argparse
@@ -22,13 +22,12 @@ import numpy as np
 from benchmarks.subset import subset
 from sentence_transformers.sentence_transformer.modules import Normalize
 from tokenizers import Tokenizer
-from train import has_labels, has_propensity, hold_out, split_to_measure
 from transformers import set_seed
 
 from hf_xmc import (
-    ExtremeMultilabelClassificationEvaluator,
     HardNegativeMiner,
     XMCData,
+    XMCEvaluator,
     XMCTrainer,
     XMCTrainingArguments,
     load_xmc,
@@ -36,6 +35,7 @@ from hf_xmc import (
 )
 from hf_xmc.cli import HelpFormatter
 from hf_xmc.encoders.static import encoder_of, train_tokenizer
+from hf_xmc.experiment.splits import has_labels, has_propensity, hold_out, split_to_measure
 from hf_xmc.hub.card import hardware
 from hf_xmc.metrics.frequency import by_frequency_decile, label_counts
 
@@ -47,7 +47,7 @@ LOSSES = {
     "SoftTop-5": lambda t: losses.SoftTopKLoss(k=5, temperature=t),
     "SoftTop-100": lambda t: losses.SoftTopKLoss(k=100, temperature=t),
 }
-AIM = {"SoftTop-100": "R@100"}  # what a learning rate is chosen by; nDCG@5 for the others
+AIM = {"SoftTop-100": "R@100"}  # metric for choosing the learning rate; nDCG@5 for other losses
 METRICS = ("P@1", "P@3", "P@5", "PSP@5", "nDCG@5", "R@10", "R@100")
 COSINE = ("decoupled softmax", "softmax", "BCE, bias and scale", "SoftTop-5")
 RANDOM = (0, 200, 1000, 5000)
@@ -55,7 +55,7 @@ HARD = (0, 1, 5, 10)
 
 
 def plan(results: list[dict], options: argparse.Namespace) -> Iterator[dict]:
-    """The runs, in order. What needs the best learning rate of others waits until these are there."""
+    """Return the runs in order. Runs that need the best learning rate of other runs come after those."""
     first = options.seeds[0]
 
     def grid(study: str, loss: str, **settings: object) -> Iterator[dict]:
@@ -81,23 +81,23 @@ def plan(results: list[dict], options: argparse.Namespace) -> Iterator[dict]:
 
 
 def tuned_in(study: str) -> str:
-    """The study whose learning rates another one takes."""
+    """Return the study from which another one takes its learning rates."""
     return "cosine" if study == "cosine" else "losses"
 
 
 def best_rate(results: list[dict], study: str, loss: str, tried: int) -> float | None:
-    """The learning rate that is best on validation, once all have been tried with the first seed."""
+    """Return the best learning rate on validation, once all have been tried with the first seed."""
     mine = [result for result in results if result["run"]["study"] == study and result["run"]["loss"] == loss]
     if len({result["run"]["learning_rate"] for result in mine}) < tried:
         return None
-    if tried == 1:  # nothing to choose, so that no validation queries are needed
+    if tried == 1:  # nothing to choose, so no validation queries are needed
         return mine[0]["run"]["learning_rate"]
     aim = AIM.get(loss, "nDCG@5")
     return max(mine, key=lambda result: result["validation"][aim])["run"]["learning_rate"]
 
 
 def train(run: dict, data: XMCData, tokenizer: Tokenizer, options: argparse.Namespace) -> dict:
-    """One run: metrics on validation and test, and test hits by label frequency."""
+    """Run once, and return metrics on validation and test, and test hits by label frequency."""
     set_seed(run["seed"])
     texts = [*data.train["text"], *data.labels["text"]]
     encoder = encoder_of(tokenizer, texts, options.embedding_dim, std=0.3, seed=run["seed"], device=None)
@@ -128,7 +128,7 @@ def train(run: dict, data: XMCData, tokenizer: Tokenizer, options: argparse.Name
     for split in ("validation", "test"):
         if not has_labels(data, split):
             continue
-        evaluator = ExtremeMultilabelClassificationEvaluator.from_data(data, split)
+        evaluator = XMCEvaluator.from_data(data, split)
         predictions = evaluator.predict(encoder)
         metrics = evaluator.score(predictions)
         found[split] = {metric: metrics[metric] for metric in METRICS}
@@ -142,9 +142,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no run after so many")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no run after this many seconds")
     parser.add_argument("--epochs", type=float, default=3)
-    parser.add_argument("--num_labels", type=int, help="so many labels drawn at random, and the queries that have any")
+    parser.add_argument(
+        "--num_labels", type=int, help="number of labels to draw at random, with the queries that have any of them"
+    )
     parser.add_argument("--embedding_dim", type=int, default=64)
     parser.add_argument("--batch_size", type=int, default=1024)
     parser.add_argument("--temperature", type=float, default=0.05, help="of cosines")
@@ -155,7 +157,7 @@ def main() -> None:
     options.output_dir.mkdir(parents=True, exist_ok=True)
     store = options.output_dir / "runs.jsonl"
     results = [json.loads(line) for line in store.read_text().splitlines()] if store.exists() else []
-    data, start = None, time.perf_counter()  # not read where there is nothing to run
+    data, start = None, time.perf_counter()  # not read if there is nothing to run
     while time.perf_counter() - start < options.seconds:
         done = [result["run"] for result in results]
         run = next((run for run in plan(results, options) if run not in done), None)
@@ -182,11 +184,11 @@ def load(options: argparse.Namespace) -> XMCData:
 
 
 def check(data: XMCData, options: argparse.Namespace) -> None:
-    """Stop before the first run if the data do not have what the runs need."""
+    """Raise before the first run if the data lack something that the runs need."""
     if not has_labels(data, "validation") and len(options.learning_rates) > 1:
         raise SystemExit(
-            "there are no validation queries with labels to choose a learning rate by: give one of --learning_rates, "
-            "or a --validation_size above 0."
+            "choosing a learning rate needs validation queries with labels, got none. Pass a single value of "
+            "--learning_rates, or a --validation_size above 0."
         )
     if split_to_measure(data) is None:
         raise SystemExit(1)
@@ -200,14 +202,14 @@ def with_deciles(runs: list[dict]) -> list[dict]:
 
 
 def chosen(results: list[dict], options: argparse.Namespace, study: str, loss: str, **settings: object) -> list[dict]:
-    """The runs of a row: those at the best learning rate, one a seed."""
+    """Return the runs of a row: those with the best learning rate, one per seed."""
     rate = best_rate(results, tuned_in(study), loss, len(options.learning_rates))
     wanted = {"study": study, "loss": loss, "learning_rate": rate, **settings}
     return [result for result in results if {**result["run"], "seed": None} == {**wanted, "seed": None}]
 
 
 def tables(results: list[dict], options: argparse.Namespace) -> str:
-    """All studies in Markdown: mean and standard deviation over the seeds, in percent, on test."""
+    """Return all studies in Markdown: mean and standard deviation over the seeds, in percent, on test."""
     head = ["| | learning rate | seeds | " + " | ".join(METRICS) + " |", "|---" * (3 + len(METRICS)) + "|"]
     sections = {
         "Losses": [(loss, chosen(results, options, "losses", loss)) for loss in LOSSES],
@@ -244,26 +246,32 @@ def spread(values: list[float]) -> str:
 
 
 def plot(results: list[dict], options: argparse.Namespace, path: Path) -> None:
-    from matplotlib.figure import Figure
+    """Draw R@100 by label frequency, and P@1 by the number of random negatives."""
+    from hf_xmc.experiment.plots import COLORS, panels, style
 
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for loss in LOSSES:
-        if runs := with_deciles(chosen(results, options, "losses", loss)):
-            means = [100 * statistics.mean(run["deciles"][tenth]["recall"] for run in runs) for tenth in range(10)]
-            left.plot(range(1, 11), means, marker="o", markersize=3, label=loss)
-    left.set(xlabel="labels by frequency in training, tenths", ylabel="R@100, %")
-    for loss in ("decoupled softmax", "softmax"):
-        rows = [(str(number), chosen(results, options, "negatives", loss, random=number)) for number in RANDOM]
-        rows = [row for row in [*rows, ("all", chosen(results, options, "losses", loss))] if row[1]]
-        values = [[100 * run["test"]["P@1"] for run in runs] for _, runs in rows]
-        errors = [statistics.stdev(value) if len(value) > 1 else 0.0 for value in values]
-        right.errorbar([name for name, _ in rows], [statistics.mean(v) for v in values], errors, marker="o", label=loss)
-    right.set(xlabel="random labels beside those of the batch", ylabel="P@1, %")
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
-    figure.savefig(path, dpi=80)
+    color = dict(zip(LOSSES, COLORS, strict=True))
+    with style():
+        figure, axes = panels(1, 2, size=(4.8, 3.8))
+        left, right = axes[0]
+        for loss in LOSSES:
+            if runs := with_deciles(chosen(results, options, "losses", loss)):
+                means = [100 * statistics.mean(run["deciles"][tenth]["recall"] for run in runs) for tenth in range(10)]
+                left.plot(range(1, 11), means, marker="o", label=loss, color=color[loss])
+        left.set(xlabel="labels by frequency in training, tenths", title="R@100, %", ylim=(-2, 102))
+        for loss in ("decoupled softmax", "softmax"):
+            rows = [(str(number), chosen(results, options, "negatives", loss, random=number)) for number in RANDOM]
+            rows = [row for row in [*rows, ("all", chosen(results, options, "losses", loss))] if row[1]]
+            values = [[100 * run["test"]["P@1"] for run in runs] for _, runs in rows]
+            errors = [statistics.stdev(value) if len(value) > 1 else 0.0 for value in values]
+            means = [statistics.mean(value) for value in values]
+            right.errorbar([name for name, _ in rows], means, errors, marker="o", label=loss, color=color[loss])
+        right.set(xlabel="random labels in addition to those of the batch", title="P@1, %")
+        handles, labels = left.get_legend_handles_labels()
+        if not handles:  # too few labels for ten groups
+            handles, labels = right.get_legend_handles_labels()
+        if handles:
+            figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        figure.savefig(path, dpi=80)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""Two experiments on random texts: one easy positive among arbitrary ones, and pairs to learn by heart.
+"""Two experiments on random texts: one easy positive among arbitrary ones, and memorizing pairs.
 
     python recipes/synthetic.py easy --output_dir runs/synthetic
     python recipes/synthetic.py limits --output_dir runs/limits
     python recipes/synthetic.py pairs --output_dir runs/pairs
 
-`easy`: a document has words of its own and five labels. One shares a word with it (easy: the text tells it), four are
-arbitrary (only to be learned by heart). P@1 is how often the easy one comes first. A document is written down again and
-again in training, each time with other words among its own, and once more for the test. `limits` is the same with one
-thing changed at a time. `pairs`: every query has one label, and nothing in their texts says which.
+`easy`: a document has its own words and five labels. One label shares a word with it (easy: the text shows it), and
+four are arbitrary (they must be memorized). P@1 is how often the easy label comes first. Each document is written many
+times for training, each time with other words added, and once more for the test. `limits` is the same with one
+change at a time. `pairs`: every query has one label, and nothing in the texts relates them.
 
-Each leaves `metrics.json`, with the last step of every run, and `curves.json` and `curves.png`, with all that was
-measured. Other settings are flags, as in `--num_easy 50`.
+Each experiment writes `metrics.json` with the last step of every run, and `curves.json` and `curves.png` with all
+measurements. Other settings are flags, such as `--num_easy 50`.
 """
 
 import json
@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 import torch
@@ -43,21 +44,25 @@ class Setting:
     num_documents: int = 1000
     num_labels: int = 1000
     num_easy: int = field(default=10, metadata={"help": "Labels that share a word with their documents."})
-    num_arbitrary: int = field(default=4, metadata={"help": "Positives of a document beside the easy one."})
+    num_arbitrary: int = field(
+        default=4, metadata={"help": "Number of positives of a document in addition to the easy one."}
+    )
     num_words: int = 2000
-    own_words: int = field(default=8, metadata={"help": "Words that tell a document."})
-    other_words: int = field(default=2, metadata={"help": "Words drawn anew whenever a document is written down."})
+    own_words: int = field(default=8, metadata={"help": "Number of words that identify a document."})
+    other_words: int = field(default=2, metadata={"help": "Number of words drawn each time a document is written."})
     label_words: int = 4
     repeats: int = field(
         default=375,  # num_steps * batch_size / num_documents: no text is seen twice
-        metadata={"help": "Times that a document is written down in training."},
+        metadata={"help": "Number of times that a document is written for training."},
     )
     embedding_dim: int = 64
     initial_std: float = 0.3
     temperature: float = 1.0
     cosine: bool = False
     optimizer: str = field(default="sgd", metadata={"help": "`sgd`, with momentum 0.9, or `adamw`."})
-    learning_rate: float = field(default=20.0, metadata={"help": "At the start; it falls to zero in a line."})
+    learning_rate: float = field(
+        default=20.0, metadata={"help": "Initial learning rate, which falls linearly to zero."}
+    )
     batch_size: int = 250
     num_steps: int = 1500
 
@@ -88,10 +93,10 @@ LIMITS = {
 @dataclass
 class Options:
     experiment: str = field(metadata={"help": "`easy`, `limits` or `pairs`."})
-    output_dir: Path = field(metadata={"help": "Where metrics, curves and the plot go."})
+    output_dir: Path = field(metadata={"help": "Folder for metrics, curves and the plot."})
     losses: list[str] = field(default_factory=lambda: ["decoupled", "softmax"])
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    points: int = field(default=15, metadata={"help": "Times that a run is measured."})
+    points: int = field(default=15, metadata={"help": "Number of measurements in a run."})
 
 
 def main(argv: list[str]) -> None:
@@ -123,10 +128,10 @@ def main(argv: list[str]) -> None:
 
 
 def make_data(setting: Setting, seed: int) -> XMCData:
-    """Documents of random words. Where there is an easy label, it is the first of a document's labels.
+    """Make documents of random words. The easy label, if any, is the first label of a document.
 
-    Train and test are the same documents in other words; the documents of the validation split are new, and of their
-    labels only the easy one can be known.
+    Train and test are the same documents with different words added. Validation documents are new, and only their easy
+    label can be predicted.
     """
     rng = np.random.default_rng(seed)
     words = random_words(rng, setting.num_words + setting.num_easy)
@@ -154,14 +159,14 @@ def make_data(setting: Setting, seed: int) -> XMCData:
     known = documents()
     return XMCData(
         train=written(*known, setting.repeats),
-        test=written(*known),  # where there are no other words, what was trained
+        test=written(*known),  # the same as in training if no words are added
         validation=written(*documents()) if setting.num_easy else None,
         labels=labels,
     )
 
 
 def random_words(rng: np.random.Generator, number: int) -> np.ndarray:
-    """Different words of six random letters."""
+    """Return different words of six random letters."""
     words: set[str] = set()
     while len(words) < number:
         words.update(row.tobytes().decode() for row in rng.integers(97, 123, (number, 6), dtype=np.uint8))
@@ -169,7 +174,7 @@ def random_words(rng: np.random.Generator, number: int) -> np.ndarray:
 
 
 def train(setting: Setting, data: XMCData, loss: str, seed: int, every: int) -> list[dict]:
-    """The curve of one run."""
+    """Train once, and return the curve."""
     set_seed(seed)
     texts = [*data.train["text"], *data.labels["text"]]
     encoder = static_encoder(
@@ -204,7 +209,7 @@ def train(setting: Setting, data: XMCData, loss: str, seed: int, every: int) -> 
 
 
 class Curve(TrainerCallback):
-    """Measures at regular steps, and at the last one: known documents in new words (test), as trained, and new ones."""
+    """Measure at regular steps and at the end: known documents with new words (test), as trained, and new ones."""
 
     def __init__(self, data: XMCData, temperature: float, every: int) -> None:
         splits = {"": data.test, "train ": data.train, "new ": data.validation}
@@ -223,7 +228,7 @@ class Curve(TrainerCallback):
 
 
 def measure(encoder: SentenceTransformer, queries: Dataset, labels: Dataset, temperature: float) -> dict[str, float]:
-    """How often the first positive comes first, how many of all come before any other label, and their softmax."""
+    """Return P@1 of the first positive, P@k of all k positives, and the softmax of easy and arbitrary positives."""
     embedded = encoder.encode_document(labels["text"], convert_to_tensor=True, batch_size=1000)
     totals = sum(_totals(encoder, queries[rows], embedded, temperature) for rows in _slices(len(queries)))
     first, found, easy, arbitrary = (totals / len(queries)).tolist()
@@ -247,7 +252,7 @@ def _totals(encoder: SentenceTransformer, rows: dict, labels: torch.Tensor, temp
 
 
 def summary(runs: list[list[dict]]) -> dict:
-    """Means over the seeds of what the last steps gave, and the values themselves of P@1."""
+    """Return the means of the last steps over the seeds, and P@1 for each seed."""
     last = [run[-1] for run in runs]
     return {name: float(np.mean([point[name] for point in last])) for name in last[0]} | {
         "P@1 by seed": [point["P@1"] for point in last]
@@ -263,28 +268,40 @@ def table(curve: list[dict]) -> str:
 
 
 def plot(curves: dict[str, list[list[dict]]], path: Path) -> None:
-    from matplotlib.figure import Figure
+    """Draw a panel for each metric, with a column for each case if there are several."""
+    from hf_xmc.experiment.plots import COLORS, panels, style
 
     first = next(iter(curves.values()))[0][0]
     wanted = {
         "P@1": "P@1, easy first, %" if "easy" in first else "P@1, %",
         "P@5": "P@5, %",
-        "easy": "softmax of the easy positive, %",
-        "arbitrary": "softmax of an arbitrary one, %",
+        "easy": "softmax of the\neasy positive, %",
+        "arbitrary": "softmax of an\narbitrary one, %",
     }
     metrics = [metric for metric in wanted if metric in first]
-    figure = Figure(figsize=(3.6 * len(metrics), 3.2), layout="constrained")
-    axes = figure.subplots(1, len(metrics), squeeze=False)
-    for axis, metric in zip(axes[0], metrics, strict=True):
-        for number, (name, runs) in enumerate(curves.items()):
-            for run in runs:
-                label = name if run is runs[0] else None
-                steps, values = [point["step"] for point in run], [100 * point[metric] for point in run]
-                axis.plot(steps, values, color=f"C{number % 10}", linewidth=1, label=label)
-        axis.set(xlabel="steps", title=wanted[metric], ylim=(-2, 102))
-        axis.grid(alpha=0.3)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
-    figure.savefig(path, dpi=80)
+    cases = list(dict.fromkeys(name.rpartition(": ")[0] for name in curves))
+    losses = list(dict.fromkeys(name.rpartition(": ")[2] for name in curves))
+    alone = len(cases) == 1
+    with style():
+        shape = (1, len(metrics)) if alone else (len(metrics), len(cases))
+        figure, axes = panels(*shape, size=(2.9, 2.6) if alone else (2.3, 1.7), sharex=True, sharey=True)
+        for row, metric in enumerate(metrics):
+            for column, case in enumerate(cases):
+                axis = axes[0, row] if alone else axes[row, column]
+                for loss, color in zip(losses, COLORS, strict=False):
+                    for run in curves.get(f"{case}: {loss}" if case else loss, []):
+                        steps, values = [point["step"] for point in run], [100 * point[metric] for point in run]
+                        axis.plot(steps, values, color=color, label=loss)
+                axis.set(ylim=(-4, 104))
+                if alone:
+                    axis.set(title=wanted[metric].replace("\n", " "), xlabel="steps")
+                    continue
+                axis.set(xlabel="steps" if row == len(metrics) - 1 else "")
+                axis.set_title(fill(case, 20) if row == 0 else "", fontsize=10)
+                axis.set_ylabel(wanted[metric] if column == 0 else "", fontsize=9)
+        handles = dict(zip(*axes[0, 0].get_legend_handles_labels()[::-1], strict=True))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(losses))
+        figure.savefig(path, dpi=80)
 
 
 if __name__ == "__main__":

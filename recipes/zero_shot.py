@@ -1,10 +1,11 @@
-"""Labels that training never saw: a share is hidden, added by text afterwards, and found beside those that were seen.
+"""Hide a fraction of the labels from training, add them by text afterwards, and measure how well they are found.
 
 python recipes/zero_shot.py --data recipes/data/wordnet-hypernyms --output_dir runs/zero_shot
 
-Training knows neither the hidden labels nor their texts; their ids are taken from the queries, and a query that has no
-other is dropped. `XMCModel.add_labels` adds them afterwards. Beside the model stand BM25, the encoder before training,
-and encoders taken as they are. Writes `zero_shot.json`, and prints it as a table.
+Training sees neither the hidden labels nor their texts. They are removed from the queries, and queries without other
+labels are dropped. `XMCModel.add_labels` adds them afterwards, and they compete with the seen labels as in `predict`.
+The model is compared with its plain scores, BM25, the encoder before training, and pretrained encoders. Writes
+`zero_shot.json`, and prints it as a table.
 """
 
 import argparse
@@ -12,97 +13,131 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
-import train
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.metrics import auc
 from torch.nn.functional import normalize
 from transformers import set_seed
 
-from hf_xmc import LabelIndex, TopK, XMCData, XMCModel, load_xmc, with_phrases
+from hf_xmc import LabelIndex, TopK, XMCData, XMCModel, XMCTrainingArguments, load_xmc, with_phrases
 from hf_xmc.cli import HelpFormatter
 from hf_xmc.data.prepared import SPLITS
+from hf_xmc.experiment.defaults import validation_size
+from hf_xmc.experiment.encoders import build_encoder, plain
+from hf_xmc.experiment.fit import fit
+from hf_xmc.experiment.measure import add_memory, calibrate
+from hf_xmc.experiment.options import parse
+from hf_xmc.experiment.run import write_json
+from hf_xmc.experiment.settings import ExperimentSettings
+from hf_xmc.experiment.splits import has_labels, hold_out
 from hf_xmc.metrics.ranking import evaluate_ranking
+from hf_xmc.model.own_votes import overlap_expected
 
+Search = Callable[..., TopK]
 RECIPE = Path(__file__).with_name("static.yaml")
-RARE = 50  # training queries of a label, before it was hidden
+RARE = 50  # maximum number of training queries of a rare label, before it was hidden
+PLACES = 10
+OURS, SCORES = "this model", "its scores, without probabilities"
 COLUMNS = {
-    "hidden P@1": "hidden labels, ranked among themselves, on the test queries that have one",
-    "hidden R@10": "the same",
-    "rare P@1": f"hidden labels of at most {RARE} training queries, ranked among themselves, on the queries of one",
-    "rare R@10": "the same",
-    "rare R@10, all": "the same labels and queries, ranked among all labels, seen ones too",
-    "rare R@100, all": "the same",
-    "seen P@1": "seen labels, ranked among themselves, on the test queries that have one",
+    "rare new R@10": f"hidden labels with at most {RARE} training queries, among all labels, on test queries with one",
+    "new R@10": "all hidden labels, likewise",
+    "seen P@1": "seen labels among all labels, on test queries with one",
+    "seen P@5": "the same",
     "seen R@10": "the same",
+    "harmonic mean": "of seen R@10 and rare new R@10",
+    "area": "under the curve of these two, as a bonus for new labels goes from none to all ten places",
+    "rare new R@10, alone": "rare hidden labels ranked among the hidden ones",
+    "new per text": "new labels among the ten, a number per test query",
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--data", required=True, help="a folder in any layout that load_xmc reads")
-    parser.add_argument("--output_dir", type=Path, required=True, help="a model that is there is not trained anew")
-    parser.add_argument("--share", type=float, default=0.1, help="of the labels that are hidden")
+    parser.add_argument("--data", required=True, help="folder in any layout that load_xmc reads")
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, help="output folder; an existing model in it is not trained again"
+    )
+    parser.add_argument("--share", type=float, default=0.1, help="fraction of the labels to hide")
     parser.add_argument("--hide_seed", type=int, default=0)
-    parser.add_argument("--encoders", nargs="*", default=[], help="sentence-transformers models, taken as they are")
+    parser.add_argument(
+        "--encoders", nargs="*", default=[], help="pretrained sentence-transformers models to compare with"
+    )
+    parser.add_argument("--num_queries", type=int, help="test queries to measure seen labels on (default: all)")
     parser.add_argument("train_flags", nargs="*", help="after `--`: flags of train.py, such as --num_train_epochs 1")
     options = parser.parse_args()
     where = ["--data", options.data, "--output_dir", str(options.output_dir)]
-    recipe, args = train.parse([str(RECIPE), *where, *options.train_flags])
+    settings, args, given = parse([str(RECIPE), *where, *options.train_flags])
 
     full = load_xmc(options.data)
     if len(full.labels) > full.num_labels:
-        raise ValueError(f"{options.data} has several texts for a label; this comparison needs one text per label.")
+        raise ValueError(f"{options.data} must have one text per label, but some labels have several.")
     order = np.random.default_rng(options.hide_seed).permutation(full.num_labels)
     num_seen = full.num_labels - round(options.share * full.num_labels)
     if not 0 < num_seen < full.num_labels:
-        raise SystemExit(f"--share must hide some of {full.num_labels} labels and leave some, got {options.share}.")
+        raise SystemExit(f"--share must hide some of the {full.num_labels} labels and leave some, got {options.share}.")
     full = with_labels(full, np.concatenate([np.sort(order[:num_seen]), np.sort(order[num_seen:])]))
-    known = train.hold_out(with_labels(full, np.arange(num_seen)), recipe.validation_size)
+    known = hold_out(with_labels(full, np.arange(num_seen)), validation_size(settings, full))
 
     folder = options.output_dir / "model"
     if not folder.exists():
         options.output_dir.mkdir(parents=True, exist_ok=True)
-        trained(recipe, args, known, folder)
-    if not train.has_labels(full, "test"):
-        print("there are no test queries with labels: nothing is measured.")
+        trained(settings, args, given, known, folder)
+    if not has_labels(full, "test"):
+        print("there are no test queries with labels, so nothing is measured.")
         return
     model = XMCModel.from_pretrained(folder)
-    if model.memory is None:
-        print(f"{folder} holds a model without a memory: only its labels are searched. Delete it to train it again.")
-    new = full.labels.select(range(num_seen, full.num_labels))
-    model.add_labels(new)
-    one_length = XMCModel.from_pretrained(folder)
-    one_length.memory = None
-    one_length.add_labels(new, length=float(one_length.index.embeddings.norm(dim=1).median()))
-    memory, texts, queries = model.memory, list(full.labels["text"]), list(full.test["text"])
-
-    def without_memory(*arguments, **choices) -> TopK:
-        model.memory = None
-        found = model.search(*arguments, **choices)
-        model.memory = memory
-        return found
-
-    untrained = train.plain(train.build_encoder(recipe, with_phrases(known), args.seed), recipe)
-    systems = {
-        "labels and memory": model.search,
-        "labels": without_memory,
-        "labels, the hidden ones at one length": one_length.search,
-        "BM25": BM25(texts).search,
-        "the encoder before training": cosine_search(untrained, texts, queries),
-    }
-    systems |= {name: cosine_search(SentenceTransformer(name), texts, queries) for name in options.encoders}
-    report = {"num_hidden": full.num_labels - num_seen, "num_seen": num_seen, "num_train": len(known.train)}
-    report["systems"] = {name: measured(search, full, num_seen) for name, search in systems.items()}
-    train.write_json(options.output_dir / "zero_shot.json", {**report, "columns": COLUMNS})
+    if model.calibration is None and known.validation is not None:  # an older model
+        with overlap_expected():
+            calibrate(model, known)
+    model.add_labels(full.labels.select(range(num_seen, full.num_labels)))
+    queries = Queries.of(full, num_seen, options.num_queries)
+    untrained = plain(build_encoder(settings, with_phrases(known), args.seed), settings)
+    encoders = {"the encoder before training": untrained}
+    encoders |= {name: SentenceTransformer(name) for name in options.encoders}
+    report = {"num_train": len(known.train), **compared(model, full, num_seen, queries, encoders)}
+    write_json(options.output_dir / "zero_shot.json", report)
     print(table(report))
 
 
+def compared(
+    model: XMCModel, data: XMCData, num_seen: int, queries: "Queries", encoders: dict[str, SentenceTransformer]
+) -> dict[str, Any]:
+    """Return the report on a model to which labels were added after the ``num_seen`` ones of its training."""
+    groups, excluded = (np.arange(num_seen), np.arange(num_seen, data.num_labels)), queries.excluded
+    own = partial(model.search, queries.texts, PLACES, exclude=excluded)
+    calibrated = model.calibration is not None
+    seen, new = (own(allow=group, probabilities=calibrated) for group in groups)
+    alone = queries.precision(seen, groups[0])
+    lists = {OURS: (seen, new, own(probabilities=calibrated)), SCORES: (seen, new, own())}
+    texts = list(data.labels["text"])
+    searches: dict[str, Search] = {"BM25": BM25(texts).search}
+    searches |= {name: cosine_search(encoder, texts, queries.texts) for name, encoder in encoders.items()}
+    for name, search in searches.items():
+        seen, new = (search(queries.texts, PLACES, exclude=excluded, allow=group) for group in groups)
+        lists[name] = (seen, new, merged(seen, new, 0.0))
+    systems = {name: queries.figures(*found, num_seen) for name, found in lists.items()}
+    for column in ("area", "rare new R@10, alone"):
+        systems[SCORES].pop(column, None)  # those of the model
+    return {
+        "rare_new_among_all": {"R@10": systems[OURS].get("rare new R@10")},
+        "seen": {name: systems[OURS][f"seen {name}"] for name in alone},
+        "seen_without_new_labels": alone,
+        "bm25": {"rare_new_among_all": {"R@10": systems["BM25"].get("rare new R@10")}},
+        "num_hidden": data.num_labels - num_seen,
+        "num_seen": num_seen,
+        "num_queries": queries.numbers(num_seen),
+        "systems": systems,
+        "columns": COLUMNS,
+    }
+
+
 def with_labels(data: XMCData, chosen: np.ndarray) -> XMCData:
-    """These labels alone, in this order; a training query that has none of them is dropped."""
+    """Return the data with these labels only, in this order, without training queries that have none of them."""
     new_id = np.full(data.num_labels, -1)
     new_id[chosen] = np.arange(len(chosen))
     splits, pairs = {}, {}
@@ -120,52 +155,124 @@ def with_labels(data: XMCData, chosen: np.ndarray) -> XMCData:
     return replace(data, labels=data.labels.select(chosen), filter_pairs=pairs, **splits)
 
 
-def trained(recipe: train.RecipeArguments, args: train.XMCTrainingArguments, known: XMCData, folder: Path) -> None:
-    """Train a model and save it, again once it has its memory."""
+def trained(
+    settings: ExperimentSettings, args: XMCTrainingArguments, given: frozenset[str], known: XMCData, folder: Path
+) -> None:
+    """Train and save a model, and save it again with its memory and calibration."""
     set_seed(args.seed)
-    trainer, _ = train.fit(recipe, args, known)
-    model = XMCModel(train.plain(trainer.model, recipe), known.labels)
+    fitted = fit(settings, args, known, given=given)
+    vectors = fitted.trainer.label_vectors()
+    model = XMCModel(plain(fitted.trainer.model, fitted.settings), known.labels, label_vectors=vectors)
     model.save_pretrained(folder)
-    train.add_memory(model, known, recipe)
+    add_memory(model, known, settings)
     if known.validation is not None:
         model.remember(known.validation)
+        with overlap_expected():
+            calibrate(model, known)
     model.save_pretrained(folder)
 
 
-def measured(search: Callable[..., TopK], data: XMCData, num_seen: int) -> dict[str, float]:
-    """Return what :data:`COLUMNS` describes, for a function like :meth:`XMCModel.search`.
+class Queries(NamedTuple):
+    """Test queries, their positives, and the labels of each group that are rare or not."""
 
-    Groups of labels that no query has are left out.
-    """
-    relevance, pairs = data.relevance("test"), data.filter_pairs.get("test", np.empty((0, 2), np.int64))
-    hidden = np.arange(data.num_labels) >= num_seen
-    rare = hidden & (data.label_counts() <= RARE)
-    metrics: dict[str, float] = {}
-    for name, group, deep in (("hidden", hidden, False), ("rare", rare, True), ("seen", ~hidden, False)):
-        wanted = sp.csr_array(relevance @ sp.diags_array(group.astype(np.float32)))
-        wanted.eliminate_zeros()
-        rows = np.flatnonzero(np.diff(wanted.indptr))
-        metrics[f"{name} queries"] = len(rows)
-        if not len(rows):
-            continue
-        texts = list(data.test.select(rows)["text"])
-        place = np.full(len(data.test), -1)
+    texts: list[str]
+    relevance: sp.csr_array  # (N, L)
+    excluded: np.ndarray  # (M, 2) filter pairs
+    rare: np.ndarray  # (L,)
+    measured: np.ndarray  # (N,), whether seen labels are measured on the query
+
+    @classmethod
+    def of(cls, data: XMCData, num_seen: int, number: int | None = None) -> "Queries":
+        """Return the test queries; with a number, evenly spaced ones and those with a rare new label."""
+        relevance, rare = data.relevance("test"), data.label_counts() <= RARE
+        wanted = rare & (np.arange(data.num_labels) >= num_seen)
+        size = len(data.test)
+        measured = np.zeros(size, bool)
+        measured[np.unique(np.linspace(0, size - 1, min(size, number or size)).astype(int))] = True
+        rows = np.flatnonzero(measured | ((relevance @ wanted.astype(np.float32)) > 0))
+        place = np.full(size, -1)
         place[rows] = np.arange(len(rows))
-        here = np.stack([place[pairs[:, 0]], pairs[:, 1]], axis=1)
-        here = here[here[:, 0] >= 0]
-        best = search(texts, 10, exclude=here, allow=np.flatnonzero(group)).label_ids
-        reached = evaluate_ranking(best, wanted[rows], p_at=[1], recall_at=[10], ndcg_at=[])
-        metrics |= {f"{name} {at}": reached[at] for at in ("P@1", "R@10")}
-        if deep:
-            best = search(texts, 100, exclude=here).label_ids
-            reached = evaluate_ranking(best, wanted[rows], p_at=[1], recall_at=[10, 100], ndcg_at=[])
-            metrics |= {f"{name} {at}, all": reached[at] for at in ("R@10", "R@100")}
-    return metrics
+        pairs = data.filter_pairs.get("test", np.empty((0, 2), np.int64))
+        excluded = np.stack([place[pairs[:, 0]], pairs[:, 1]], axis=1)
+        texts = list(data.test.select(rows)["text"])
+        return cls(texts, relevance[rows], excluded[excluded[:, 0] >= 0], rare, measured[rows])
+
+    def of_group(self, group: np.ndarray, everywhere: bool = False) -> tuple[np.ndarray, sp.csr_array]:
+        """Return the rows of the queries with a label in a mask, and their positives in it."""
+        wanted = sp.csr_array(self.relevance @ sp.diags_array(group.astype(np.float32)))
+        wanted.eliminate_zeros()
+        rows = np.flatnonzero((np.diff(wanted.indptr) > 0) & (self.measured | everywhere))
+        return rows, wanted[rows]
+
+    def precision(self, found: TopK, group: np.ndarray) -> dict[str, float]:
+        """Return P@1 and P@5 of some labels."""
+        rows, wanted = self.of_group(np.isin(np.arange(self.relevance.shape[1]), group))
+        metrics = evaluate_ranking(found.label_ids[rows], wanted, p_at=[1, 5], recall_at=[], ndcg_at=[])
+        return {name: metrics[name] for name in ("P@1", "P@5")}
+
+    def recall(self, found: TopK, group: np.ndarray, everywhere: bool = False) -> float | None:
+        """Return R@10 of the labels in a mask, ``None`` if no query has one."""
+        rows, wanted = self.of_group(group, everywhere)
+        if not len(rows):
+            return None
+        return evaluate_ranking(found.label_ids[rows], wanted, p_at=[], recall_at=[PLACES], ndcg_at=[])["R@10"]
+
+    def numbers(self, num_seen: int) -> dict[str, int]:
+        new = np.arange(len(self.rare)) >= num_seen
+        groups = {"rare new": (new & self.rare, True), "new": (new, False), "seen": (~new, False)}
+        return {name: len(self.of_group(*group)[0]) for name, group in groups.items()}
+
+    def figures(self, seen: TopK, new: TopK, best: TopK, num_seen: int) -> dict[str, float]:
+        """Return the columns of :data:`COLUMNS`; those of labels without queries are left out.
+
+        Args:
+            seen, new: ``(N, 10)``, the best labels of each kind.
+            best: ``(N, 10)``, the best of all labels.
+            num_seen: The number of seen labels, which come first.
+        """
+        hidden = np.arange(len(self.rare)) >= num_seen
+        rare = hidden & self.rare
+        metrics: dict[str, float | None] = {
+            "rare new R@10": self.recall(best, rare, True),
+            "new R@10": self.recall(best, hidden),
+            **{f"seen {name}": value for name, value in self.precision(best, np.arange(num_seen)).items()},
+            "seen R@10": self.recall(best, ~hidden),
+            "rare new R@10, alone": self.recall(new, rare, True),
+            "new per text": float((best.label_ids >= num_seen).sum(1)[self.measured].mean()),
+        }
+        if (one := metrics["seen R@10"]) is not None and (other := metrics["rare new R@10"]) is not None:
+            metrics["harmonic mean"] = 2 * one * other / max(one + other, 1e-12)
+            metrics["area"] = self.area(seen, new, ~hidden, rare)
+        return {name: value for name, value in metrics.items() if value is not None}
+
+    def area(self, seen: TopK, new: TopK, of_seen: np.ndarray, of_new: np.ndarray) -> float:
+        """Return the area under the curve of the recalls of both kinds, as a bonus for new labels grows."""
+        some = slice(None, None, max(1, len(self.texts) // 1000))
+        with np.errstate(invalid="ignore"):
+            gaps = seen.scores[some, :, None] - new.scores[some, None, :]
+        gaps = gaps[np.isfinite(gaps)]
+        steps = np.quantile(gaps, np.linspace(0, 1, 31)) if len(gaps) else []
+        points = [
+            (self.recall(best, of_seen) or 0.0, self.recall(best, of_new, True) or 0.0)
+            for best in (merged(seen, new, bonus) for bonus in (-np.inf, *steps, np.inf))
+        ]
+        x, y = np.array(points).T
+        return float(auc(x, y) + x[-1] * y[-1])  # the curve starts on the axis
+
+
+def merged(seen: TopK, new: TopK, bonus: float) -> TopK:
+    """Return the ten best labels of both kinds, with a bonus on the scores of new labels."""
+    bonuses = np.repeat([0, bonus], [seen.scores.shape[1], new.scores.shape[1]])
+    label_ids, scores = (np.concatenate(parts, axis=1) for parts in zip(seen, new, strict=True))
+    with np.errstate(invalid="ignore"):
+        keys = np.where(label_ids < 0, -np.inf, scores + bonuses)
+    order = np.lexsort((-scores, label_ids < 0, -keys), axis=1)[:, :PLACES]
+    return TopK(np.take_along_axis(label_ids, order, axis=1), np.take_along_axis(keys, order, axis=1))
 
 
 class BM25:
-    """Labels as documents, English stop words left out (Robertson and Zaragoza, The Probabilistic Relevance Framework,
-    2009; the idf of Lucene, which is never negative)."""
+    """BM25 with labels as documents, without English stop words (Robertson and Zaragoza, The Probabilistic Relevance
+    Framework, 2009), and with Lucene's idf, which is never negative."""
 
     def __init__(self, labels: list[str], k1: float = 1.5, b: float = 0.75) -> None:
         self.words = CountVectorizer(stop_words="english")
@@ -199,10 +306,11 @@ def cosine_search(encoder: SentenceTransformer, labels: list[str], queries: list
 
 
 def table(report: dict) -> str:
-    """Markdown, in percent."""
+    """Return the results as a Markdown table, in percent but for the last column."""
     lines = [f"| | {' | '.join(COLUMNS)} |", "|---" * (1 + len(COLUMNS)) + "|"]
     for name, metrics in report["systems"].items():
-        cells = (f"{100 * metrics[column]:.2f}" if column in metrics else "-" for column in COLUMNS)
+        percent = {name: value if name == "new per text" else 100 * value for name, value in metrics.items()}
+        cells = (f"{percent[column]:.2f}" if column in percent else "-" for column in COLUMNS)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

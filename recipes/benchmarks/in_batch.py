@@ -1,12 +1,12 @@
-"""In-batch losses at equal budget: ours and those of sentence-transformers, on the same rows in the same order.
+"""Compare our in-batch losses with those of sentence-transformers, on the same rows in the same order.
 
     python recipes/benchmarks/in_batch.py --data recipes/data/wordnet-hypernyms --json in_batch.json
     python recipes/benchmarks/in_batch.py --data ... --model sentence-transformers/all-MiniLM-L6-v2 --batch_size 64 \
         --steps 30 --learning_rate 1e-4 --max_queries 2000 --json in_batch_minilm.json
 
-Every row is a query and one of its labels, drawn before training, so that all losses see the same pairs; a loss of ours
-is told beside it which labels the query has. `--overhead` measures milliseconds a step and peak memory instead, each
-loss in a process of its own, in turn, repeated.
+Every row is a query and one of its labels, drawn before training, so that all losses see the same pairs. Our losses
+also get all labels of the query. `--overhead` measures milliseconds per step and peak memory instead, with each loss in
+a separate process, in turns and repeatedly.
 """
 
 import argparse
@@ -28,8 +28,8 @@ from sentence_transformers.util import cos_sim, dot_score
 from transformers import set_seed
 
 from hf_xmc import (
-    ExtremeMultilabelClassificationEvaluator,
     XMCData,
+    XMCEvaluator,
     in_batch_dataset,
     load_xmc,
     st_losses,
@@ -58,7 +58,7 @@ def make_losses(mini_batch_size: int, temperature: float, similarity: str) -> di
 
 
 def draw_rows(data: XMCData, number: int, seed: int) -> Dataset:
-    """Queries in random order, again and again until there are enough, each with one of its labels."""
+    """Draw queries in random order, repeated until there are enough, each with one of its labels."""
     set_seed(seed)
     pairs = in_batch_dataset(data.train, data.labels)
     order = torch.cat([torch.randperm(len(pairs)) for _ in range(-(-number // len(pairs)))])[:number]
@@ -90,14 +90,14 @@ def run(options: argparse.Namespace, data: XMCData, name: str, seed: int) -> dic
         disable_tqdm=True,
     )
     if name.startswith(("Multiple", "Cached")):
-        rows = rows.remove_columns("label")  # theirs take none, and the sampler would look for duplicates in it
+        rows = rows.remove_columns(
+            "label"
+        )  # their losses take no label, and the sampler would look for duplicates in it
     start = time.perf_counter()
     SentenceTransformerTrainer(encoder, args, rows, loss=loss).train()
     seconds = time.perf_counter() - start
     encoder.similarity_fn_name = options.similarity
-    found = ExtremeMultilabelClassificationEvaluator.from_data(
-        first_queries(data, options.split, options.max_queries), options.split
-    )(encoder)
+    found = XMCEvaluator.from_data(first_queries(data, options.split, options.max_queries), options.split)(encoder)
     return {**{metric: 100 * found[metric] for metric in METRICS}, "train_seconds": seconds}
 
 
@@ -110,7 +110,7 @@ def first_queries(data: XMCData, split: str, number: int | None) -> XMCData:
 
 
 def measure(options: argparse.Namespace, data: XMCData, name: str) -> dict[str, float]:
-    """Milliseconds of a step (median) and MiB that the steps added to the process's peak."""
+    """Return the median milliseconds of a step, and the MiB that the steps added to the peak of the process."""
     torch.set_num_threads(options.threads)
     rows = draw_rows(data, options.batch_size, seed=0)
     encoder = make_encoder(options, data, seed=0)
@@ -131,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--model", default="static", help="`static`, or a sentence-transformers model")
-    parser.add_argument("--losses", nargs="*", help="names; by default all that the model can take")
+    parser.add_argument("--losses", nargs="*", help="names of losses; by default all that the model supports")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--batch_size", type=int, default=1024)
     parser.add_argument("--mini_batch_size", type=int, default=32)
@@ -139,12 +139,14 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=0.03)
     parser.add_argument("--temperature", type=float, default=0.05)
     parser.add_argument("--similarity", choices=SIMILARITIES, default="cosine")
-    parser.add_argument("--max_seq_length", type=int, default=32, help="tokens of a text that a transformer reads")
-    parser.add_argument("--max_queries", type=int, help="measure on the first so many queries of the split")
+    parser.add_argument(
+        "--max_seq_length", type=int, default=32, help="maximum number of tokens per text for a transformer"
+    )
+    parser.add_argument("--max_queries", type=int, help="number of queries of the split to measure on, from the first")
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--overhead", action="store_true")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--one", help=argparse.SUPPRESS)  # the loss that a child process measures
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # loss that a child process measures
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -175,7 +177,7 @@ def main() -> None:
 
 
 def table(results: dict[str, list[dict[str, float]]], ratios: bool) -> str:
-    """Mean and standard deviation over the seeds, in Markdown; with the ratio to the first loss."""
+    """Return mean and standard deviation over the seeds as Markdown, with the ratio to the first loss."""
     columns = list(next(iter(results.values()))[0])
     lines = [f"| loss | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
     for name, runs in results.items():

@@ -1,16 +1,17 @@
-"""Time and memory of the losses against the dense loss of the paper's code, and against three bare matrix products.
+"""Compare time and memory of the losses with the dense loss of the paper's code, and with three plain matrix products.
 
     python recipes/benchmarks/loss.py --json loss.json
     python recipes/benchmarks/loss.py --labels 1305265 --budgets 16 --repeats 3 --json loss_1300k.json
-    python recipes/benchmarks/loss.py --device cuda --peak_tflops 989 --json loss_cuda.json
+    python recipes/benchmarks/loss.py --device cuda --json loss_cuda.json
 
-Forward and backward, from embeddings to the gradients of queries and labels. On a CPU: seconds of CPU time on one
-thread, the variants in turn in one process, median (smallest to largest); ratios are medians of the ratios within a
-turn. Memory is what a fresh process adds to its peak beyond the embeddings and their gradients (Linux: VmHWM), the
-libraries' own buffers included. On a GPU: CUDA events and `max_memory_allocated`. The plot lies beside the JSON.
+Forward and backward, from embeddings to the gradients of queries and labels. On a CPU: CPU seconds on one thread, with
+the variants in turns in one process, as median (smallest to largest); ratios are medians of the ratios within a turn.
+Memory is what a fresh process adds to its peak beyond the embeddings and their gradients (Linux: VmHWM), including the
+buffers of libraries. On a GPU: CUDA events and `max_memory_allocated`. The plot is written next to the JSON. The share
+of the roofline is the least time that the device could take (`roofline.py`), divided by the time taken.
 
 * dense: one B x L matrix, a masked copy for the log-sum-exp, autograd; soft top-k by 32 bisections.
-* floor: the products alone, in chunks: scores, gradient of the queries, gradient of the labels.
+* floor: only the products, in chunks: scores, gradient of the queries, gradient of the labels.
 * streamed: ours, under `--budgets` MiB; bf16: with `gradient_dtype=torch.bfloat16`.
 """
 
@@ -27,6 +28,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from roofline import Peak, least_seconds, peak_of
 from torch import Tensor
 
 from hf_xmc.cli import HelpFormatter
@@ -44,7 +46,7 @@ Step = Callable[[], tuple[Tensor, Tensor]]
 
 
 class DenseTopK(torch.autograd.Function):
-    """Logarithm of the soft top-k operator over a score matrix, its threshold by bisection."""
+    """Logarithm of the soft top-k operator on a score matrix, with the threshold found by bisection."""
 
     @staticmethod
     def forward(ctx, scores: Tensor, k: float, alpha: float, steps: int) -> Tensor:
@@ -97,13 +99,13 @@ def floor(queries: Tensor, labels: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
 
 
 def make_data(options: argparse.Namespace, num_labels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit vectors in random directions, the queries divided by the temperature."""
+    """Return unit vectors in random directions, with queries divided by the temperature."""
     generator = torch.Generator().manual_seed(0)
     queries = F.normalize(torch.randn(options.batch_size, options.dim, generator=generator)) / options.temperature
     labels = torch.empty(num_labels, options.dim)
     for part in labels.split(2**16):
         part.copy_(F.normalize(torch.randn(part.shape, generator=generator)))
-    # Without repetition in a row, or the dense losses would count a label twice.
+    # Without repetition in a row, because the dense losses would count a label twice.
     spread = torch.randint(num_labels, (options.batch_size, 1), generator=generator)
     positives = (spread + torch.arange(options.positives) * (num_labels // options.positives)) % num_labels
     return queries.to(options.device), labels.to(options.device), positives.to(options.device)
@@ -125,10 +127,9 @@ def make_step(name: str, loss: str, queries: Tensor, labels: Tensor, positives: 
     if name == "dense":
         return lambda: torch.autograd.grad(dense_loss(loss, *inputs, positives), inputs)
     function, settings = STREAMED[loss]
-    settings = settings | {"memory_budget": int(name.split()[1]) * MIB}
-    if name.endswith("bf16"):
-        settings["gradient_dtype"] = torch.bfloat16
-    return lambda: torch.autograd.grad(function(*inputs, positives, **settings), inputs)
+    dtype = torch.bfloat16 if name.endswith("bf16") else None
+    options = streaming.StreamingOptions(memory_budget=int(name.split()[1]) * MIB, gradient_dtype=dtype)
+    return lambda: torch.autograd.grad(function(*inputs, positives, **settings, options=options), inputs)
 
 
 def seconds_of(step: Step, device: str) -> float:
@@ -145,12 +146,12 @@ def seconds_of(step: Step, device: str) -> float:
 
 
 def measure_memory(options: argparse.Namespace, name: str, loss: str, num_labels: int) -> float:
-    """MiB at the peak of a step, beyond the embeddings and their gradients. To be called in a fresh process."""
+    """Return the MiB at the peak of a step, beyond the embeddings and their gradients. Call it in a fresh process."""
     data = make_data(options, num_labels)
     gradients = (data[0].numel() + data[1].numel()) * 4
     step = make_step(name, loss, *data)
     if options.device == "cpu":
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current memory
         before = held("VmRSS")
         step()
         return (held("VmHWM") - before - gradients) / MIB
@@ -182,15 +183,22 @@ def measure(options: argparse.Namespace, loss: str, num_labels: int) -> list[dic
         if "dense" in names:
             row["times_dense"] = statistics.median(turn[name] / turn["dense"] for turn in turns)
         row["label_gradient_error"] = errors.get(name)
-        if options.peak_tflops:
-            products = 6 * options.batch_size * num_labels * options.dim
-            row["roofline_share"] = products / row["seconds"] / (options.peak_tflops * 1e12)
+        if peak := peak_for(options):
+            least = least_seconds(options.batch_size, num_labels, options.dim, name.endswith("bf16"), peak)
+            row |= {"least_seconds": least, "roofline_share": least / row["seconds"]}
         command = [sys.executable, *sys.argv, "--one", name, loss, str(num_labels)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         row["extra_mib"] = float(done.stdout.splitlines()[-1])
         rows.append(row)
         print(line(row), flush=True)
     return rows
+
+
+def peak_for(options: argparse.Namespace) -> Peak | None:
+    """Return the peaks that the options give, or those of the GPU if they are known."""
+    if options.peak_tflops:
+        return Peak(options.peak_tflops, options.peak_bf16_tflops or options.peak_tflops, options.peak_gbs)
+    return None if options.device == "cpu" else peak_of(torch.cuda.get_device_name(options.device))
 
 
 def line(row: dict) -> str:
@@ -206,30 +214,31 @@ def line(row: dict) -> str:
 def plot(rows: list[dict], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    losses = list(dict.fromkeys(row["loss"] for row in rows))
-    figure = Figure(figsize=(4 * len(losses) + 1, 7))
-    axes = figure.subplots(2, len(losses), squeeze=False, sharex=True)
-    panels = (("times_floor", "time / three bare products"), ("extra_mib", "MiB beyond embeddings and gradients"))
-    for column, loss in enumerate(losses):
-        for (field, _), panel in zip(panels, axes[:, column], strict=True):
-            for name in dict.fromkeys(row["variant"] for row in rows if row["loss"] == loss):
-                points = sorted(
-                    (row["labels"], max(row[field], 1 if field == "extra_mib" else 0))
-                    for row in rows
-                    if (row["loss"], row["variant"]) == (loss, name)
-                )
-                style = {"color": "black", "linestyle": "--", "marker": ""} if name == "floor" else {"marker": "o"}
-                panel.plot(*zip(*points, strict=True), label=name, **style)
-            panel.set(xscale="log", yscale="log", title=loss if field == "times_floor" else None)
-            panel.grid(alpha=0.3)
-        axes[0, column].yaxis.set_major_formatter("{x:g}")
-        axes[0, column].yaxis.set_minor_formatter("{x:g}")
-        axes[1, column].set_xlabel("labels")
-        axes[1, column].legend(frameon=False, loc="upper left")
-    for (_, title), panel in zip(panels, axes[:, 0], strict=True):
-        panel.set_ylabel(title)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    from hf_xmc.experiment.plots import style
+
+    with style():
+        losses = list(dict.fromkeys(row["loss"] for row in rows))
+        figure = Figure(figsize=(4 * len(losses) + 1, 7))
+        axes = figure.subplots(2, len(losses), squeeze=False, sharex=True)
+        panels = (("times_floor", "time / three plain products"), ("extra_mib", "MiB beyond embeddings and gradients"))
+        for column, loss in enumerate(losses):
+            for (field, _), panel in zip(panels, axes[:, column], strict=True):
+                for name in dict.fromkeys(row["variant"] for row in rows if row["loss"] == loss):
+                    points = sorted(
+                        (row["labels"], max(row[field], 1 if field == "extra_mib" else 0))
+                        for row in rows
+                        if (row["loss"], row["variant"]) == (loss, name)
+                    )
+                    line = {"color": "black", "linestyle": "--", "marker": ""} if name == "floor" else {"marker": "o"}
+                    panel.plot(*zip(*points, strict=True), label=name, **line)
+                panel.set(xscale="log", yscale="log", title=loss if field == "times_floor" else None)
+            axes[0, column].yaxis.set_major_formatter("{x:g}")
+            axes[0, column].yaxis.set_minor_formatter("{x:g}")
+            axes[1, column].set_xlabel("labels")
+            axes[1, column].legend(loc="upper left")
+        for (_, title), panel in zip(panels, axes[:, 0], strict=True):
+            panel.set_ylabel(title)
+        figure.savefig(path, dpi=110)
 
 
 def main() -> None:
@@ -242,11 +251,13 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.05)
     parser.add_argument("--budgets", type=int, nargs="+", default=[256], help="`memory_budget`, in MiB")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--max_dense_gb", type=float, default=4, help="no dense loss that would hold more")
+    parser.add_argument("--max_dense_gb", type=float, default=4, help="skip the dense loss if it needs more memory")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--peak_tflops", type=float, help="of the device's matrix products: adds the share reached")
+    parser.add_argument("--peak_tflops", type=float, help="peak of float32 products (default: that of a known GPU)")
+    parser.add_argument("--peak_bf16_tflops", type=float, help="peak of bfloat16 products (default: --peak_tflops)")
+    parser.add_argument("--peak_gbs", type=float, default=math.inf, help="peak of memory in GB/s (default: no limit)")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # what a child process measures the memory of
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -257,7 +268,7 @@ def main() -> None:
         return
 
     columns = ["loss", "labels", "variant", "seconds", "x floor", "x dense", "MiB", "label gradient error"]
-    columns += ["share of peak"] if options.peak_tflops else []
+    columns += ["share of roofline"] if peak_for(options) else []
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
     about = {"device": options.device, "machine": platform.machine(), "torch": torch.__version__}
     rows = [row | about for loss in options.losses for n in options.labels for row in measure(options, loss, n)]

@@ -1,14 +1,14 @@
-"""Training in each label mode: validation P@1 by steps and by time, on the same batches, dropout on.
+"""Train in each label mode: validation P@1 by steps and by time, on the same batches, with dropout.
 
     python recipes/benchmarks/modes.py --data recipes/data/wordnet-hypernyms \
         --model sentence-transformers/all-MiniLM-L6-v2 --num_labels 2000 --seconds 400 --json modes.json
 
-The modes take turns: the next step is that of the mode that has had the least time, so that all meet the same machine.
-Time is the processor's in training steps, which on one thread is that of the clock where nothing else runs; evaluation
-is not counted. Labels that more than `--max_share` of the queries have are left out, or P@1 would say little. With
-`--steps`, the learning rate falls in a line to zero at the last of them. The table at the end has means over `--seeds`
-(of batches, dropout and draws), also of how far a mode is from the first one at the same seed and step. The plot lies
-beside the JSON.
+The modes take turns: the mode with the least time so far takes the next step, so that all share the same conditions.
+Time is CPU time in training steps, which equals wall-clock time on one thread of an idle machine; evaluation does not
+count. Labels of more than `--max_share` of the queries are left out, because P@1 would say little. With `--steps`, the
+learning rate falls linearly to zero at the last step. The table at the end has means over `--seeds` (of batches,
+dropout and draws), and the difference of each mode from the first one at the same seed and step. The plot is written
+next to the JSON.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from sentence_transformers import SentenceTransformer
 from subset import subset
 from transformers import set_seed
 
-from hf_xmc import ExtremeMultilabelClassificationEvaluator, XMCData, XMCTrainer, XMCTrainingArguments, load_xmc, losses
+from hf_xmc import XMCData, XMCEvaluator, XMCTrainer, XMCTrainingArguments, load_xmc, losses
 from hf_xmc.cli import HelpFormatter
 
 MODES = ("exact", "fresh", "bank", "mined")
@@ -31,7 +31,7 @@ METRICS = ("P@1", "P@5", "R@10")
 
 
 class Run:
-    """One mode's encoder, optimizer and batches, a step at a time."""
+    """The encoder, optimizer and batches of one mode, advanced step by step."""
 
     def __init__(self, options: argparse.Namespace, data: XMCData, mode: str, seed: int) -> None:
         set_seed(seed)
@@ -41,7 +41,7 @@ class Run:
         args = XMCTrainingArguments(
             "runs/modes",
             label_mode=mode,
-            label_sample_share=options.share,
+            label_sample_fraction=options.share,
             num_hard_negatives=0,
             num_random_negatives=int(options.share * data.num_labels),
             per_device_train_batch_size=options.batch_size,
@@ -86,16 +86,21 @@ def main() -> None:
     parser.add_argument("--max_queries", type=int, default=1000, help="validation queries")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument(
-        "--share", type=float, default=0.1, help="of the labels: drawn by fresh, bank, at random by mined"
+        "--share",
+        type=float,
+        default=0.1,
+        help="fraction of the labels that fresh and bank draw, and mined draws at random",
     )
     parser.add_argument("--temperature", type=float, default=0.05)
     parser.add_argument("--learning_rate", type=float, default=1e-4)
-    parser.add_argument("--word_learning_rate", type=float, help="in all modes; by default as the trainer has it")
+    parser.add_argument("--word_learning_rate", type=float, help="value for all modes; by default that of the trainer")
     parser.add_argument("--warmup_steps", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=600, help="of training, for each mode")
-    parser.add_argument("--steps", type=int, default=2**31, help="at most, for each mode")
+    parser.add_argument("--seconds", type=float, default=600, help="seconds of training for each mode")
+    parser.add_argument("--steps", type=int, default=2**31, help="maximum number for each mode")
     parser.add_argument("--eval_every", type=int, default=4, help="steps")
-    parser.add_argument("--eval_seconds", type=float, default=20, help="of training between evaluations, at least")
+    parser.add_argument(
+        "--eval_seconds", type=float, default=20, help="minimum seconds of training between evaluations"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
@@ -106,7 +111,7 @@ def main() -> None:
     data = subset(whole, options.num_labels, max_share=options.max_share)
     some = data.validation.select(range(min(options.max_queries, len(data.validation))))
     data = replace(data, validation=some)
-    evaluator = ExtremeMultilabelClassificationEvaluator.from_data(data, "validation", recall_at=(10,))
+    evaluator = XMCEvaluator.from_data(data, "validation", recall_at=(10,))
     print(f"{data.num_labels} labels, {len(data.train)} queries, {len(data.validation)} to validate", flush=True)
     rows: list[dict] = []
 
@@ -134,7 +139,7 @@ def main() -> None:
 
 
 def table(rows: list[dict]) -> str:
-    """Means over the seeds, where all have been measured, with the standard error of the mean."""
+    """Return means over the seeds if all have been measured, with the standard error of the mean."""
     found = {(row["mode"], row["steps"], row["seed"]): row for row in rows}
     seeds, modes = {row["seed"] for row in rows}, list(dict.fromkeys(row["mode"] for row in rows))
     lines = [f"| mode | steps | seconds | P@1 | less that of {modes[0]} | P@5 | R@10 |", "|---" * 7 + "|"]
@@ -159,25 +164,25 @@ def mean(values: list[float]) -> str:
 def plot(rows: list[dict], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4))
-    axes = figure.subplots(1, 2, sharey=True)
-    for number, mode in enumerate(dict.fromkeys(row["mode"] for row in rows)):
-        chosen = [row for row in rows if row["mode"] == mode]
-        for seed in dict.fromkeys(row["seed"] for row in chosen):
-            curve = [row for row in chosen if row["seed"] == seed]
-            style = {"color": f"C{number}", "marker": ".", "label": mode if curve[0] is chosen[0] else None}
-            for axis, x in zip(axes, ("steps", "seconds"), strict=True):
-                axis.plot([row[x] for row in curve], [row["P@1"] for row in curve], **style)
-    longest = max((row["steps"] for row in rows if row["mode"] == "exact"), default=0)
-    axes[0].set_xlim(0, 1.2 * longest or None)
-    axes[0].set_xlabel("steps")
-    axes[1].set_xlabel("seconds of training")
-    axes[0].set_ylabel("P@1 on validation, %")
-    axes[1].legend()
-    for axis in axes:
-        axis.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    from hf_xmc.experiment.plots import style
+
+    with style():
+        figure = Figure(figsize=(10, 4))
+        axes = figure.subplots(1, 2, sharey=True)
+        for number, mode in enumerate(dict.fromkeys(row["mode"] for row in rows)):
+            chosen = [row for row in rows if row["mode"] == mode]
+            for seed in dict.fromkeys(row["seed"] for row in chosen):
+                curve = [row for row in chosen if row["seed"] == seed]
+                line = {"color": f"C{number}", "marker": ".", "label": mode if curve[0] is chosen[0] else None}
+                for axis, x in zip(axes, ("steps", "seconds"), strict=True):
+                    axis.plot([row[x] for row in curve], [row["P@1"] for row in curve], **line)
+        longest = max((row["steps"] for row in rows if row["mode"] == "exact"), default=0)
+        axes[0].set_xlim(0, 1.2 * longest or None)
+        axes[0].set_xlabel("steps")
+        axes[1].set_xlabel("seconds of training")
+        axes[0].set_ylabel("P@1 on validation, %")
+        axes[1].legend()
+        figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

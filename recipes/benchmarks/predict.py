@@ -1,12 +1,12 @@
-"""Queries a second, and p50 and p95 of one query, from text to labels: exact search, FAISS, Milvus, and tree methods.
+"""Measure queries per second, and p50 and p95 of one query: exact search, FAISS, Milvus, and tree methods.
 
     python recipes/benchmarks/predict.py --model runs/demo/model --data recipes/data/wordnet-hypernyms \\
         --labels 0 131072 1305265 --threads 1 --peers_python peers/bin/python --json predict.json
 
-0 labels are those of the model. More are made of them: each further embedding is the mean of those of two halves of
-training texts, which is what the encoder gives for the two in one text but for the pair of words where they meet. The
-systems take turns in each round; every number of labels and threads has a process of its own. What the interpreter of
-the peers needs stands in `predict_peers.py`.
+0 stands for the labels of the model. More labels are generated: each additional embedding is the mean of those of two
+halves of training texts. That equals the embedding of both in one text, except for the pair of words where they meet.
+The systems take turns in each round, with a separate process for every number of labels and threads.
+`predict_peers.py` lists the requirements of the peers' interpreter.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,11 +24,11 @@ import numpy as np
 
 from hf_xmc.cli import HelpFormatter
 
-VARIANTS = ("exact", "SQ8", "HNSW32", "IVF", "milvus", "memory, exact", "memory, HNSW32")
+VARIANTS = ("exact", "SQ8", "HNSW32", "IVF", "milvus", "memory, exact", "memory, HNSW32", "memory, fast")
 
 
 class Ours:
-    """The model with an index, and a memory or none."""
+    """The model with an index, with or without a memory."""
 
     def __init__(self, model, index, memory, **about) -> None:
         self.model, self.index, self.memory, self.about = model, index, memory, about
@@ -49,7 +50,7 @@ class Ours:
 
 
 class Peer:
-    """A tree method in a process of another interpreter."""
+    """A tree method in a process with another interpreter."""
 
     def __init__(self, process: subprocess.Popen, name: str) -> None:
         self.process, self.name, self.about = process, name, {}
@@ -118,8 +119,12 @@ def ours(options: argparse.Namespace, model, tune_texts: list[str], folder: str)
             if held is None:
                 continue
             memory = TrainingMemory(held.index.embeddings, held.relevance, settings=held.settings)
-            if name != "memory, exact":
-                halves = model.embed([text[: len(text) // 2] for text in tune_texts])  # the memory holds whole texts
+            if name == "memory, fast":  # fewer labels, both searches approximate, no extra candidates
+                index = FaissIndex(embeddings, "HNSW16", effort=32, refine=1)
+                memory.index = FaissIndex(held.index.embeddings, "IVF512,SQ8", effort=16, refine=1)
+                memory.settings = replace(held.settings, candidates=32)
+            elif name != "memory, exact":
+                halves = model.embed([text[: len(text) // 2] for text in tune_texts])  # the memory has full texts
                 unit = halves / halves.norm(dim=1, keepdim=True)
                 memory.index = tuned(held.index.embeddings, name.split()[-1], unit)
         elif name == "milvus":
@@ -139,7 +144,7 @@ def measure(options: argparse.Namespace, num_labels: int, threads: int) -> list[
     import torch
     from datasets import Dataset
 
-    from hf_xmc import ExtremeMultilabelClassificationEvaluator, LabelIndex, XMCModel, load_xmc
+    from hf_xmc import LabelIndex, XMCEvaluator, XMCModel, load_xmc
     from hf_xmc.metrics.ranking import evaluate_ranking
     from hf_xmc.topk import recall_of
 
@@ -151,9 +156,9 @@ def measure(options: argparse.Namespace, num_labels: int, threads: int) -> list[
         embeddings = generated(model, train, num_labels)
         names = Dataset.from_dict({"text": [f"label {row}" for row in range(num_labels)]})
         model = XMCModel(model.encoder, names, torch.from_numpy(embeddings))
-    judge = ExtremeMultilabelClassificationEvaluator.from_data(data, "test")
-    texts, relevance = judge.texts[: options.queries], judge.relevance[: options.queries]
-    pairs = judge.filter_pairs[judge.filter_pairs[:, 0] < len(texts)]
+    match_predictions = XMCEvaluator.from_data(data, "test")
+    texts, relevance = match_predictions.texts[: options.queries], match_predictions.relevance[: options.queries]
+    pairs = match_predictions.filter_pairs[match_predictions.filter_pairs[:, 0] < len(texts)]
     queries = model.embed(texts)
     exact = LabelIndex(model.index.embeddings).search(queries, 10)
 
@@ -186,16 +191,20 @@ def measure(options: argparse.Namespace, num_labels: int, threads: int) -> list[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--model", required=True, help="a saved model, such as recipes/demo.py leaves")
-    parser.add_argument("--data", required=True, help="the data set that it was trained on")
+    parser.add_argument("--model", required=True, help="saved model, for example from recipes/demo.py")
+    parser.add_argument("--data", required=True, help="data set of its training")
     parser.add_argument("--labels", type=int, nargs="+", default=[0, 131_072, 1_305_265])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--queries", type=int, default=4096, help="test texts of a batch, by which P@5 is measured too")
-    parser.add_argument("--single", type=int, default=200, help="texts predicted one by one in a round")
+    parser.add_argument(
+        "--queries", type=int, default=4096, help="number of test texts in a batch, which are also used for P@5"
+    )
+    parser.add_argument("--single", type=int, default=200, help="number of texts predicted one by one in a round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peers_python", help="an interpreter that has omikuji and libpecos")
-    parser.add_argument("--peers_folder", type=Path, default=Path("runs/peers"), help="where their models are kept")
+    parser.add_argument("--peers_python", help="Python interpreter with omikuji and libpecos")
+    parser.add_argument(
+        "--peers_folder", type=Path, default=Path("runs/peers"), help="folder for the models of the peers"
+    )
     parser.add_argument("--one", type=int, nargs=2, help=argparse.SUPPRESS)  # what a child process measures
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

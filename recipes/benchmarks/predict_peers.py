@@ -1,11 +1,11 @@
-"""Tree methods on tf-idf, for `predict.py`, in an interpreter of their own: they need an older numpy and scipy.
+"""Run tree methods on tf-idf for `predict.py`, in a separate interpreter: they need older versions of numpy and scipy.
 
     pip install omikuji==0.5.2 libpecos==1.2.8 scikit-learn "numpy<2" "scipy<1.14"
     python predict_peers.py FOLDER --threads 1
 
-FOLDER holds `texts.json`, which `predict.py` writes, and keeps the trained models. Answers a line of JSON for each line
-of standard input: `{"peer": ..., "texts": [...], "top_k": 5, "one_by_one": false}` gives label ids, and
-seconds and CPU seconds, tf-idf included.
+FOLDER has `texts.json`, written by `predict.py`, and stores the trained models. Each line of standard input gets a line
+of JSON: `{"peer": ..., "texts": [...], "top_k": 5, "one_by_one": false}` returns label ids, seconds and CPU seconds,
+including tf-idf.
 """
 
 import argparse
@@ -82,8 +82,10 @@ def answers(model, name: str, rows: sp.csr_matrix, top_k: int, threads: int) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="a folder that predict.py has written")
-    parser.add_argument("--threads", type=int, default=1, help="of each library (default: %(default)s)")
+    parser.add_argument("folder", type=Path, help="folder written by predict.py")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="number of threads of each library (default: %(default)s)"
+    )
     options = parser.parse_args()
     output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # omikuji logs to standard output

@@ -1,11 +1,11 @@
-"""What a release of many labels costs: its size, and the time and memory to save, push, pull, load and predict.
+"""Measure a release with many labels: its size, and the time and memory to save, push, pull, load and predict.
 
     python recipes/benchmarks/release.py --num_labels 1300000 --embedding_dim 384 --json release.json
 
-Labels are made up (about 38 characters each), their embeddings drawn at random: nothing here depends on what they say.
-Each stage is a process of its own. It pushes to and pulls from the tests' server on this machine, so times are those of
-disk, hashing and client, not of a network. Memory is what a stage adds to the peak of a process that has imported
-everything and holds the encoder; for `predict` that includes loading.
+Labels are generated (about 38 characters each) and have random embeddings, because nothing here depends on their text.
+Each stage is a separate process. It pushes to and pulls from the tests' server on this machine, so times include disk,
+hashing and client, but no network. Memory is what a stage adds to the peak of a process that has imported everything
+and loaded the encoder; for `predict` it includes loading.
 """
 
 import argparse
@@ -43,9 +43,9 @@ WORDS = [
 
 
 def serve() -> None:
-    """The tests' server, until its standard input closes."""
+    """Run the tests' server until its standard input closes."""
     sys.path.insert(0, str(TESTS))
-    from hub_server import Hub
+    from helpers.hub_server import Hub
 
     print(Hub().url, flush=True)
     sys.stdin.read()
@@ -58,13 +58,13 @@ def make_model(num_labels: int, embedding_dim: int):
 
     encoder = static_encoder([" ".join(WORDS)], embedding_dim=embedding_dim, device="cpu")
     texts = [" ".join([*(WORDS[i % prime] for prime in (13, 11, 7, 5, 3)), str(i)]) for i in range(num_labels)]
-    labels = Dataset.from_dict({"label_id": [f"B{i:09d}" for i in range(num_labels)], "text": texts})
+    labels = Dataset.from_dict({"uid": [f"B{i:09d}" for i in range(num_labels)], "text": texts})
     generator = torch.Generator().manual_seed(0)
     return XMCModel(encoder, labels, torch.empty(num_labels, embedding_dim).normal_(generator=generator))
 
 
 def measure(stage: str, folder: Path, num_labels: int, embedding_dim: int) -> dict[str, float]:
-    """Seconds of a stage and bytes that it added to the peak of this process."""
+    """Return the seconds of a stage, and the bytes that it added to the peak of this process."""
     from sentence_transformers import SentenceTransformer
 
     from hf_xmc import XMCModel
@@ -76,7 +76,7 @@ def measure(stage: str, folder: Path, num_labels: int, embedding_dim: int) -> di
     else:
         SentenceTransformer(str(saved), device="cpu").encode_query(["a red boat"])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if stage == "predict":  # its time is that of one text; its memory, all that a process needs to come to it
+    if stage == "predict":  # time of one text, but memory of the whole process
         model = XMCModel.from_pretrained(REPOSITORY)
     start = time.perf_counter()
     if stage == "save":
@@ -98,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--num_labels", type=int, default=1_300_000)
     parser.add_argument("--embedding_dim", type=int, default=384)
-    parser.add_argument("--folder", type=Path, help="where the release is made; by default a temporary folder")
+    parser.add_argument("--folder", type=Path, help="folder for the release; by default a temporary folder")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--stage", choices=("serve", *STAGES), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -147,7 +147,7 @@ def table(report: dict) -> str:
     large = {name: size for name, size in report["sizes"].items() if size > mib}
     lines += [f"| {name} | {size / mib:.1f} |" for name, size in large.items()]
     lines.append(f"| everything | {sum(report['sizes'].values()) / mib:.1f} |")
-    lines += ["", "| stage | seconds | memory added, MiB | a byte of the embeddings |", "|---|---|---|---|"]
+    lines += ["", "| stage | seconds | memory added, MiB | per byte of the embeddings |", "|---|---|---|---|"]
     for stage, found in report["stages"].items():
         added = found["added"]
         lines.append(f"| {stage} | {found['seconds']:.2f} | {added / mib:.0f} | {added / embeddings:.2f} |")

@@ -1,12 +1,12 @@
-"""Training with many labels: time of a step and peak memory by number of labels, in each label mode.
+"""Measure training with many labels: time per step and peak memory by number of labels, in each label mode.
 
     python recipes/benchmarks/scale.py --labels 131073 1305265 --json scale.json
 
-Texts are generated: a label is a few words, a query shares words with its labels. The encoder is static, which costs
-next to nothing, so that the labels' own cost shows: their embeddings, gradients and scores. Each line is a process of
-its own that trains `--steps` steps with :class:`hf_xmc.XMCTrainer`; memory is the peak of the whole process, and what
-it added to that after the texts were there. The last column is where the line through the numbers of labels meets
-`--memory_gib`. The plot lies beside the JSON.
+Texts are generated: a label is a few words, and a query shares words with its labels. The encoder is static and costs
+next to nothing, so the result shows the cost of the labels: embeddings, gradients and scores. Each line is a separate
+process that trains `--steps` steps with :class:`hf_xmc.XMCTrainer`. Memory is the peak of the process, and the part
+added after the texts were generated. The last column is the number of labels at which a linear fit reaches
+`--memory_gib`. The plot is written next to the JSON.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from hf_xmc.cli import HelpFormatter
 
 MODES = {
     "exact": {},
-    "fresh": {"label_sample_share": 0.05},
-    "bank": {"label_sample_share": 0.01},
+    "fresh": {"label_sample_fraction": 0.05},
+    "bank": {"label_sample_fraction": 0.01},
     "mined": {"num_hard_negatives": 0, "num_random_negatives": 6000},
 }
 GIB = 2**30
@@ -124,7 +124,7 @@ def main() -> None:
 
 
 def table(rows: list[dict], memory_gib: float) -> str:
-    lines = ["| mode | labels | seconds a step | peak GiB | added GiB | labels that fit |", "|---" * 6 + "|"]
+    lines = ["| mode | labels | seconds per step | peak GiB | added GiB | labels that fit |", "|---" * 6 + "|"]
     for mode in dict.fromkeys(row["mode"] for row in rows):
         chosen = [row for row in rows if row["mode"] == mode and "error" not in row]
         fit = "-"
@@ -142,20 +142,22 @@ def table(rows: list[dict], memory_gib: float) -> str:
 def plot(rows: list[dict], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4))
-    axes = figure.subplots(1, 2)
-    for mode in dict.fromkeys(row["mode"] for row in rows):
-        chosen = [row for row in rows if row["mode"] == mode and "error" not in row]
-        for axis, y in zip(axes, ("seconds", "peak_gib"), strict=True):
-            axis.loglog([row["labels"] for row in chosen], [row[y] for row in chosen], marker="o", label=mode)
-    axes[0].set_ylabel("seconds a step")
-    axes[1].set_ylabel("peak memory of the process, GiB")
-    for axis in axes:
-        axis.set_xlabel("labels")
-        axis.grid(alpha=0.3, which="both")
-    axes[0].legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    from hf_xmc.experiment.plots import style
+
+    with style():
+        figure = Figure(figsize=(10, 4))
+        axes = figure.subplots(1, 2)
+        for mode in dict.fromkeys(row["mode"] for row in rows):
+            chosen = [row for row in rows if row["mode"] == mode and "error" not in row]
+            for axis, y in zip(axes, ("seconds", "peak_gib"), strict=True):
+                axis.loglog([row["labels"] for row in chosen], [row[y] for row in chosen], marker="o", label=mode)
+        axes[0].set_ylabel("seconds a step")
+        axes[1].set_ylabel("peak memory of the process, GiB")
+        for axis in axes:
+            axis.set_xlabel("labels")
+            axis.grid(alpha=0.3, which="both")
+        axes[0].legend()
+        figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

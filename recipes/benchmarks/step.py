@@ -1,13 +1,13 @@
-"""A training step in each label mode: gradient, time and encoder work, against the exact step on the same batch.
+"""Compare a training step in each label mode with the exact step on the same batch: gradient, time and encoder work.
 
     python recipes/benchmarks/step.py --data recipes/data/wordnet-hypernyms \
         --model sentence-transformers/all-MiniLM-L6-v2 --num_labels 6000 --warm_steps 0 60 --json step.json
 
-The gradient is that of all parameters, with dropout off: two exact gradients differ under different masks, and
-`--dropout` shows how far. Work is counted in tokens that pass the encoder forward; a backward pass counts as two, and
-1.00x is the exact step. The bank of a trained encoder is the one that the training left, rows as old as they are. Modes
-take turns in one process; seconds are of the processor (of the clock on a GPU), ratios are to the exact step of the
-same batch. The plot lies beside the JSON.
+The gradient is that of all parameters, without dropout: two exact gradients differ under different masks, and
+`--dropout` shows by how much. Work is the number of tokens in forward passes of the encoder; a backward pass counts
+twice, and 1.00x is the exact step. The bank of a trained encoder is that at the end of training, with rows of different
+ages. Modes take turns in one process. Seconds are CPU time (wall-clock time on a GPU), and ratios are relative to the
+exact step of the same batch. The plot is written next to the JSON.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from transformers import set_seed
 
 from hf_xmc import XMCData, XMCTrainer, XMCTrainingArguments, load_xmc, losses
 from hf_xmc.cli import HelpFormatter
-from hf_xmc.training.negatives import Candidates
+from hf_xmc.training.negatives import ScoredLabels
 
 Work = dict[str, float]
 MEANS = ("cosine", "length", "embedded", "time", "work")
@@ -51,7 +51,7 @@ def make_trainer(options: argparse.Namespace, encoder: SentenceTransformer, data
 def take_step(
     trainer: XMCTrainer, encoder: SentenceTransformer, batch: dict, seed: int, dropout: bool = False
 ) -> tuple[torch.Tensor, Work]:
-    """The flat gradient of all parameters, and what it cost."""
+    """Return the flat gradient of all parameters, and its cost."""
     work = {"tokens": 0.0, "embedded": 0.0}
 
     def add(tokens: int) -> None:
@@ -63,9 +63,9 @@ def take_step(
         if output["token_embeddings"].requires_grad:
             output["token_embeddings"].register_hook(lambda grad: add(2 * tokens))
 
-    def select(*args: object) -> Candidates:
+    def select(*args: object) -> ScoredLabels:
         candidates = choose(*args)
-        work["embedded"] = (len(candidates.label_ids) + getattr(trainer.negatives, "num_renewed", 0)) / labels
+        work["embedded"] = (len(candidates.label_ids) + getattr(trainer.negatives, "num_refreshed", 0)) / labels
         return candidates
 
     hook = encoder[0].register_forward_hook(count)
@@ -97,9 +97,9 @@ def measure(
     modes = {"exact": make_trainer(options, encoder, data, "exact")}
     for share in options.shares:
         if "fresh" in options.modes:
-            modes[f"fresh {share:g}"] = make_trainer(options, encoder, data, "fresh", label_sample_share=share)
+            modes[f"fresh {share:g}"] = make_trainer(options, encoder, data, "fresh", label_sample_fraction=share)
         if "bank" in options.modes:
-            settings = {"label_sample_share": share, "label_bank_max_age": options.max_age}
+            settings = {"label_sample_fraction": share, "label_bank_max_age": options.max_age}
             bank = modes[f"bank {share:g}"] = make_trainer(options, encoder, data, "bank", **settings)
             if warm is not None:
                 bank.negatives.embeddings = warm.negatives.embeddings.clone()
@@ -111,7 +111,7 @@ def measure(
     batches = iter(next(iter(modes.values())).get_train_dataloader())
     for number in range(options.batches):
         batch = next(batches)
-        batch["row"] = torch.zeros(len(batch["label"]), dtype=torch.long)  # no shortlist: any row will do
+        batch["row"] = torch.zeros(len(batch["label"]), dtype=torch.long)  # any row, because there is no shortlist
         exact, base = take_step(modes["exact"], encoder, batch, seed=0)
         rows.append({"mode": "exact", "batch": number, "seed": 0, **describe(exact, base, exact, base)})
         if options.dropout:
@@ -124,7 +124,7 @@ def measure(
                 remembered = trainer.negatives.embeddings.clone() if name.startswith("bank") else None
                 gradient, work = take_step(trainer, encoder, batch, seed)
                 if remembered is not None:
-                    trainer.negatives.embeddings = remembered  # every draw meets the same bank
+                    trainer.negatives.embeddings = remembered  # every draw uses the same bank
                 rows.append({"mode": name, "batch": number, "seed": seed, **describe(gradient, work, exact, base)})
         print(f"batch {number}: exact {base['seconds']:.1f} s", flush=True)
     return [{"warm_steps": warm_steps, **row} for row in rows]
@@ -146,23 +146,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
-    parser.add_argument("--max_seq_length", type=int, default=32, help="tokens of a text that are read")
-    parser.add_argument("--num_labels", type=int, help="how many labels to draw; by default all")
+    parser.add_argument("--max_seq_length", type=int, default=32, help="maximum number of tokens per text")
+    parser.add_argument("--num_labels", type=int, help="number of labels to draw; by default all")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--batches", type=int, default=3)
-    parser.add_argument("--seeds", type=int, default=3, help="draws of each mode on each batch")
+    parser.add_argument("--seeds", type=int, default=3, help="number of draws of each mode on each batch")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.02, 0.05, 0.1])
     parser.add_argument("--modes", nargs="+", choices=["fresh", "bank"], default=["fresh", "bank"])
     parser.add_argument("--max_age", type=int, default=50)
-    parser.add_argument("--num_random", type=int, default=0, help="random labels of a `mined` step, where wanted")
-    parser.add_argument("--num_positives", type=int, help="positives drawn for a query; by default all")
+    parser.add_argument(
+        "--num_random",
+        type=int,
+        default=0,
+        help="number of random labels in a `mined` step; 0 skips the mode",
+    )
+    parser.add_argument("--num_positives", type=int, help="number of positives to draw for a query; by default all")
     parser.add_argument("--chunk_tokens", type=int, default=8192)
     parser.add_argument("--temperature", type=float, default=0.05)
     parser.add_argument("--learning_rate", type=float, default=5e-5)
     parser.add_argument(
-        "--warm_steps", type=int, nargs="+", default=[0], help="measure after so many steps of training"
+        "--warm_steps", type=int, nargs="+", default=[0], help="numbers of training steps after which to measure"
     )
-    parser.add_argument("--dropout", action="store_true", help="beside: an exact step under two dropout masks")
+    parser.add_argument("--dropout", action="store_true", help="also compare exact steps under two dropout masks")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
@@ -176,7 +181,7 @@ def main() -> None:
     rows, done, warm = [], 0, None
     for warm_steps in options.warm_steps:
         if warm_steps > done:
-            settings = {"label_sample_share": 0.05, "label_bank_max_age": options.max_age}
+            settings = {"label_sample_fraction": 0.05, "label_bank_max_age": options.max_age}
             warm = make_trainer(options, encoder, data, "bank", max_steps=warm_steps - done, **settings)
             warm.train()
             done = warm_steps
@@ -200,24 +205,27 @@ def table(rows: list[dict]) -> str:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """A mark for a step: how right its gradient is, and what it took."""
+    """Draw a mark for each step, by the accuracy of its gradient and its time."""
     from matplotlib.figure import Figure
 
-    states = list(dict.fromkeys(row["warm_steps"] for row in rows))
-    figure = Figure(figsize=(4.5 * len(states) + 0.5, 4))
-    axes = figure.subplots(1, len(states), squeeze=False, sharey=True)
-    for warm_steps, axis in zip(states, axes[0], strict=True):
-        for mode in dict.fromkeys(row["mode"] for row in rows):
-            chosen = [row for row in rows if (row["warm_steps"], row["mode"]) == (warm_steps, mode)]
-            axis.plot([row["time"] for row in chosen], [row["cosine"] for row in chosen], "o", alpha=0.6, label=mode)
-        axis.set_title(f"after {warm_steps} steps of training")
-        axis.set_xlabel("time of a step, exact = 1")
-        axis.set_xlim(left=0)
-        axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("cosine with the exact gradient")
-    axes[0, -1].legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    from hf_xmc.experiment.plots import style
+
+    with style():
+        states = list(dict.fromkeys(row["warm_steps"] for row in rows))
+        figure = Figure(figsize=(4.5 * len(states) + 0.5, 4))
+        axes = figure.subplots(1, len(states), squeeze=False, sharey=True)
+        for warm_steps, axis in zip(states, axes[0], strict=True):
+            for mode in dict.fromkeys(row["mode"] for row in rows):
+                chosen = [row for row in rows if (row["warm_steps"], row["mode"]) == (warm_steps, mode)]
+                axis.plot(
+                    [row["time"] for row in chosen], [row["cosine"] for row in chosen], "o", alpha=0.6, label=mode
+                )
+            axis.set_title(f"after {warm_steps} steps of training")
+            axis.set_xlabel("time of a step, exact = 1")
+            axis.set_xlim(left=0)
+        axes[0, 0].set_ylabel("cosine with the exact gradient")
+        axes[0, -1].legend()
+        figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

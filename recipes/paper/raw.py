@@ -1,16 +1,16 @@
-"""The public raw files of the paper's data sets, rewritten as the paper reads them, in the layout `load_xmc` takes.
+"""Convert the public raw files of the paper's data sets to the paper's texts, in a layout that `load_xmc` reads.
 
     python recipes/paper/raw.py titles LF-Amazon-131K LF-AmazonTitles-131K
     python recipes/paper/raw.py wikipedia LF-Wikipedia-500K.raw LF-Wikipedia-500K
     python recipes/paper/raw.py eurlex Eurlex-4K EURLex-4K
     hf-xmc prepare LF-AmazonTitles-131K LF-AmazonTitles-131K.prepared
 
-`titles`: the Amazon files hold a description beside each title, which makes the other task, LF-Amazon. The titles are
-kept, without spaces around them. `wikipedia`: a text is title, title and content, in lower case, with anything but
-letters, digits and full stops for a space; labels are the last part of a line of `Yf.txt`, after `->`. `eurlex`: the
-files of X-Transformer or of PECOS, under the names of the paper's code.
+`titles`: the Amazon files also have descriptions, which belong to another task, LF-Amazon. Only the titles are kept,
+without surrounding spaces. `wikipedia`: a text is title, title and content, in lower case, with spaces instead of all
+characters except letters, digits and full stops; labels are the last part of each line of `Yf.txt`, after `->`.
+`eurlex`: the files of X-Transformer or PECOS, renamed as in the paper's code.
 
-A line is rewritten at a time; the files may be gzipped or not. Filter files are taken along.
+Files are converted line by line and may be gzipped. Filter files are copied.
 """
 
 import argparse
@@ -36,7 +36,7 @@ EURLEX = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("kind", choices=("titles", "wikipedia", "eurlex"))
-    parser.add_argument("raw", type=Path, help="the folder of the public files")
+    parser.add_argument("raw", type=Path, help="folder of the public files")
     parser.add_argument("output_dir", type=Path)
     arguments = parser.parse_args()
     {"titles": titles, "wikipedia": wikipedia, "eurlex": eurlex}[arguments.kind](arguments.raw, arguments.output_dir)
@@ -76,12 +76,12 @@ def plain(words: str) -> str:
 
 def text(record: dict, key: str) -> str:
     if not isinstance(record.get(key), str):
-        raise ValueError(f"{key} is {record.get(key)!r}; expected text. The keys are {', '.join(record)}.")
+        raise ValueError(f"{key} must be a string, got {record.get(key)!r}. The keys are {', '.join(record)}.")
     return record[key]
 
 
 def rewrite(path: Path, target: Path, text_of: Callable[[dict], str]) -> None:
-    """The records of a file with one text each, and with their labels if they have any."""
+    """Yield the records of a file with one text each, and with any labels."""
     with gzip.open(target, "wt", encoding="utf-8", newline="\n", compresslevel=1) as file:
         for number, line in enumerate(lines(path), start=1):
             try:
@@ -103,12 +103,14 @@ def write(file: TextIO, record: dict) -> None:
 
 
 def source(folder: Path, *names: str) -> Path:
-    """The file of one of these names, gzipped or not."""
+    """Return the file with one of these names, gzipped or not."""
     for name in names:
         for path in (folder / f"{name}.gz", folder / name):
             if path.exists():
                 return path
-    raise ValueError(f"{folder} has no {' or '.join(names)}; it holds {sorted(p.name for p in folder.iterdir())[:20]}.")
+    raise ValueError(
+        f"{folder} must contain {' or '.join(names)}, got {sorted(p.name for p in folder.iterdir())[:20]}."
+    )
 
 
 if __name__ == "__main__":
