@@ -30,7 +30,8 @@ class Explanation(NamedTuple):
     """The score of one label for one text, in parts.
 
     Without a memory, the score is the label score, and ``weight`` to ``penalty`` are ``None``. With one, the score
-    before calibration is ``log((1 - mix) * weight + mix * vote) - penalty``, see :class:`hf_xmc.TrainingMemory`.
+    before calibration is ``log((1 - mix) * weight + mix * vote) - penalty``, see :class:`hf_xmc.TrainingMemory`. The
+    penalty of the first label may be negative, see :class:`hf_xmc.MemorySettings`.
     """
 
     uid: str
@@ -42,7 +43,7 @@ class Explanation(NamedTuple):
     weight: float | None  # of the label in the softmax over the best labels
     vote: float | None  # fraction of the votes that it gets
     mix: float | None  # weight of the votes against the label scores
-    penalty: float | None  # discount of a frequent label
+    penalty: float | None  # discount of a frequent label; it may be negative for the first label
     nearest: tuple[Remembered, ...]  # training queries with the label, most similar first
     words: tuple[WordWeight, ...] = ()  # what each word of the text adds to `label_score`, in their order
     words_add_up: bool = False  # true of a static encoder: the weights of the words add up to `label_score`
@@ -61,9 +62,9 @@ class Explanation(NamedTuple):
             lines.append(
                 f"  labels count {own:.0%}: {self.weight:.1%} of the best, by a score of {self.label_score:.3f}"
             )
-            lines.append(
-                f"  memory counts {self.mix:.0%}: {self.vote:.1%} of the votes; frequency takes {self.penalty:.3f}"
-            )
+            penalty = self.penalty or 0.0
+            frequency = f"frequency takes {penalty:.3f}" if penalty >= 0 else f"frequency adds {-penalty:.3f}"
+            lines.append(f"  memory counts {self.mix:.0%}: {self.vote:.1%} of the votes; {frequency}")
         if self.vector_score is not None:
             rest = self.label_score - self.vector_score
             lines.append(f"  of that score, {self.vector_score:+.3f} by the label itself, {rest:+.3f} by its text")
@@ -145,10 +146,14 @@ def _parts(
         found = TopK(np.append(found.label_ids, [[label]], 1), np.append(found.scores, [[label_score]], 1))
     own = probabilities(found, settings.label_temperature, settings.candidates)
     weight = float(own[found.label_ids == label].sum())
-    penalty = settings.discount * float(np.log1p(memory.relevance[:, [label]].sum()))
+    frequency = float(np.log1p(memory.relevance[:, [label]].sum()))
     mixed = (1 - settings.mix) * weight + settings.mix * vote
-    score = float(np.log(mixed)) - penalty if mixed else -np.inf
-    return score, {"weight": weight, "vote": vote, "mix": settings.mix, "penalty": penalty}
+    log_mixed = float(np.log(mixed)) if mixed else -np.inf
+    first = float(memory.search(query, 1, index, deny=deny).scores[0, 0])
+    penalty = settings.discount_of_first * frequency
+    if not np.isclose(log_mixed - penalty, first, rtol=1e-6, atol=1e-6):
+        penalty = settings.discount * frequency
+    return log_mixed - penalty, {"weight": weight, "vote": vote, "mix": settings.mix, "penalty": penalty}
 
 
 def _carriers(memory: TrainingMemory, query: Tensor, label: int, n: int) -> list[Remembered]:

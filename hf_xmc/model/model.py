@@ -424,7 +424,7 @@ class XMCModel:
 
         Args:
             leave_one_out: Whether texts that the memory holds get no vote of their own, to measure or to fit on them.
-                They still count in the discount of frequent labels.
+                They still count in the frequency of their labels.
             probabilities: Whether to return what :meth:`predict` shows: probabilities, with new labels in their places.
             new: With probabilities, the number of places to reserve for new labels, as in :meth:`predict`; 0 ranks as a
                 threshold does.

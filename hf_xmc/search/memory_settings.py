@@ -14,6 +14,7 @@ GRID: dict[str, Sequence[Any]] = {
     "temperature": (0.02, 0.03, 0.05, 0.1),
     "label_temperature": (1, 2, 3, 5, 8),
     "discount": (0, 0.005, 0.01, 0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.15, 0.2),
+    "first_discount": (-0.01, 0, 0.01, 0.02, 0.03, 0.045, 0.06, 0.1),
 }
 METRICS = ("P@1", "P@3", "P@5", "PSP@1", "PSP@3", "PSP@5", "nDCG@5", "R@10")
 
@@ -29,6 +30,8 @@ class MemorySettings:
         mix: Weight of the votes, from 0 (only the label scores count) to 1 (only the votes count).
         discount: Exponent of the training frequency of a label, by which its mixed score is divided. A larger exponent
             favors rare labels.
+        first_discount: The discount with which the first label is chosen, if it is smaller. Neighbors often agree on
+            several labels. A negative discount then chooses the most frequent of them, which is the safest.
         candidates: Number of best labels in that softmax. Further labels take part only if they get a vote. Fewer are
             faster to find with an approximate index. :meth:`TrainingMemory.tune` keeps this number.
 
@@ -41,13 +44,20 @@ class MemorySettings:
     label_temperature: float = 2.0
     mix: float = 0.2
     discount: float = 0.0
+    first_discount: float = -0.01
     candidates: int = 200
 
     def __post_init__(self) -> None:
         ranges = {"neighbors": (1, np.inf), "candidates": (1, np.inf), "mix": (0, 1), "discount": (0, np.inf)}
+        ranges["first_discount"] = (-np.inf, np.inf)
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"`{name}` must be a number from {low} to {high}, got {getattr(self, name)}.")
         for name in ("temperature", "label_temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+
+    @property
+    def discount_of_first(self) -> float:
+        """The discount of the first label: a larger one than that of the others could put it behind them."""
+        return min(self.discount, self.first_discount)

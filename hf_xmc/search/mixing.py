@@ -52,11 +52,19 @@ def probabilities(found: TopK, temperature: float, num_best: int) -> np.ndarray:
 
 
 def best_mixed(
-    label_ids: np.ndarray, own: np.ndarray, votes: Votes, hidden: np.ndarray, mix: float, penalty: np.ndarray, k: int
+    label_ids: np.ndarray,
+    own: np.ndarray,
+    votes: Votes,
+    hidden: np.ndarray,
+    mix: float,
+    penalty: np.ndarray,
+    first_penalty: np.ndarray,
+    k: int,
 ) -> TopK:
     """Return the ``k`` labels with the largest ``log((1 - mix) * own + mix * sum of votes) - penalty``.
 
-    Of equal scores the smaller label id comes first. A label with neither a weight nor a vote is left out.
+    The first label is the one with the largest score under ``first_penalty``, and keeps that score. Of equal scores the
+    smaller label id comes first. A label with neither a weight nor a vote is left out.
 
     Args:
         label_ids: ``(N, c)`` labels with a weight of their own, padded with -1.
@@ -64,7 +72,8 @@ def best_mixed(
         votes: Votes for any labels.
         hidden: ``(M, 2)`` pairs (query, label) whose votes do not count.
         mix: Weight of the votes.
-        penalty: ``(L,)``, what is subtracted from the score of each label.
+        penalty: ``(L,)``, what is subtracted from the score of each label but the first.
+        first_penalty: ``(L,)``, the same for the first; nowhere larger than ``penalty``.
         k: Number of labels.
     """
     step = max(1, CELLS // max(1, len(penalty)))
@@ -75,7 +84,7 @@ def best_mixed(
         some = Votes(votes.rows[first:last] - start, *(part[first:last] for part in votes[1:]))
         mine = hidden[(start <= hidden[:, 0]) & (hidden[:, 0] < start + step)] - [start, 0] if len(hidden) else hidden
         best.label_ids[here], best.scores[here] = _best_of_block(
-            sums, label_ids[here], own[here], some, mine, mix, penalty, k
+            sums, label_ids[here], own[here], some, mine, mix, penalty, first_penalty, k
         )
     return best
 
@@ -88,6 +97,7 @@ def _best_of_block(
     hidden: np.ndarray,
     mix: float,
     penalty: np.ndarray,
+    first_penalty: np.ndarray,
     k: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the best labels of a few queries; ``sums`` is a table of zeros, which stays one."""
@@ -99,23 +109,28 @@ def _best_of_block(
     own_cells = np.arange(num_queries)[:, None] * num_labels + label_ids  # padding is the cell before, with weight 0
     with np.errstate(divide="ignore"):
         mixed = (1 - mix) * own + mix * sums[own_cells] * (label_ids >= 0)
-        scores = np.where(label_ids >= 0, np.log(mixed) - penalty[label_ids], -np.inf)
+        scores = np.where(label_ids >= 0, np.log(mixed), -np.inf)
         sums[own_cells[label_ids >= 0]] = 0  # what is left are votes for other labels
         left = np.flatnonzero(sums[cells])
-        more = np.log(mix * sums[cells[left]]) - penalty[votes.label_ids[left]]
+        more = np.log(mix * sums[cells[left]])
     order = np.arange(len(left))
     sums[cells[left]] = order
     once = sums[cells[left]] == order  # one of several votes for a label
     sums[cells] = 0
     left, more = left[once], more[once]
-    border = _kth_largest(scores, votes.rows[left], more, k)
-    rows, columns = np.nonzero((scores >= border[:, None]) & (scores > -np.inf))
-    among = (more >= border[votes.rows[left]]) & (more > -np.inf)
-    left, more = left[among], more[among]
+    rows, more_ids = votes.rows[left], votes.label_ids[left]
+    firsts, more_firsts = scores - first_penalty[label_ids], more - first_penalty[more_ids]
+    best = firsts.max(1, initial=-np.inf)
+    np.maximum.at(best, rows, more_firsts)
+    scores = np.where(firsts == best[:, None], firsts, scores - penalty[label_ids])
+    more = np.where(more_firsts == best[rows], more_firsts, more - penalty[more_ids])
+    border = _kth_largest(scores, rows, more, k)
+    own_rows, columns = np.nonzero((scores >= border[:, None]) & (scores > -np.inf))
+    among = (more >= border[rows]) & (more > -np.inf)
     return best_of_rows(
-        np.concatenate([rows, votes.rows[left]]),
-        np.concatenate([label_ids[rows, columns], votes.label_ids[left]]),
-        np.concatenate([scores[rows, columns], more]),
+        np.concatenate([own_rows, rows[among]]),
+        np.concatenate([label_ids[own_rows, columns], more_ids[among]]),
+        np.concatenate([scores[own_rows, columns], more[among]]),
         num_queries,
         k,
     )

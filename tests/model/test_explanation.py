@@ -23,14 +23,17 @@ def test_explanation_parts_add_up_to_the_predicted_score(model, queries):
     model.calibrate(queries)
     raw = model.search([TEXT], 11)
     raw_score = {f"L{row}": score for row, score in zip(raw.label_ids[0], raw.scores[0], strict=True)}
-    for label in model.predict(TEXT, 11):
+    for place, label in enumerate(model.predict(TEXT, 11)):
         why = model.explain(TEXT, label.uid)
         assert (why.uid, why.text, why.seen) == (label.uid, label.text, True)
         assert why.score == pytest.approx(label.score, abs=1e-6)
         assert why.raw_score == pytest.approx(raw_score[label.uid], rel=1e-5)
         mixed = (1 - why.mix) * why.weight + why.mix * why.vote
         assert np.log(mixed) - why.penalty == pytest.approx(why.raw_score)
-        assert why.penalty == pytest.approx(0.1 * np.log1p(sum(int(label.uid[1:]) in ids for ids in POSITIVES)))
+        exponent = 0.1 if place else -0.01  # the first label gets a bonus
+        frequency = np.log1p(sum(int(label.uid[1:]) in ids for ids in POSITIVES))
+        assert why.penalty == pytest.approx(exponent * frequency)
+        assert f"frequency {'takes' if place else 'adds'} {abs(why.penalty):.3f}" in str(why)
 
 
 def test_the_nearest_queries_carry_the_label_and_their_votes_add_up(model, encoder, queries):

@@ -14,7 +14,7 @@ from hf_xmc.metrics.frequency import inverse_propensity, label_counts
 from hf_xmc.metrics.ranking import evaluate_ranking, precision_at_k
 from hf_xmc.search.memory_settings import GRID
 
-SETTINGS = MemorySettings(neighbors=3, temperature=0.2, label_temperature=2, mix=0.3, discount=0.1)
+SETTINGS = MemorySettings(neighbors=3, temperature=0.2, label_temperature=2, mix=0.3, discount=0.1, first_discount=-0.2)
 
 
 def random_problem(seed=0, num_labels=7, num_known=13):
@@ -36,8 +36,14 @@ def formula(queries, known, labels, relevance, settings, hidden=()):
     weights /= weights.sum(1, keepdims=True)
     positives = (relevance.toarray() > 0).astype(float)
     mixed = (1 - settings.mix) * own + settings.mix * weights @ positives
+    for row, label in hidden:
+        mixed[row, label] = 0
     mixed[mixed == 0] = 1e-300
-    return np.log(mixed) - settings.discount * np.log1p(positives.sum(0))
+    frequency = np.log1p(positives.sum(0))
+    scores, firsts = np.log(mixed) - settings.discount * frequency, np.log(mixed) - settings.first_discount * frequency
+    first = firsts.argmax(1)[:, None]
+    np.put_along_axis(scores, first, np.take_along_axis(firsts, first, 1), 1)
+    return scores
 
 
 def test_mixed_score_equals_the_formula():
@@ -54,7 +60,7 @@ def test_two_equal_neighbours_give_each_of_their_labels_half_a_vote():
     memory = TrainingMemory(
         np.array([[1, 1], [1, -1], [-1, 0]], np.float32),
         sp.csr_array([[1, 1, 0], [0, 1, 0], [0, 0, 1]]),
-        settings=MemorySettings(neighbors=2, mix=1),
+        settings=MemorySettings(neighbors=2, mix=1, first_discount=0),
     )
     found = memory.search(np.array([[3.0, 0.0]]), 3, LabelIndex(np.eye(3, 2, dtype=np.float32)))
     assert found.label_ids.tolist() == [[1, 0, -1]]
@@ -103,7 +109,7 @@ def test_added_queries_vote_like_the_first_ones():
 
 def test_query_without_a_known_word_is_ranked_by_label_scores():
     _, known, labels, relevance = random_problem()
-    found = TrainingMemory(known, relevance, settings=MemorySettings(mix=0.5)).search(
+    found = TrainingMemory(known, relevance, settings=MemorySettings(mix=0.5, first_discount=0)).search(
         np.zeros((1, 5)), 7, LabelIndex(labels)
     )
     np.testing.assert_allclose(np.exp(found.scores), 0.5 / 7, rtol=1e-5)
@@ -121,6 +127,26 @@ def test_tune_finds_the_useful_part(useful):
     reached = memory.search(queries, 5, LabelIndex(labels)).label_ids
     assert precision_at_k(reached, relevance, 5) == tuned["validation"]["P@5"] > 0.9
     assert memory.settings.mix == tuned["mix"]
+
+
+@pytest.mark.parametrize("safe", ["frequent", "rare"])
+def test_tune_finds_the_discount_of_the_first_label(safe):
+    """All neighbors agree on a label of their cluster and on label 12, which all queries have in the memory."""
+    queries = np.eye(12, dtype=np.float32).repeat(3, 0)
+    own, shared = np.arange(12).repeat(3), np.full(36, 12)
+    one_hot = np.eye(13, dtype=np.float32)
+    memory, index = (
+        TrainingMemory(queries, sp.csr_array(one_hot[own] + one_hot[shared])),
+        LabelIndex(np.zeros((13, 12), np.float32)),
+    )
+    truth = shared if safe == "frequent" else own
+    tuned = memory.tune(queries, sp.csr_array(one_hot[truth]), index)
+    assert tuned["validation"]["P@1"] == 1
+    assert memory.settings.first_discount == tuned["first_discount"] <= tuned["discount"]
+    assert (tuned["first_discount"] < 0) == (safe == "frequent")
+    found = memory.search(queries, 2, index)
+    np.testing.assert_array_equal(found.label_ids[:, 0], truth)
+    assert (np.diff(found.scores) < 0).all()
 
 
 @pytest.mark.parametrize("metric", ["nDCG@5", "P@5"])

@@ -40,7 +40,7 @@ def expected(encoder, queries, k):
     for row in range(len(queries)):
         model = XMCModel(encoder, LABELS)
         model.remember(others(queries, {row}))
-        model.memory.settings = MemorySettings(neighbors=3, mix=0.6)
+        model.memory.settings = MemorySettings(neighbors=3, mix=0.6, first_discount=0)
         rows.append(model.search([queries["text"][row]], k))
     return TopK(*(np.concatenate(parts) for parts in zip(*rows, strict=True)))
 
@@ -49,7 +49,7 @@ def expected(encoder, queries, k):
 def model(encoder, queries):
     model = XMCModel(encoder, LABELS)
     model.remember(queries)
-    model.memory.settings = MemorySettings(neighbors=3, mix=0.6)
+    model.memory.settings = MemorySettings(neighbors=3, mix=0.6, first_discount=0)
     return model
 
 
