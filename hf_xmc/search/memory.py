@@ -167,7 +167,7 @@ class TrainingMemory:
         pairs: np.ndarray,
         visible: np.ndarray | None,
     ) -> TopK:
-        penalties = [gamma * self._log_counts for gamma in (settings.discount, settings.discount_of_first)]
+        penalty, of_first = settings.discount * self._log_counts, settings.discount_of_first * self._log_counts
         blocks = [TopK.empty(0, k)]
         for start in range(0, len(labels.label_ids), QUERY_BLOCK):
             here = slice(start, start + QUERY_BLOCK)
@@ -178,7 +178,7 @@ class TrainingMemory:
             if visible is not None:
                 votes = Votes(*(part[visible[votes.label_ids]] for part in votes))
             hidden = pairs[(start <= pairs[:, 0]) & (pairs[:, 0] < start + QUERY_BLOCK)] - [start, 0]
-            blocks.append(best_mixed(found.label_ids, own, votes, hidden, settings.mix, *penalties, k))
+            blocks.append(best_mixed(found.label_ids, own, votes, hidden, settings.mix, penalty, of_first, k))
         return TopK(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
 
     def weights(self, nearest: Neighbors, settings: MemorySettings) -> np.ndarray:

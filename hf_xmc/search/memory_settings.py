@@ -49,13 +49,14 @@ class MemorySettings:
 
     def __post_init__(self) -> None:
         ranges = {"neighbors": (1, np.inf), "candidates": (1, np.inf), "mix": (0, 1), "discount": (0, np.inf)}
-        ranges["first_discount"] = (-np.inf, np.inf)
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"`{name}` must be a number from {low} to {high}, got {getattr(self, name)}.")
         for name in ("temperature", "label_temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+        if np.isnan(self.first_discount):
+            raise ValueError("`first_discount` must be a number, got nan.")
 
     @property
     def discount_of_first(self) -> float:
