@@ -28,11 +28,12 @@ CLASSES = {
 # What was tried on 2026-11-29.
 WORKING = {
     "onnx": "No release of optimum-onnx imports with transformers 5, which hf_xmc needs; the newest was 0.1.0. Its "
-    "main branch imports with transformers 5.10.0 and 5.23.0 at commit 1939f27: `pip install onnx onnxruntime==1.32.0 "
-    "optimum==2.1.0`, then `pip install --no-deps git+https://github.com/huggingface/optimum-onnx@1939f27`.",
-    "openvino": "optimum-intel 2.2.0 imports with transformers 5.5.4 and 5.10.0, but not with 5.20.2 and 5.23.0: `pip "
-    "install openvino==2026.4.1 nncf==3.4.0 optimum==2.3.0 transformers==5.10.0 huggingface_hub==1.31.0`, then `pip "
-    "install --no-deps optimum-intel==2.2.0`, because its metadata excludes transformers 5.6 and newer.",
+    "main branch imports with transformers 5.10.0, 5.16.1 and 5.23.0 at commit 1939f27: `pip install onnx "
+    "onnxruntime==1.32.0 optimum==2.1.0`, then `pip install --no-deps "
+    "git+https://github.com/huggingface/optimum-onnx@1939f27`.",
+    "openvino": "optimum-intel 2.2.0 imports with transformers 5.10 to 5.16.1, but not with 5.17.0, 5.18.0, 5.20.2 and "
+    "5.23.0: `pip install openvino==2026.4.1 nncf==3.4.0 optimum==2.3.0 transformers==5.16.1 huggingface_hub==1.31.0`, "
+    "then `pip install --no-deps optimum-intel==2.2.0`, because its metadata excludes transformers 5.6 and newer.",
 }
 
 

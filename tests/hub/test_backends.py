@@ -1,19 +1,25 @@
 """Other backends. Their packages do not import with the tested set, so a stand-in replaces the loader of
-sentence-transformers: it records what it gets, and embeds by torch."""
+sentence-transformers: it records what it gets, embeds by torch, and saves what Optimum saves: no weights of torch."""
 
 import logging
+import re
 import sys
+from functools import partial
+from importlib.metadata import requires
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from helpers.hub_server import Hub, point_client_at
 from helpers.tiny import LABELS, make_bert_encoder
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from sentence_transformers import SentenceTransformer
 
 from hf_xmc import XMCModel, XMCTrainer, XMCTrainingArguments
 from hf_xmc.cli import main
 from hf_xmc.hub import backends
-from hf_xmc.hub.backends import CLASSES
+from hf_xmc.hub.backends import CLASSES, WORKING
 
 ONNX = "onnx/model.onnx"
 INT8 = "onnx/model_qint8_avx512.onnx"
@@ -22,7 +28,19 @@ FILES = {
     INT8: b"small graph",
     "openvino/openvino_model.xml": b"net",
     "openvino/openvino_model.bin": b"w",
+    "openvino/openvino_model_int8.xml": b"small net",
+    "openvino/openvino_model_int8.bin": b"s",
 }
+SAVED = {  # whatever the name of the file that was loaded
+    "onnx": {ONNX: b"saved graph"},
+    "openvino": {
+        "openvino/openvino_model.xml": b"saved net",
+        "openvino/openvino_model.bin": b"saved w",
+        "openvino/openvino_config.json": b"{}",  # if the loaded net is quantised
+    },
+}
+INT8_FILES = [("onnx", Path(INT8).name), ("openvino", "openvino_model_int8.xml")]
+TEXTS = ["a red boat", "the old town by the sea"]
 
 
 @pytest.fixture
@@ -39,10 +57,16 @@ def exported(saved):
     return saved
 
 
-def add_files(folder):
-    for name, content in FILES.items():
+def add_files(folder, files=FILES):
+    for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
+
+
+def contents(folder):
+    """Return the content of each file of an encoder, and of its labels."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name not in ("xmc_config.json", "README.md")]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 @pytest.fixture
@@ -58,8 +82,14 @@ def calls(monkeypatch):
     def load(name, **settings):
         calls.append({"name": name, **settings})
         encoder = SentenceTransformer(name, device="cpu", local_files_only=True)
-        encoder.backend = encoder[0].backend = settings["backend"]
+        encoder.backend = encoder[0].backend = backend = settings["backend"]
+        if backend in SAVED:
+            encoder[0].model.save_pretrained = partial(save, encoder[0].model.config, SAVED[backend])
         return encoder
+
+    def save(config, files, folder, **_):
+        config.save_pretrained(folder)
+        add_files(Path(folder), files)
 
     monkeypatch.setattr(backends, "SentenceTransformer", load)
     return calls
@@ -120,6 +150,17 @@ def test_a_missing_package_is_named_with_versions_before_anything_is_loaded(save
         XMCModel.from_pretrained(saved, backend=backend)
     assert main(["predict", str(saved), "a text", "--backend", backend]) == 1
     assert f"`--backend {backend}` needs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_the_named_versions_are_versions_that_this_package_accepts(backend):
+    commands = re.findall(r"`pip (install [^`]+)`", WORKING[backend])
+    pinned = dict(re.findall(r"(\S+)==(\S+)", " ".join(commands)))
+    accepted = {canonicalize_name(each.name): each.specifier for each in map(Requirement, requires("hf_xmc"))}
+    assert len(commands) == 2
+    assert commands[1].startswith("install --no-deps")
+    assert all(version in accepted.get(canonicalize_name(name), version) for name, version in pinned.items())
+    assert ({"transformers", "huggingface_hub"} <= set(pinned)) is (backend == "openvino")
 
 
 def test_a_package_that_does_not_import_is_named_with_the_reason(saved, calls, monkeypatch):
@@ -201,6 +242,71 @@ def test_files_of_a_backend_are_not_kept_with_other_weights(exported, caplog, tm
     model.save_pretrained(tmp_path / "trained")
     assert not (tmp_path / "trained" / "onnx").exists()
     assert "are not saved: the weights are not those of" in warnings(caplog)[0]
+
+
+@pytest.mark.parametrize(("backend", "file"), INT8_FILES)
+def test_saving_or_pushing_a_model_of_a_backend_keeps_all_files(
+    exported, calls, caplog, backend, file, tmp_path, monkeypatch
+):
+    model = XMCModel.from_pretrained(exported, backend=backend, model_kwargs={"file_name": file}, device="cpu")
+    model.save_pretrained(tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(exported)
+    assert {*FILES, "model.safetensors"} < set(contents(exported))
+    model.save_pretrained(exported)  # in place
+    assert contents(exported) == contents(tmp_path / "again")
+    for settings in ({"backend": backend, "model_kwargs": {"file_name": file}}, {}):
+        again = XMCModel.from_pretrained(tmp_path / "again", device="cpu", **settings)
+        assert again.predict(TEXTS) == model.predict(TEXTS)
+    hub = Hub()
+    point_client_at(hub.url, monkeypatch)
+    model.push_to_hub("org/boats", token="hf_test")
+    pushed = hub.files("org/boats")
+    assert {name: pushed[name] for name in contents(exported)} == contents(exported)
+    hub.shutdown()
+    assert not warnings(caplog)
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_an_export_is_kept_if_the_saved_model_has_no_file_of_the_backend(saved, calls, caplog, backend, tmp_path):
+    XMCModel.from_pretrained(saved, backend=backend, device="cpu").save_pretrained(tmp_path / "again")
+    before, after = contents(saved), contents(tmp_path / "again")
+    assert set(after) == {*before, *SAVED[backend]}
+    expected = {"model.safetensors": before["model.safetensors"], **SAVED[backend]}
+    assert {name: after[name] for name in expected} == expected
+    XMCModel.from_pretrained(tmp_path / "again", backend=backend, device="cpu")
+    XMCModel.from_pretrained(tmp_path / "again", device="cpu")
+    assert not warnings(caplog)  # the manifest lists the export
+
+
+def test_files_of_a_backend_that_were_not_downloaded_are_named(exported, calls, caplog, tmp_path, monkeypatch):
+    hub = Hub()
+    point_client_at(hub.url, monkeypatch)
+    XMCModel.from_pretrained(exported, device="cpu").push_to_hub("org/boats", token="hf_test")
+    assert not warnings(caplog)
+    pulled = XMCModel.from_pretrained("org/boats", backend="onnx", cache_dir=tmp_path / "cache", token="hf_test")
+    pulled.save_pretrained(tmp_path / "again")
+    hub.shutdown()
+    openvino = sorted(name for name in FILES if name.startswith("openvino/"))
+    assert set(contents(exported)) - set(contents(tmp_path / "again")) == set(openvino)
+    (warning,) = warnings(caplog)
+    assert warning.startswith(f"{', '.join(openvino)} are not saved:")
+    assert "was downloaded without them" in warning
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_a_plain_encoder_of_a_backend_is_neither_saved_nor_pushed(bert_folder, calls, backend, tmp_path, monkeypatch):
+    make_bert_encoder(bert_folder).save_pretrained(str(tmp_path / "plain"))
+    model = XMCModel.from_pretrained(tmp_path / "plain", labels=LABELS, backend=backend, device="cpu")
+    advice = f"backend='{backend}'`, which does not save .* Load it with `backend='torch'`, save it, and load that"
+    with pytest.raises(ValueError, match=advice):
+        model.save_pretrained(tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["plain"]
+    hub = Hub()
+    point_client_at(hub.url, monkeypatch)
+    with pytest.raises(ValueError, match=advice):
+        model.push_to_hub("org/boats", token="hf_test")
+    assert not hub.requests
+    hub.shutdown()
 
 
 def test_an_encoder_of_a_backend_without_torch_weights_is_not_saved(exported, calls, tmp_path):
