@@ -168,7 +168,7 @@ class MeasureSettings:
     memory: bool = field(default=True, metadata={"help": "Let the nearest training queries vote for labels."})
     memory_metric: str = field(default="nDCG@5", metadata={"help": "Validation metric by which the memory is tuned."})
     memory_tolerance: float = field(
-        default=0.003, metadata={"help": "Maximum loss in that metric that tuning accepts to raise PSP@5."}
+        default=0.003, metadata={"help": "Maximum loss in that metric, and in P@1, that tuning accepts to raise PSP@5."}
     )
     propensity: str = field(default="default", metadata={"help": "Preset of A and B for PSP@k."})
 

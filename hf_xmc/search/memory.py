@@ -207,8 +207,8 @@ class TrainingMemory:
     ) -> dict[str, Any]:
         """Choose the settings that are best on validation queries, which should not vote for themselves.
 
-        Settings are tried one after the other, in two rounds. With a tolerance, weights of the votes, temperatures of
-        the labels and discounts are then tried in all combinations. The searches are done only once.
+        Settings are tried one after the other, in two rounds. With a tolerance, all combinations are then tried,
+        except for the discount of the first label. The searches are done only once.
 
         Args:
             queries: ``(N, D)`` embeddings of the validation queries.
@@ -216,7 +216,7 @@ class TrainingMemory:
             labels: Index of the labels.
             metric: One of ``METRICS``. ``"P@5"`` ignores the order of the labels, and ``"PSP@5"`` favors rare labels.
             inverse_propensity: ``(L,)``, for PSP; by default computed from the queries of the memory.
-            tolerance: How much of the metric may be lost to raise PSP@5.
+            tolerance: How much of the metric, and of P@1, may be lost to raise PSP@5.
             exclude: ``(M, 2)`` filter pairs.
             silent: ``(M, 2)`` pairs (row of the query, row of the memory) that do not vote, such as those of
                 :func:`hf_xmc.search.overlap.equal_embeddings`.
@@ -251,13 +251,19 @@ class TrainingMemory:
             for name, values in GRID.items():
                 around = [best, *(replace(best, **{name: value}) for value in values)]
                 best = max(around, key=lambda settings: measured(settings)[metric])
-        if tolerance:  # the fewer and the flatter the votes, the less a discount costs: search for the three together
-            least, enough = measured(best)[metric] - tolerance, [best]
-            for mix, label_temperature in product(GRID["mix"], GRID["label_temperature"]):
-                row = [
-                    replace(best, mix=mix, label_temperature=label_temperature, discount=d) for d in GRID["discount"]
-                ]
-                enough += takewhile(lambda settings: measured(settings)[metric] >= least, row)
+        if tolerance:  # how much a discount costs depends on all other settings
+            least = {name: measured(best)[name] - tolerance for name in (metric, "P@1")}
+
+            def is_enough(settings: MemorySettings) -> bool:
+                return all(measured(settings)[name] >= value for name, value in least.items())
+
+            enough = [best]
+            for values in product(GRID["neighbors"], GRID["temperature"], GRID["mix"], GRID["label_temperature"]):
+                neighbors, temperature, mix, label_temperature = values
+                near = replace(best, neighbors=neighbors, temperature=temperature)
+                if is_enough(near):
+                    near = replace(near, mix=mix, label_temperature=label_temperature)
+                    enough += takewhile(is_enough, (replace(near, discount=gamma) for gamma in GRID["discount"]))
             best = max(enough, key=lambda settings: measured(settings)["PSP@5"])
         reached = measured(best)
         self.settings = best = replace(best, first_discount=best.discount_of_first)
