@@ -1,11 +1,12 @@
-"""Hide a fraction of the labels from training, add them by text afterwards, and measure how well they are found.
+"""Add labels by text that training never saw, and measure how well they are found among the others.
 
 python recipes/zero_shot.py --data recipes/data/wordnet-hypernyms --output_dir runs/zero_shot
 
-Training sees neither the hidden labels nor their texts. They are removed from the queries, and queries without other
-labels are dropped. `XMCModel.add_labels` adds them afterwards, and they compete with the seen labels as in `predict`.
-The model is compared with its plain scores, BM25, the encoder before training, and pretrained encoders. Writes
-`zero_shot.json`, and prints it as a table.
+The new labels are those that no training query has. If they are less than a hundredth of the positives of the test
+queries, a tenth of all labels is hidden instead: they are removed from the queries, and training queries without other
+labels are dropped. Training sees no text of a new label. `XMCModel.add_labels` adds them afterwards, and they compete
+with the seen labels as in `predict`. The model is compared with its plain scores, BM25, the encoder before training,
+and pretrained encoders. Writes `zero_shot.json`, and prints it as a table.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from sklearn.metrics import auc
 from torch.nn.functional import normalize
 from transformers import set_seed
 
-from hf_xmc import LabelIndex, TopK, XMCData, XMCModel, XMCTrainingArguments, load_xmc, with_phrases
+from hf_xmc import Hierarchy, LabelIndex, TopK, XMCData, XMCModel, XMCTrainingArguments, load_xmc, with_phrases
 from hf_xmc.cli import HelpFormatter
 from hf_xmc.data.prepared import SPLITS
 from hf_xmc.experiment.defaults import validation_size
@@ -35,23 +36,30 @@ from hf_xmc.experiment.options import parse
 from hf_xmc.experiment.run import write_json
 from hf_xmc.experiment.settings import ExperimentSettings
 from hf_xmc.experiment.splits import has_labels, hold_out
+from hf_xmc.metrics.calibration import expected_calibration_error, scores_and_hits
 from hf_xmc.metrics.ranking import evaluate_ranking
 from hf_xmc.model.own_votes import overlap_expected
 
 Search = Callable[..., TopK]
 RECIPE = Path(__file__).with_name("static.yaml")
 RARE = 50  # maximum number of training queries of a rare label, before it was hidden
+HIDDEN = 0.1  # fraction of the labels to hide
+FEW = 0.01  # with fewer of the positives of test, labels without training queries do not suffice
 PLACES = 10
+FIRST = 5  # whose probabilities are measured
+RESAMPLES = 1000
 OURS, SCORES = "this model", "its scores, without probabilities"
+PARENTS, ANCESTORS = "with the words of parents", "with the words of all ancestors"
 COLUMNS = {
-    "rare new R@10": f"hidden labels with at most {RARE} training queries, among all labels, on test queries with one",
-    "new R@10": "all hidden labels, likewise",
+    "rare new R@10": f"new labels that at most {RARE} training queries had, among all labels, on test queries with one",
+    "new R@10": "all new labels, likewise",
     "seen P@1": "seen labels among all labels, on test queries with one",
     "seen P@5": "the same",
     "seen R@10": "the same",
     "harmonic mean": "of seen R@10 and rare new R@10",
     "area": "under the curve of these two, as a bonus for new labels goes from none to all ten places",
-    "rare new R@10, alone": "rare hidden labels ranked among the hidden ones",
+    "rare new R@10, alone": "rare new labels ranked among the new ones",
+    "ECE@5": "expected calibration error of the probabilities of the first five labels",
     "new per text": "new labels among the ten, a number per test query",
 }
 
@@ -62,10 +70,19 @@ def main() -> None:
     parser.add_argument(
         "--output_dir", type=Path, required=True, help="output folder; an existing model in it is not trained again"
     )
-    parser.add_argument("--share", type=float, default=0.1, help="fraction of the labels to hide")
+    parser.add_argument(
+        "--share",
+        type=float,
+        help="fraction of the labels to hide; 0 hides none, and labels without training queries are the new ones "
+        f"(default: 0 if they are at least {FEW:g} of the positives of test, else {HIDDEN})",
+    )
     parser.add_argument("--hide_seed", type=int, default=0)
     parser.add_argument(
         "--encoders", nargs="*", default=[], help="pretrained sentence-transformers models to compare with"
+    )
+    parser.add_argument("--encoder_length", type=int, help="maximum number of tokens that these encoders read")
+    parser.add_argument(
+        "--hierarchy", type=Path, help="file of broader labels for `Hierarchy.read`, to measure `parents` too"
     )
     parser.add_argument("--num_queries", type=int, help="test queries to measure seen labels on (default: all)")
     parser.add_argument("train_flags", nargs="*", help="after `--`: flags of train.py, such as --num_train_epochs 1")
@@ -76,11 +93,15 @@ def main() -> None:
     full = load_xmc(options.data)
     if len(full.labels) > full.num_labels:
         raise ValueError(f"{options.data} must have one text per label, but some labels have several.")
-    order = np.random.default_rng(options.hide_seed).permutation(full.num_labels)
-    num_seen = full.num_labels - round(options.share * full.num_labels)
+    share = share_to_hide(full) if options.share is None else options.share
+    new = hidden_labels(full, share, options.hide_seed) if share else np.flatnonzero(full.label_counts() == 0)
+    num_seen = full.num_labels - len(new)
     if not 0 < num_seen < full.num_labels:
-        raise SystemExit(f"--share must hide some of the {full.num_labels} labels and leave some, got {options.share}.")
-    full = with_labels(full, np.concatenate([np.sort(order[:num_seen]), np.sort(order[num_seen:])]))
+        raise SystemExit(
+            f"--share must leave some of the {full.num_labels} labels and make some new, got {share}, which makes "
+            f"{len(new)} new."
+        )
+    full = with_labels(full, np.concatenate([np.setdiff1d(np.arange(full.num_labels), new), new]))
     known = hold_out(with_labels(full, np.arange(num_seen)), validation_size(settings, full))
 
     folder = options.output_dir / "model"
@@ -94,46 +115,92 @@ def main() -> None:
     if model.calibration is None and known.validation is not None:  # an older model
         with overlap_expected():
             calibrate(model, known)
-    model.add_labels(full.labels.select(range(num_seen, full.num_labels)))
     queries = Queries.of(full, num_seen, options.num_queries)
     untrained = plain(build_encoder(settings, with_phrases(known), args.seed), settings)
     encoders = {"the encoder before training": untrained}
-    encoders |= {name: SentenceTransformer(name) for name in options.encoders}
-    report = {"num_train": len(known.train), **compared(model, full, num_seen, queries, encoders)}
+    encoders |= {Path(name).name: pretrained(name, options.encoder_length) for name in options.encoders}
+    hierarchy = None if options.hierarchy is None else Hierarchy.read(options.hierarchy)
+    report = {"num_train": len(known.train), "num_hidden": len(new) if share else 0}
+    report |= compared(model, full, num_seen, queries, encoders, hierarchy)
     write_json(options.output_dir / "zero_shot.json", report)
     print(table(report))
 
 
+def share_to_hide(data: XMCData) -> float:
+    """Return no share if labels without training queries are enough of the positives of test, else a tenth."""
+    positives = np.asarray(data.relevance("test").sum(0)).ravel() if has_labels(data, "test") else np.zeros(1)
+    enough = positives.sum() and positives[data.label_counts() == 0].sum() >= FEW * positives.sum()
+    return 0.0 if enough else HIDDEN
+
+
+def hidden_labels(data: XMCData, share: float, seed: int) -> np.ndarray:
+    """Return a share of the labels, drawn at random, in ascending order."""
+    order = np.random.default_rng(seed).permutation(data.num_labels)
+    return np.sort(order[data.num_labels - round(share * data.num_labels) :])
+
+
+def pretrained(name: str, length: int | None) -> SentenceTransformer:
+    encoder = SentenceTransformer(name)
+    if length is not None:
+        encoder.max_seq_length = length
+    return encoder
+
+
 def compared(
-    model: XMCModel, data: XMCData, num_seen: int, queries: "Queries", encoders: dict[str, SentenceTransformer]
+    model: XMCModel,
+    data: XMCData,
+    num_seen: int,
+    queries: "Queries",
+    encoders: dict[str, SentenceTransformer],
+    hierarchy: Hierarchy | None = None,
 ) -> dict[str, Any]:
-    """Return the report on a model to which labels were added after the ``num_seen`` ones of its training."""
+    """Add the labels after the first ``num_seen`` ones to a model that was trained on these, and return the report."""
     groups, excluded = (np.arange(num_seen), np.arange(num_seen, data.num_labels)), queries.excluded
+    added = data.labels.select(groups[1])
     own = partial(model.search, queries.texts, PLACES, exclude=excluded)
     calibrated = model.calibration is not None
+    model.add_labels(added)
     seen, new = (own(allow=group, probabilities=calibrated) for group in groups)
     alone = queries.precision(seen, groups[0])
-    lists = {OURS: (seen, new, own(probabilities=calibrated)), SCORES: (seen, new, own())}
+    best = own(probabilities=calibrated)
+    lists, probabilities = {OURS: (seen, new, best), SCORES: (seen, new, own())}, {OURS: best}
+    above = {} if hierarchy is None else {PARENTS: hierarchy.parents, ANCESTORS: hierarchy.ancestors}
+    known = set(data.labels["uid"])
+    for name, of in above.items():
+        model.remove_labels(added["uid"])
+        parents = [[one for one in of.get(uid, []) if one in known] for uid in added["uid"]]
+        model.add_labels(added, parents=parents)
+        probabilities[name] = own(probabilities=calibrated)
+        lists[name] = (seen, own(allow=groups[1], probabilities=calibrated), probabilities[name])
     texts = list(data.labels["text"])
     searches: dict[str, Search] = {"BM25": BM25(texts).search}
     searches |= {name: cosine_search(encoder, texts, queries.texts) for name, encoder in encoders.items()}
     for name, search in searches.items():
-        seen, new = (search(queries.texts, PLACES, exclude=excluded, allow=group) for group in groups)
-        lists[name] = (seen, new, merged(seen, new, 0.0))
+        ours, others = (search(queries.texts, PLACES, exclude=excluded, allow=group) for group in groups)
+        lists[name] = (ours, others, merged(ours, others, 0.0))
     systems = {name: queries.figures(*found, num_seen) for name, found in lists.items()}
     for column in ("area", "rare new R@10, alone"):
         systems[SCORES].pop(column, None)  # those of the model
-    return {
+    report = {
         "rare_new_among_all": {"R@10": systems[OURS].get("rare new R@10")},
         "seen": {name: systems[OURS][f"seen {name}"] for name in alone},
         "seen_without_new_labels": alone,
         "bm25": {"rare_new_among_all": {"R@10": systems["BM25"].get("rare new R@10")}},
-        "num_hidden": data.num_labels - num_seen,
+        "num_new": len(added),
         "num_seen": num_seen,
         "num_queries": queries.numbers(num_seen),
         "systems": systems,
         "columns": COLUMNS,
     }
+    if calibrated:
+        for name, found in probabilities.items():
+            systems[name]["ECE@5"] = queries.errors(found).mean
+        report["calibration"] = {
+            "ECE@5": queries.errors(best)._asdict(),
+            "ECE@5 without new labels": queries.errors(seen)._asdict(),
+            "new labels in ten": queries.probabilities_of(best, num_seen),
+        }
+    return report
 
 
 def with_labels(data: XMCData, chosen: np.ndarray) -> XMCData:
@@ -170,6 +237,14 @@ def trained(
         with overlap_expected():
             calibrate(model, known)
     model.save_pretrained(folder)
+
+
+class Error(NamedTuple):
+    """A calibration error, and the ends of the interval with 95 % of its values on samples of the queries."""
+
+    mean: float
+    low: float
+    high: float
 
 
 class Queries(NamedTuple):
@@ -244,6 +319,33 @@ class Queries(NamedTuple):
             metrics["harmonic mean"] = 2 * one * other / max(one + other, 1e-12)
             metrics["area"] = self.area(seen, new, ~hidden, rare)
         return {name: value for name, value in metrics.items() if value is not None}
+
+    def errors(self, found: TopK) -> Error:
+        """Return ECE@5 of probabilities, on the queries on which seen labels are measured."""
+        rows = np.flatnonzero(self.measured)
+        label_ids, probabilities = (part[rows, :FIRST] for part in found)
+        hits = self.relevance[rows[:, None], np.maximum(label_ids, 0)].toarray() > 0
+        rng, errors = np.random.default_rng(0), []
+        for drawn in (np.arange(len(rows)), *rng.integers(0, len(rows), (RESAMPLES, len(rows)))):
+            kept = label_ids[drawn] >= 0
+            errors.append(expected_calibration_error(probabilities[drawn][kept], hits[drawn][kept]))
+        return Error(errors[0], *np.quantile(errors[1:], [0.025, 0.975]).tolist())
+
+    def probabilities_of(self, found: TopK, num_seen: int) -> dict[str, float]:
+        """Compare the probabilities of new labels among the ten with the fraction that are right."""
+        rows = np.flatnonzero(self.measured)
+        label_ids, scores = (part[rows] for part in found)
+        new = TopK(np.where(label_ids >= num_seen, label_ids, -1), scores)
+        probabilities, hits = scores_and_hits(new, self.relevance[rows])
+        if not len(hits):
+            return {"number": 0}
+        error = expected_calibration_error(probabilities, hits)
+        return {
+            "number": len(hits),
+            "probability": float(probabilities.mean()),
+            "right": float(hits.mean()),
+            "ECE": error,
+        }
 
     def area(self, seen: TopK, new: TopK, of_seen: np.ndarray, of_new: np.ndarray) -> float:
         """Return the area under the curve of the recalls of both kinds, as a bonus for new labels grows."""

@@ -215,7 +215,7 @@ def unseen_labels(found: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         for system, metrics in found["systems"].items()
     ]
     caption = (
-        f"{found['num_hidden']:,} labels were hidden from training and added later by their text, next to "
+        f"{found['num_new']:,} labels were not seen in training and were added later by their text, next to "
         f"{found['num_seen']:,} labels seen in training; percent. {meanings}."
     )
     table = {"caption": caption, "heads": ["System", *found["columns"]], "rows": rows, "ours": []}

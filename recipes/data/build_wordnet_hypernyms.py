@@ -4,7 +4,8 @@
     python recipes/data/build_wordnet_hypernyms.py --wordnet /usr/share/wordnet --output_dir my-copy
 
 A query is a noun or verb synset; its labels are all its hypernym ancestors. README.md next to the data states every
-rule. WordNet's manual page wndb(5WN) describes the file format.
+rule. WordNet's manual page wndb(5WN) describes the file format. `--parents` also writes the direct hypernyms of all
+synsets, for `hf_xmc.Hierarchy.read`.
 """
 
 import argparse
@@ -67,6 +68,13 @@ def build(synsets: dict[str, tuple[str, str, list[str]]], output_dir: Path) -> N
     write_data_set(output_dir, {uid: texts[uid] for uid in label_ids}, texts, ancestors, is_test)
 
 
+def write_parents(path: Path, synsets: dict[str, tuple[str, str, list[str]]]) -> None:
+    """Write a line ``uid TAB parent_uid`` for each direct hypernym of a synset; those of a cycle are left out."""
+    pairs = ((uid, parent) for uid in sorted(synsets) for parent in synsets[uid][2])
+    lines = (f"{uid}\t{parent}\n" for uid, parent in pairs if uid not in ancestors_of(parent, synsets))
+    path.write_text("".join(lines))
+
+
 def write_data_set(
     output_dir: Path,
     labels: Mapping[str, tuple[str, str]],
@@ -110,6 +118,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"), help="data.noun's folder")
     parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--parents", type=Path, help="file for the direct hypernyms of all synsets")
     arguments = parser.parse_args()
     both = {**read_synsets(arguments.wordnet / "data.noun"), **read_synsets(arguments.wordnet / "data.verb")}
     build(both, arguments.output_dir)
+    if arguments.parents is not None:
+        write_parents(arguments.parents, both)

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from datasets import Dataset
 from helpers import dataset_layouts
 
-from hf_xmc import XMCData, load_xmc
+from hf_xmc import Hierarchy, XMCData, load_xmc
 from hf_xmc.data.readers.formats import read_json_labels, read_lines
 
 DATA = Path(__file__).parents[2] / "recipes" / "data"
@@ -99,6 +99,25 @@ def test_the_build_script_follows_the_pointers_of_wordnet(tmp_path):
     dinghy = next(ids for text, ids in found.items() if text.startswith("dinghy"))
     assert dinghy == {"entity", "ice boat, boat"}
     assert not any("licence" in text for text in found)
+
+
+def test_the_build_script_writes_direct_hypernyms_without_cycles(tmp_path):
+    (tmp_path / "data.noun").write_text(WORDNET["data.noun"])
+    verbs = """00000007 29 v 01 restrain 0 001 @ 00000008 v 0000 | keep back
+00000008 29 v 01 inhibit 0 002 @ 00000007 v 0000 @ 00000009 v 0000 | hold back
+00000009 29 v 01 control 0 000 00 | lessen
+"""
+    (tmp_path / "data.verb").write_text(verbs)
+    script, parents = DATA / "build_wordnet_hypernyms.py", tmp_path / "parents.tsv"
+    where = ["--wordnet", tmp_path, "--output_dir", tmp_path / "built", "--parents", parents]
+    subprocess.run([sys.executable, script, *where], check=True, timeout=60)
+    assert Hierarchy.read(parents).parents == {
+        "n00000002": ["n00000001"],
+        "n00000003": ["n00000002"],
+        "n00000005": ["n00000002"],
+        "n00000006": ["n00000002"],
+        "v00000008": ["v00000009"],
+    }
 
 
 def rewrite(path, number, change):

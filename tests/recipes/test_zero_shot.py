@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from helpers import dataset_layouts
 
-from hf_xmc import TopK, XMCData, XMCModel
+from hf_xmc import Hierarchy, TopK, XMCData, XMCModel, static_encoder
+from hf_xmc.metrics.calibration import expected_calibration_error
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 import zero_shot
@@ -34,6 +36,21 @@ def test_hidden_labels_leave_no_trace(data):
     assert known.test[:] == {"text": ["d", "e", "f"], "label_ids": [[0], [1], []]}
     assert known.filter_pairs["train"].tolist() == [[0, 1], [1, 0]]
     assert known.filter_pairs["test"].tolist() == [[2, 1]]
+
+
+def test_labels_are_hidden_only_without_enough_new_ones(data):
+    assert data.label_counts().tolist() == [1, 0, 2, 1]
+    assert zero_shot.share_to_hide(data) == 0  # the car is 1 of 5 positives of test
+    rest = zero_shot.with_labels(data, np.array([0, 2, 3]))
+    assert zero_shot.share_to_hide(rest) == 0.1
+    assert zero_shot.share_to_hide(zero_shot.replace(data, test=None, filter_pairs={})) == 0.1
+
+
+def test_hidden_labels_follow_from_the_seed(data):
+    drawn = [zero_shot.hidden_labels(data, 0.5, seed).tolist() for seed in range(20)]
+    assert drawn == [zero_shot.hidden_labels(data, 0.5, seed).tolist() for seed in range(20)]
+    assert all(len(one) == 2 and one == sorted(set(one)) for one in drawn)
+    assert {label for one in drawn for label in one} == {0, 1, 2, 3}
 
 
 def top(rows):
@@ -84,6 +101,137 @@ def test_bm25_worked_out_by_hand():
     assert index.search(["sail"], 1, exclude=np.empty((0, 2), int), allow=np.array([0])).label_ids.tolist() == [[0]]
 
 
+def test_calibration_errors_worked_out_by_hand(data):
+    queries = zero_shot.Queries.of(data, num_seen=2)
+    best = TopK(np.array([[3, 1, -1], [1, 0, -1], [2, 1, 3]]), np.array([[0.9, 0.5, -np.inf], [1, 0, 0], [1, 1, 0]]))
+    found = queries.errors(best)
+    # Right are the label at 0.9, not that at 0.5, two of three at 1, and one of two at 0.
+    assert found.mean == pytest.approx((0.1 + 0.5 + 1 + 1) / 7)
+    assert 0 <= found.low <= found.mean <= found.high <= 1
+    assert found == queries.errors(best)
+    of_new = queries.probabilities_of(best, 2)  # tree is right, pet too, and the last tree is not
+    assert of_new == {
+        "number": 3,
+        "probability": pytest.approx(1.9 / 3),
+        "right": pytest.approx(2 / 3),
+        "ECE": pytest.approx(0.1 / 3),
+    }
+    assert queries.probabilities_of(best, 4) == {"number": 0}
+
+
+def test_calibration_errors_leave_out_queries_that_only_measure_rare_labels(data):
+    queries = zero_shot.Queries.of(data, num_seen=2, number=1)
+    best = TopK(np.array([[3], [3]]), np.array([[0.5], [0.5]]))
+    assert queries.errors(best) == zero_shot.Error(0.5, 0.5, 0.5)  # tree is right for the first
+    assert queries.probabilities_of(best, 2)["right"] == 1
+
+
+SEEN = [f"seen{i} topic{i % 7}" for i in range(40)]
+NEW = [f"fresh{i}" for i in range(30)]
+
+
+def rows(numbers, words):
+    texts = [f"about {SEEN[i]} {word}" for i in numbers for word in words]
+    return Dataset.from_dict({"text": texts, "label_ids": [[i] for i in numbers for _ in words]})
+
+
+@pytest.fixture(scope="module")
+def reported():
+    """A report on 30 new labels, of which each test query has one that it names, or the name of whose parent."""
+    words = [f"word{k}" for k in range(6)]
+    encoder = static_encoder([*SEEN, *NEW, "about", *words], embedding_dim=64, device="cpu")
+    vectors = 5 * torch.from_numpy(encoder.encode_document(SEEN))
+    labels = Dataset.from_dict({"uid": [f"S{i}" for i in range(40)], "text": SEEN, "seen": [True] * 40})
+    model = XMCModel(encoder, labels, label_vectors=vectors)
+    model.remember(rows(range(40), words[:2]))
+    model.calibrate(rows(range(40), words[2:4]))
+    uids = [*labels["uid"], *(f"N{i}" for i in range(30))]
+    texts = [f"about fresh{i} word4" if i < 5 else f"about {SEEN[i]} word5" for i in range(30)]
+    data = XMCData(
+        train=rows(range(40), words[:2]),
+        test=Dataset.from_dict({"text": texts, "label_ids": [[40 + i, i] for i in range(30)]}),
+        labels=Dataset.from_dict({"uid": uids, "text": [*SEEN, *NEW]}),
+    )
+    hierarchy = Hierarchy({f"N{i}": [f"S{i}", "a uid that no label has"] for i in range(5, 30)})
+    queries = zero_shot.Queries.of(data, 40)
+    report = zero_shot.compared(model, data, 40, queries, {"untrained": encoder}, hierarchy)
+    return data, model, report
+
+
+def test_new_labels_are_compared_in_every_system(reported):
+    _, _, report = reported
+    systems = report["systems"]
+    assert set(systems) == {
+        zero_shot.OURS,
+        zero_shot.SCORES,
+        zero_shot.PARENTS,
+        zero_shot.ANCESTORS,
+        "BM25",
+        "untrained",
+    }
+    assert report["num_new"] == 30
+    assert report["num_queries"] == {"rare new": 30, "new": 30, "seen": 30}
+    assert report["rare_new_among_all"] == {"R@10": systems[zero_shot.OURS]["rare new R@10"]}
+    assert report["bm25"]["rare_new_among_all"] == {"R@10": systems["BM25"]["rare new R@10"]}
+    assert {"area", "rare new R@10, alone"}.isdisjoint(systems[zero_shot.SCORES])
+    assert [name for name, found in systems.items() if "ECE@5" in found] == [
+        zero_shot.OURS,
+        zero_shot.PARENTS,
+        zero_shot.ANCESTORS,
+    ]
+    lines = zero_shot.table(report).splitlines()
+    assert len(lines) == 2 + len(systems)
+    assert f"| {100 * systems[zero_shot.OURS]['ECE@5']:.2f} |" in lines[2]
+
+
+def test_parents_find_labels_whose_own_words_no_query_has(reported):
+    _, _, report = reported
+    plain, parents = (report["systems"][name] for name in (zero_shot.OURS, zero_shot.PARENTS))
+    assert plain["rare new R@10"] == pytest.approx(5 / 30, abs=0.1)
+    assert parents["rare new R@10"] > 0.9
+    assert report["systems"][zero_shot.ANCESTORS] == parents  # there is one generation
+
+
+def test_reported_calibration_is_that_of_the_predictions(reported):
+    data, model, report = reported
+    model.remove_labels([f"N{i}" for i in range(30)])
+    model.add_labels(data.labels.select(range(40, 70)))
+    found = model.predict(data.test["text"][:], 10)
+    positives = [{data.labels["uid"][one] for one in ids} for ids in data.test["label_ids"]]
+    answers = [(one.score, one.uid in ids) for labels, ids in zip(found, positives, strict=True) for one in labels[:5]]
+    error = expected_calibration_error(*map(np.array, zip(*answers, strict=True)))
+    assert report["calibration"]["ECE@5"]["mean"] == pytest.approx(error)
+    assert report["calibration"]["new labels in ten"]["number"] == sum(
+        one.uid.startswith("N") for labels in found for one in labels
+    )
+    assert report["calibration"]["ECE@5"]["low"] < report["calibration"]["ECE@5"]["high"]
+
+
+@pytest.mark.slow
+def test_zero_shot_takes_labels_that_no_training_query_has(bert_folder, monkeypatch, tmp_path):
+    (tmp_path / "data").mkdir()
+    old = [(text, [one for one in ids if one != 4]) for text, ids in dataset_layouts.TRAIN]  # nothing is blue
+    monkeypatch.setattr(dataset_layouts, "TRAIN", old)
+    dataset_layouts.write_reference(tmp_path / "data")
+    flags = ["--embedding_dim", "8", "--num_train_epochs", "1", "--validation_size", "0.3", "--use_cpu", "true"]
+    where = ["--data", tmp_path / "data", "--output_dir", tmp_path / "zero_shot"]
+    (tmp_path / "parents.tsv").write_text("4\t3\n")
+    more = ["--encoders", bert_folder, "--encoder_length", "5", "--hierarchy", tmp_path / "parents.tsv"]
+    monkeypatch.setattr(sys, "argv", list(map(str, ["zero_shot.py", *where, *more, "--", *flags])))
+    zero_shot.main()
+    report = json.loads((tmp_path / "zero_shot" / "zero_shot.json").read_text())
+    assert (report["num_new"], report["num_hidden"], report["num_seen"]) == (1, 0, 4)
+    assert report["num_queries"]["rare new"] == 1
+    assert {bert_folder.name, zero_shot.PARENTS, zero_shot.ANCESTORS} < set(report["systems"])
+    assert zero_shot.pretrained(str(bert_folder), 5).max_seq_length == 5
+    assert set(report["rare_new_among_all"]) == set(report["bm25"]["rare_new_among_all"]) == {"R@10"}
+    model = XMCModel.from_pretrained(tmp_path / "zero_shot" / "model")
+    assert sorted(model.labels["text"]) == ["animal", "boat", "car", "red"]
+    monkeypatch.setattr(sys, "argv", list(map(str, ["zero_shot.py", *where, "--share", "1"])))
+    with pytest.raises(SystemExit, match="--share must leave some of the 5 labels"):
+        zero_shot.main()
+
+
 @pytest.mark.slow
 def test_zero_shot_adds_hidden_labels_by_text_and_measures_them(capsys, monkeypatch, tmp_path):
     (tmp_path / "data").mkdir()
@@ -94,7 +242,7 @@ def test_zero_shot_adds_hidden_labels_by_text_and_measures_them(capsys, monkeypa
     monkeypatch.setattr(sys, "argv", list(map(str, command)))
     zero_shot.main()
     report = json.loads((tmp_path / "zero_shot" / "zero_shot.json").read_text())
-    assert (report["num_hidden"], report["num_seen"]) == (2, 3)
+    assert (report["num_new"], report["num_hidden"], report["num_seen"]) == (2, 2, 3)
     assert {zero_shot.OURS, zero_shot.SCORES, "BM25", "the encoder before training"} == set(report["systems"])
     for metrics in report["systems"].values():
         assert all(0 <= value <= 1 for name, value in metrics.items() if name != "new per text")
