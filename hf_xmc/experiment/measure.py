@@ -31,6 +31,11 @@ PRECISIONS = (0.7, 0.8, 0.9)  # for which thresholds are chosen
 def complete(model: XMCModel, full: XMCData, data: XMCData, settings: ExperimentSettings) -> dict[str, Any]:
     """Add memory and calibration to a trained model, as far as the data allow, and return the metrics.
 
+    ``labels`` and ``memory`` in them are the metrics of the model without and with its memory. They rank labels as
+    ``predict`` does: by probability if the model is calibrated, which matters for new labels alone. The calibration is
+    that of the model with its memory. So next to ``memory``, ``labels`` ranks by scores, as ``predict`` does if the
+    saved model is loaded without its memory and calibration.
+
     Args:
         model: The trained model.
         full: The data as they were loaded.

@@ -203,6 +203,20 @@ def test_metrics_of_a_training_rank_as_predict_does(memory, tmp_path):
     assert wanted["labels_per_text"] == pytest.approx(len(above) / 12)
 
 
+def test_metrics_of_labels_are_those_of_the_model_without_its_memory(tmp_path):
+    data, model = with_new_positives(), build(memory=False)
+    model.calibration = None  # as it is after training
+    metrics = complete(model, data, data, ExperimentSettings(data="data"))
+    model.save_pretrained(tmp_path / "model")
+    loaded = XMCModel.from_pretrained(tmp_path / "model", parts=["label_index"])
+    for k in (1, 5):
+        found = [labels[:k] for labels in loaded.predict(data.test["text"][:], 10)]
+        right = [f"N{row // 2}" in uids_of(labels) for row, labels in enumerate(found)]
+        assert metrics["labels"][f"P@{k}"] == pytest.approx(np.mean(right) / k)
+    assert metrics["labels"]["P@1"] == 0  # by scores, new labels come after seen ones
+    assert metrics["memory"]["P@1"] > 0.5
+
+
 @pytest.mark.parametrize("several", [True, False])
 def test_saved_model_knows_its_new_labels(several, tmp_path):
     model = build(several=several)
