@@ -10,7 +10,7 @@ and pretrained encoders. Writes `zero_shot.json`, and prints it as a table.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -84,6 +84,9 @@ def main() -> None:
     parser.add_argument(
         "--hierarchy", type=Path, help="file of broader labels for `Hierarchy.read`, to measure `parents` too"
     )
+    parser.add_argument(
+        "--reserve", type=int, nargs="*", default=[], help="numbers of the ten places to reserve for new labels"
+    )
     parser.add_argument("--num_queries", type=int, help="test queries to measure seen labels on (default: all)")
     parser.add_argument("train_flags", nargs="*", help="after `--`: flags of train.py, such as --num_train_epochs 1")
     options = parser.parse_args()
@@ -121,7 +124,7 @@ def main() -> None:
     encoders |= {Path(name).name: pretrained(name, options.encoder_length) for name in options.encoders}
     hierarchy = None if options.hierarchy is None else Hierarchy.read(options.hierarchy)
     report = {"num_train": len(known.train), "num_hidden": len(new) if share else 0}
-    report |= compared(model, full, num_seen, queries, encoders, hierarchy)
+    report |= compared(model, full, num_seen, queries, encoders, hierarchy, options.reserve)
     write_json(options.output_dir / "zero_shot.json", report)
     print(table(report))
 
@@ -153,6 +156,7 @@ def compared(
     queries: "Queries",
     encoders: dict[str, SentenceTransformer],
     hierarchy: Hierarchy | None = None,
+    reserve: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Add the labels after the first ``num_seen`` ones to a model that was trained on these, and return the report."""
     groups, excluded = (np.arange(num_seen), np.arange(num_seen, data.num_labels)), queries.excluded
@@ -164,6 +168,10 @@ def compared(
     alone = queries.precision(seen, groups[0])
     best = own(probabilities=calibrated)
     lists, probabilities = {OURS: (seen, new, best), SCORES: (seen, new, own())}, {OURS: best}
+    reserved = {f"with {number} places reserved": number for number in reserve if calibrated}
+    for name, number in reserved.items():
+        probabilities[name] = own(probabilities=True, new=number)
+        lists[name] = (seen, new, probabilities[name])
     above = {} if hierarchy is None else {PARENTS: hierarchy.parents, ANCESTORS: hierarchy.ancestors}
     known = set(data.labels["uid"])
     for name, of in above.items():
@@ -179,8 +187,9 @@ def compared(
         ours, others = (search(queries.texts, PLACES, exclude=excluded, allow=group) for group in groups)
         lists[name] = (ours, others, merged(ours, others, 0.0))
     systems = {name: queries.figures(*found, num_seen) for name, found in lists.items()}
-    for column in ("area", "rare new R@10, alone"):
-        systems[SCORES].pop(column, None)  # those of the model
+    for name in (SCORES, *reserved):
+        for column in ("area", "rare new R@10, alone"):
+            systems[name].pop(column, None)  # those of the model
     report = {
         "rare_new_among_all": {"R@10": systems[OURS].get("rare new R@10")},
         "seen": {name: systems[OURS][f"seen {name}"] for name in alone},

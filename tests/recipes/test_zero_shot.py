@@ -154,7 +154,7 @@ def reported():
     )
     hierarchy = Hierarchy({f"N{i}": [f"S{i}", "a uid that no label has"] for i in range(5, 30)})
     queries = zero_shot.Queries.of(data, 40)
-    report = zero_shot.compared(model, data, 40, queries, {"untrained": encoder}, hierarchy)
+    report = zero_shot.compared(model, data, 40, queries, {"untrained": encoder}, hierarchy, [5])
     return data, model, report
 
 
@@ -166,6 +166,7 @@ def test_new_labels_are_compared_in_every_system(reported):
         zero_shot.SCORES,
         zero_shot.PARENTS,
         zero_shot.ANCESTORS,
+        "with 5 places reserved",
         "BM25",
         "untrained",
     }
@@ -173,9 +174,14 @@ def test_new_labels_are_compared_in_every_system(reported):
     assert report["num_queries"] == {"rare new": 30, "new": 30, "seen": 30}
     assert report["rare_new_among_all"] == {"R@10": systems[zero_shot.OURS]["rare new R@10"]}
     assert report["bm25"]["rare_new_among_all"] == {"R@10": systems["BM25"]["rare new R@10"]}
-    assert {"area", "rare new R@10, alone"}.isdisjoint(systems[zero_shot.SCORES])
+    five = systems["with 5 places reserved"]
+    for found in (systems[zero_shot.SCORES], five):
+        assert {"area", "rare new R@10, alone"}.isdisjoint(found)
+    assert five["new per text"] >= max(5, systems[zero_shot.OURS]["new per text"])
+    assert five["seen P@5"] == systems[zero_shot.OURS]["seen P@5"]
     assert [name for name, found in systems.items() if "ECE@5" in found] == [
         zero_shot.OURS,
+        "with 5 places reserved",
         zero_shot.PARENTS,
         zero_shot.ANCESTORS,
     ]
