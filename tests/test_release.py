@@ -29,6 +29,18 @@ def test_the_workflow_runs_all_that_ci_runs():
     assert any(selected in command and "--dist loadfile" in command for command in COMMANDS)
 
 
+def test_the_workflow_installs_the_programs_that_tests_need():
+    install = "apt-get install --yes"
+    installed = {
+        name: [step["run"].rpartition(install)[2].split() for step in job["steps"] if install in step.get("run", "")]
+        for name, job in WORKFLOW["jobs"].items()
+    }
+    assert installed["test"] == [["mandoc"]]  # a test of manual pages is skipped without it
+    assert installed["test-browser"] == [["chromium-browser"]]
+    wanted = re.search(r"--no-install-recommends (.*)$", (ROOT / ".ci" / "run").read_text(), flags=re.M)[1].split()
+    assert wanted == ["chromium", "fonts-dejavu-core", "mandoc"]
+
+
 def test_the_workflow_tests_each_supported_python_on_three_systems():
     matrix = WORKFLOW["jobs"]["test"]["strategy"]["matrix"]
     assert (

@@ -14,8 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import scipy.sparse as sp
 
-from hf_xmc import load_xmc
+from hf_xmc import XMCData, load_xmc
 from hf_xmc.cli import HelpFormatter
 from hf_xmc.experiment.baselines import DEEP, neighbors, omikuji_trees, tfidf
 from hf_xmc.metrics.frequency import inverse_propensity
@@ -31,12 +32,7 @@ def main() -> None:
     parser.add_argument("--neighbours", type=int, default=20)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    data = load_xmc(options.data)
-    features = tfidf(list(data.train["text"]), list(data.split(options.split)["text"]))
-    if features is None:
-        raise SystemExit(1)
-    known, asked = features
-
+    data, known, asked = read(options.data, options.split)
     found, seconds = {}, {}
     frequent = np.argsort(-data.label_counts(), kind="stable")[:DEEP]
     found["most frequent"] = np.tile(frequent, (asked.shape[0], 1))
@@ -49,16 +45,29 @@ def main() -> None:
             start = time.process_time()
             found[name] = omikuji_trees(known, data, asked, settings)
             seconds[name] = time.process_time() - start
-    weights = inverse_propensity(data.label_counts(), len(data.train))
     rows = {}
     for name, label_ids in found.items():
-        pairs = data.filter_pairs.get(options.split)
-        relevance = data.relevance(options.split)
-        metrics = evaluate_ranking(label_ids, relevance, inverse_propensity=weights, filter_pairs=pairs)
-        rows[name] = {metric: round(100 * metrics[metric], 2) for metric in METRICS}
+        rows[name] = measure(data, options.split, label_ids)
         print(name, rows[name], f"{seconds[name]:.0f} s" if name in seconds else "", flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
+
+
+def read(path: str, split: str) -> tuple[XMCData, sp.csr_matrix, sp.csr_matrix]:
+    """Return a data set, and the tf-idf features of its training texts and of a split."""
+    data = load_xmc(path)
+    features = tfidf(list(data.train["text"]), list(data.split(split)["text"]))
+    if features is None:
+        raise SystemExit(1)  # the warning of tfidf says why
+    return data, *features
+
+
+def measure(data: XMCData, split: str, label_ids: np.ndarray) -> dict[str, float]:
+    """Return the metrics of predicted labels ``(N, k)`` of a split, in percent."""
+    weights = inverse_propensity(data.label_counts(), len(data.train))
+    pairs = data.filter_pairs.get(split)
+    metrics = evaluate_ranking(label_ids, data.relevance(split), inverse_propensity=weights, filter_pairs=pairs)
+    return {metric: round(100 * metrics[metric], 2) for metric in METRICS}
 
 
 if __name__ == "__main__":

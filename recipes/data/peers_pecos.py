@@ -45,13 +45,9 @@ def run_pecos(folder: Path) -> None:
 
 
 def main() -> None:
-    from peers import METRICS
+    from peers import measure, read
 
-    from hf_xmc import load_xmc
     from hf_xmc.cli import HelpFormatter
-    from hf_xmc.experiment.baselines import tfidf
-    from hf_xmc.metrics.frequency import inverse_propensity
-    from hf_xmc.metrics.ranking import evaluate_ranking
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--data", required=True)
@@ -59,11 +55,7 @@ def main() -> None:
     parser.add_argument("--peers_python", required=True, help="Python interpreter with libpecos")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    data = load_xmc(options.data)
-    features = tfidf(list(data.train["text"]), list(data.split(options.split)["text"]))
-    if features is None:
-        raise SystemExit(1)
-    known, asked = features
+    data, known, asked = read(options.data, options.split)
     relevance = sp.csr_matrix(data.relevance("train") > 0, dtype=np.float32)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -71,11 +63,7 @@ def main() -> None:
             sp.save_npz(folder / f"{part}.npz", sp.csr_matrix(matrix), compressed=False)
         subprocess.run([options.peers_python, __file__, "--run", name], check=True)
         found, seconds = np.load(folder / "found.npy"), json.loads((folder / "seconds.json").read_text())
-    weights = inverse_propensity(data.label_counts(), len(data.train))
-    pairs = data.filter_pairs.get(options.split)
-    truth = data.relevance(options.split)
-    metrics = evaluate_ranking(found, truth, inverse_propensity=weights, filter_pairs=pairs)
-    row = {metric: round(100 * metrics[metric], 2) for metric in METRICS}
+    row = measure(data, options.split, found)
     print("PECOS XR-Linear", row, {part: round(value, 1) for part, value in seconds.items()})
     if options.json:
         options.json.write_text(json.dumps({**row, "seconds": seconds}, indent=1))
