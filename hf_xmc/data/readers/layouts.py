@@ -194,7 +194,8 @@ def _table_names(name: str) -> tuple[str, ...]:
     return f"{name}.jsonl", f"{name}.parquet"
 
 
-LAYOUTS: tuple[tuple[tuple[str, ...], Callable[[Path, str], XMCData]], ...] = (  # each has one of these files
+Reader = Callable[[Path, str], XMCData]  # reads a folder; the string says how to decode invalid UTF-8
+LAYOUTS: tuple[tuple[tuple[str, ...], Reader], ...] = (  # each has one of these files
     ((PREPARED,), _load_prepared),
     ((*_json_names("lbl"), *_json_names("trn")), _load_raw),
     *((layout.marks, layout.load) for layout in (REFERENCE, PECOS, REPOSITORY)),
@@ -203,7 +204,7 @@ LAYOUTS: tuple[tuple[tuple[str, ...], Callable[[Path, str], XMCData]], ...] = ( 
 )
 
 
-def layouts_of(folder: Path) -> list[tuple[Path, Callable[[Path, str], XMCData]]]:
+def layouts_of(folder: Path) -> list[tuple[Path, Reader]]:
     """Return the layouts of a folder, each with its reader and a file that identifies it."""
     found = [([folder / name for name in names if (folder / name).exists()], read) for names, read in LAYOUTS]
     return [(paths[0], read) for paths, read in found if paths]
