@@ -247,31 +247,40 @@ def spread(values: list[float]) -> str:
 
 def plot(results: list[dict], options: argparse.Namespace, path: Path) -> None:
     """Draw R@100 by label frequency, and P@1 by the number of random negatives."""
-    from hf_xmc.experiment.plots import COLORS, panels, style
+    recall, precision = {}, {}
+    for loss in LOSSES:
+        if runs := with_deciles(chosen(results, options, "losses", loss)):
+            recall[loss] = [
+                100 * statistics.mean(run["deciles"][tenth]["recall"] for run in runs) for tenth in range(10)
+            ]
+    for loss in ("decoupled softmax", "softmax"):
+        rows = [(f"{number:,}", chosen(results, options, "negatives", loss, random=number)) for number in RANDOM]
+        rows.append(("all", chosen(results, options, "losses", loss)))
+        values = {name: [100 * run["test"]["P@1"] for run in runs] for name, runs in rows if runs}
+        precision[loss] = [
+            (name, statistics.mean(value), statistics.stdev(value) if len(value) > 1 else 0.0)
+            for name, value in values.items()
+        ]
+    draw(recall, precision, path)
+
+
+def draw(recall: dict[str, list[float]], precision: dict[str, list[tuple[str, float, float]]], path: Path) -> None:
+    """Draw R@100 of ten groups of labels, and P@1 with its standard deviation by the number of negatives."""
+    from hf_xmc.experiment.plots import COLORS, legend, panels, style
 
     color = dict(zip(LOSSES, COLORS, strict=True))
     with style():
-        figure, axes = panels(1, 2, size=(4.8, 3.8))
-        left, right = axes[0]
-        for loss in LOSSES:
-            if runs := with_deciles(chosen(results, options, "losses", loss)):
-                means = [100 * statistics.mean(run["deciles"][tenth]["recall"] for run in runs) for tenth in range(10)]
-                left.plot(range(1, 11), means, marker="o", label=loss, color=color[loss])
-        left.set(xlabel="labels by frequency in training, tenths", title="R@100, %", ylim=(-2, 102))
-        for loss in ("decoupled softmax", "softmax"):
-            rows = [(str(number), chosen(results, options, "negatives", loss, random=number)) for number in RANDOM]
-            rows = [row for row in [*rows, ("all", chosen(results, options, "losses", loss))] if row[1]]
-            values = [[100 * run["test"]["P@1"] for run in runs] for _, runs in rows]
-            errors = [statistics.stdev(value) if len(value) > 1 else 0.0 for value in values]
-            means = [statistics.mean(value) for value in values]
-            right.errorbar([name for name, _ in rows], means, errors, marker="o", label=loss, color=color[loss])
-        right.set(xlabel="random labels in addition to those of the batch", title="P@1, %")
-        handles, labels = left.get_legend_handles_labels()
-        if not handles:  # too few labels for ten groups
-            handles, labels = right.get_legend_handles_labels()
-        if handles:
-            figure.legend(handles, labels, loc="outside lower center", ncols=3)
-        figure.savefig(path, dpi=80)
+        figure, axes = panels(2)
+        top, bottom = axes[:, 0]
+        for loss, means in recall.items():
+            top.plot(range(1, 11), means, marker="o", label=loss, color=color[loss])
+        top.set(xlabel="labels by frequency in training, tenths", title="R@100, %", ylim=(-2, 102), xticks=range(1, 11))
+        for loss, points in precision.items():
+            if points:
+                bottom.errorbar(*zip(*points, strict=True), marker="o", label=loss, color=color[loss])
+        bottom.set(xlabel="random labels in addition to those of the batch", title="P@1, %")
+        legend(figure)
+        figure.savefig(path)
 
 
 if __name__ == "__main__":

@@ -269,7 +269,7 @@ def table(curve: list[dict]) -> str:
 
 def plot(curves: dict[str, list[list[dict]]], path: Path) -> None:
     """Draw a panel for each metric, with a column for each case if there are several."""
-    from hf_xmc.experiment.plots import COLORS, panels, style
+    from hf_xmc.experiment.plots import COLORS, legend, panels, style
 
     first = next(iter(curves.values()))[0][0]
     wanted = {
@@ -283,11 +283,11 @@ def plot(curves: dict[str, list[list[dict]]], path: Path) -> None:
     losses = list(dict.fromkeys(name.rpartition(": ")[2] for name in curves))
     alone = len(cases) == 1
     with style():
-        shape = (1, len(metrics)) if alone else (len(metrics), len(cases))
-        figure, axes = panels(*shape, size=(2.9, 2.6) if alone else (2.3, 1.7), sharex=True, sharey=True)
+        shape = (-(-len(metrics) // 2), min(2, len(metrics))) if alone else (len(metrics), len(cases))
+        figure, axes = panels(*shape, size=(3.1, 2.4) if alone else (2.3, 1.7), sharex=True, sharey=True)
         for row, metric in enumerate(metrics):
             for column, case in enumerate(cases):
-                axis = axes[0, row] if alone else axes[row, column]
+                axis = axes.flat[row] if alone else axes[row, column]
                 for loss, color in zip(losses, COLORS, strict=False):
                     for run in curves.get(f"{case}: {loss}" if case else loss, []):
                         steps, values = [point["step"] for point in run], [100 * point[metric] for point in run]
@@ -299,9 +299,8 @@ def plot(curves: dict[str, list[list[dict]]], path: Path) -> None:
                 axis.set(xlabel="steps" if row == len(metrics) - 1 else "")
                 axis.set_title(fill(case, 20) if row == 0 else "", fontsize=10)
                 axis.set_ylabel(wanted[metric] if column == 0 else "", fontsize=9)
-        handles = dict(zip(*axes[0, 0].get_legend_handles_labels()[::-1], strict=True))
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(losses))
-        figure.savefig(path, dpi=80)
+        legend(figure)
+        figure.savefig(path)
 
 
 if __name__ == "__main__":

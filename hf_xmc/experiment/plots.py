@@ -1,4 +1,7 @@
-"""The visual style of all plots: colors that are distinct without color vision, and light axes."""
+"""The visual style of all plots: colors that are distinct without color vision, and light axes.
+
+All plots, also those of the recipes and of the documentation, are drawn by :func:`panels` in :func:`style`.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,7 @@ STYLE: Any = {
     "legend.frameon": False,
     "lines.linewidth": 1.8,
     "lines.markersize": 4,
+    "savefig.dpi": 110,  # a panel has 506 pixels
     "svg.hashsalt": "hf_xmc",  # equal plots give equal files
 }
 
@@ -52,6 +56,22 @@ def panels(rows: int = 1, columns: int = 1, size: tuple[float, float] = PANEL, *
     """
     figure = Figure(figsize=(columns * size[0], rows * size[1]), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **settings)
+
+
+def legend(figure: Figure, columns: int = 3) -> None:
+    """Add a legend below the panels, where it covers no curve. Each label occurs once, even if several curves have it.
+
+    Args:
+        figure: A figure of :func:`panels`.
+        columns: Maximum number of labels in a row.
+    """
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    if handles:
+        ncols = min(columns, len(handles))
+        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=ncols)
 
 
 def data_uri(figure: Figure) -> str:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.ticker import MaxNLocator
 
-from hf_xmc.experiment.plots import BLUE, data_uri, panels, style
+from hf_xmc.experiment.plots import BLUE, data_uri, legend, panels, style
 
 SHOWN = ("P@1", "P@5", "R@100")  # validation metrics during training
 
@@ -48,7 +48,7 @@ def _curves(title: str, curves: Mapping[str, Sequence[tuple[float, float]]], alt
         whole = all(epoch == round(epoch) for points in curves.values() for epoch, _ in points)
         axes[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=6, integer=whole))
         if len(curves) > 1:
-            figure.legend(loc="outside lower center", ncols=len(curves))
+            legend(figure)
         return Plot(data_uri(figure), alt, caption)
 
 

@@ -212,33 +212,30 @@ def line(row: dict) -> str:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    from hf_xmc.experiment.plots import style
+    """Draw the time and the memory of each variant by the number of labels, with a column for each loss."""
+    from hf_xmc.experiment.plots import GREY, legend, panels, style
 
     with style():
         losses = list(dict.fromkeys(row["loss"] for row in rows))
-        figure = Figure(figsize=(4 * len(losses) + 1, 7))
-        axes = figure.subplots(2, len(losses), squeeze=False, sharex=True)
-        panels = (("times_floor", "time / three plain products"), ("extra_mib", "MiB beyond embeddings and gradients"))
+        figure, axes = panels(2, len(losses), sharex=True)
+        titles = {"times_floor": "Time, three plain products = 1", "extra_mib": "MiB beyond embeddings and gradients"}
         for column, loss in enumerate(losses):
-            for (field, _), panel in zip(panels, axes[:, column], strict=True):
+            for field, panel in zip(titles, axes[:, column], strict=True):
                 for name in dict.fromkeys(row["variant"] for row in rows if row["loss"] == loss):
                     points = sorted(
                         (row["labels"], max(row[field], 1 if field == "extra_mib" else 0))
                         for row in rows
                         if (row["loss"], row["variant"]) == (loss, name)
                     )
-                    line = {"color": "black", "linestyle": "--", "marker": ""} if name == "floor" else {"marker": "o"}
+                    line = {"color": GREY, "linestyle": "--", "marker": ""} if name == "floor" else {"marker": "o"}
                     panel.plot(*zip(*points, strict=True), label=name, **line)
-                panel.set(xscale="log", yscale="log", title=loss if field == "times_floor" else None)
+                title = titles[field] if len(losses) == 1 else f"{loss}\n{titles[field]}"
+                panel.set(xscale="log", yscale="log", title=title)
             axes[0, column].yaxis.set_major_formatter("{x:g}")
             axes[0, column].yaxis.set_minor_formatter("{x:g}")
             axes[1, column].set_xlabel("labels")
-            axes[1, column].legend(loc="upper left")
-        for (_, title), panel in zip(panels, axes[:, 0], strict=True):
-            panel.set_ylabel(title)
-        figure.savefig(path, dpi=110)
+        legend(figure, 2)
+        figure.savefig(path)
 
 
 def main() -> None:

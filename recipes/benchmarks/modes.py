@@ -162,27 +162,36 @@ def mean(values: list[float]) -> str:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    from matplotlib.figure import Figure
+    """Draw the mean P@1 of the seeds that were measured, by steps and by time."""
+    first = [row for row in rows if row["mode"] == rows[0]["mode"]]
+    a_step = sum(row["seconds"] for row in first) / max(1, sum(row["steps"] for row in first)) or 1.0
+    curves: dict[str, list[tuple[float, float, float]]] = {}
+    for mode, steps in sorted(
+        {(row["mode"], row["steps"]) for row in rows}, key=lambda key: (MODES.index(key[0]), key[1])
+    ):
+        same = [row for row in rows if (row["mode"], row["steps"]) == (mode, steps)]
+        time_, p_at_1 = (statistics.mean(row[name] for row in same) for name in ("seconds", "P@1"))
+        curves.setdefault(mode, []).append((steps, time_ / a_step, p_at_1))
+    draw(curves, path, reference=rows[0]["mode"])
 
-    from hf_xmc.experiment.plots import style
 
+def draw(curves: dict[str, list[tuple[float, float, float]]], path: Path, reference: str = "exact") -> None:
+    """Draw points ``(steps, time, P@1)`` of each mode; the unit of time is the mean step of the mode ``reference``."""
+    from hf_xmc.experiment.plots import COLORS, legend, panels, style
+
+    color = dict(zip(MODES, COLORS, strict=False))
     with style():
-        figure = Figure(figsize=(10, 4))
-        axes = figure.subplots(1, 2, sharey=True)
-        for number, mode in enumerate(dict.fromkeys(row["mode"] for row in rows)):
-            chosen = [row for row in rows if row["mode"] == mode]
-            for seed in dict.fromkeys(row["seed"] for row in chosen):
-                curve = [row for row in chosen if row["seed"] == seed]
-                line = {"color": f"C{number}", "marker": ".", "label": mode if curve[0] is chosen[0] else None}
-                for axis, x in zip(axes, ("steps", "seconds"), strict=True):
-                    axis.plot([row[x] for row in curve], [row["P@1"] for row in curve], **line)
-        longest = max((row["steps"] for row in rows if row["mode"] == "exact"), default=0)
-        axes[0].set_xlim(0, 1.2 * longest or None)
-        axes[0].set_xlabel("steps")
-        axes[1].set_xlabel("seconds of training")
-        axes[0].set_ylabel("P@1 on validation, %")
-        axes[1].legend()
-        figure.savefig(path, dpi=110)
+        figure, axes = panels(2, sharey=True)
+        for mode, points in curves.items():
+            steps, times, p_at_1 = zip(*points, strict=True)
+            for axis, x in zip(axes[:, 0], (steps, times), strict=True):
+                axis.plot(x, p_at_1, marker="o", label=mode, color=color[mode])
+        longest = max(steps for steps, _, _ in curves[reference])
+        axes[0, 0].set(title="P@1 on validation, %: at equal steps", xlabel="steps", xlim=(0, 1.05 * longest or None))
+        axes[1, 0].set(title="At equal time", xlabel=f"time, in steps of {reference}")
+        axes[1, 0].set_xlim(left=0)
+        legend(figure, 4)
+        figure.savefig(path)
 
 
 if __name__ == "__main__":

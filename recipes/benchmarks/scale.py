@@ -140,24 +140,18 @@ def table(rows: list[dict], memory_gib: float) -> str:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    from hf_xmc.experiment.plots import style
+    from hf_xmc.experiment.plots import legend, panels, style
 
     with style():
-        figure = Figure(figsize=(10, 4))
-        axes = figure.subplots(1, 2)
+        figure, axes = panels(2, sharex=True)
         for mode in dict.fromkeys(row["mode"] for row in rows):
             chosen = [row for row in rows if row["mode"] == mode and "error" not in row]
-            for axis, y in zip(axes, ("seconds", "peak_gib"), strict=True):
+            for axis, y in zip(axes[:, 0], ("seconds", "peak_gib"), strict=True):
                 axis.loglog([row["labels"] for row in chosen], [row[y] for row in chosen], marker="o", label=mode)
-        axes[0].set_ylabel("seconds a step")
-        axes[1].set_ylabel("peak memory of the process, GiB")
-        for axis in axes:
-            axis.set_xlabel("labels")
-            axis.grid(alpha=0.3, which="both")
-        axes[0].legend()
-        figure.savefig(path, dpi=110)
+        axes[0, 0].set_title("Seconds per step")
+        axes[1, 0].set(title="Peak memory of the process, GiB", xlabel="labels")
+        legend(figure, 4)
+        figure.savefig(path)
 
 
 if __name__ == "__main__":

@@ -206,26 +206,22 @@ def table(rows: list[dict]) -> str:
 
 def plot(rows: list[dict], path: Path) -> None:
     """Draw a mark for each step, by the accuracy of its gradient and its time."""
-    from matplotlib.figure import Figure
-
-    from hf_xmc.experiment.plots import style
+    from hf_xmc.experiment.plots import legend, panels, style
 
     with style():
         states = list(dict.fromkeys(row["warm_steps"] for row in rows))
-        figure = Figure(figsize=(4.5 * len(states) + 0.5, 4))
-        axes = figure.subplots(1, len(states), squeeze=False, sharey=True)
-        for warm_steps, axis in zip(states, axes[0], strict=True):
+        figure, axes = panels(len(states), sharex=True, sharey=True)
+        for warm_steps, axis in zip(states, axes[:, 0], strict=True):
             for mode in dict.fromkeys(row["mode"] for row in rows):
                 chosen = [row for row in rows if (row["warm_steps"], row["mode"]) == (warm_steps, mode)]
                 axis.plot(
                     [row["time"] for row in chosen], [row["cosine"] for row in chosen], "o", alpha=0.6, label=mode
                 )
-            axis.set_title(f"after {warm_steps} steps of training")
-            axis.set_xlabel("time of a step, exact = 1")
-            axis.set_xlim(left=0)
-        axes[0, 0].set_ylabel("cosine with the exact gradient")
-        axes[0, -1].legend()
-        figure.savefig(path, dpi=110)
+            axis.set(title=f"after {warm_steps} steps of training", ylabel="cosine with the exact gradient")
+        axes[-1, 0].set_xlabel("time of a step, exact = 1")
+        axes[-1, 0].set_xlim(left=0)
+        legend(figure)
+        figure.savefig(path)
 
 
 if __name__ == "__main__":

@@ -212,18 +212,63 @@ def test_modes_are_compared_at_the_same_seed_and_step(script):
     )
 
 
-def test_gradient_samples_use_the_bank_of_the_preceding_training(script, tmp_path, monkeypatch):
+@pytest.fixture
+def saved(monkeypatch):
+    """Return the figures that were saved, as the points of the curves in each panel."""
     from matplotlib.figure import Figure
 
-    drawn, save = [], Figure.savefig
-    monkeypatch.setattr(
-        Figure, "savefig", lambda figure, *args, **kwargs: [drawn.append(figure), save(figure, *args, **kwargs)]
-    )
+    figures, save = [], Figure.savefig
+
+    def savefig(figure, path):
+        figures.append(
+            {axis.get_title(loc="left"): [line.get_xydata().tolist() for line in axis.lines] for axis in figure.axes}
+        )
+        save(figure, path)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return figures
+
+
+def test_modes_are_drawn_by_steps_and_by_time_in_steps_of_the_first_one(script, saved, tmp_path):
+    measured = [("exact", 4, 8.0, 40), ("exact", 8, 16.0, 50), ("bank", 4, 1.0, 38), ("bank", 8, 2.0, 49)]
+    rows = [
+        {"mode": mode, "seed": seed, "steps": steps, "seconds": seconds + seed, "P@1": p + 2 * seed}
+        for seed in (0, 1)
+        for mode, steps, seconds, p in measured
+    ]
+    script("modes").plot(rows[:2], tmp_path / "modes.png")
+    script("modes").plot(rows, tmp_path / "modes.png")
+    assert (tmp_path / "modes.png").read_bytes().startswith(b"\x89PNG")
+    assert saved[0]["At equal time"] == [[[4, 40], [8, 50]]]
+    a_step = (8 + 16 + 9 + 17) / 24
+    assert saved[1] == {
+        "P@1 on validation, %: at equal steps": [[[4, 41], [8, 51]], [[4, 39], [8, 50]]],
+        "At equal time": [
+            [[pytest.approx(8.5 / a_step), 41], [pytest.approx(16.5 / a_step), 51]],
+            [[pytest.approx(1.5 / a_step), 39], [pytest.approx(2.5 / a_step), 50]],
+        ],
+    }
+
+
+def test_scale_is_drawn_without_sizes_that_failed(script, saved, tmp_path):
+    row = {"mode": "exact", "labels": 1000, "seconds": 0.5, "peak_gib": 0.8}
+    rows = [row, {"mode": "mined", "labels": 9000, "error": "out of memory"}, row | {"labels": 9000, "seconds": 2.0}]
+    script("scale").plot(rows, tmp_path / "scale.png")
+    assert saved == [
+        {
+            "Seconds per step": [[[1000, 0.5], [9000, 2]], []],
+            "Peak memory of the process, GiB": [[[1000, 0.8], [9000, 0.8]], []],
+        }
+    ]
+
+
+def test_gradient_samples_use_the_bank_of_the_preceding_training(script, saved, tmp_path):
     step = {"warm_steps": 0, "mode": "fresh 0.1", "time": 0.3, "cosine": 0.99}
     script("step").plot([step, step | {"warm_steps": 30, "mode": "bank 0.1", "time": 0.1}], tmp_path / "step.png")
     assert (tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")
-    panels = {axis.get_title(loc="left"): [line.get_xydata().tolist() for line in axis.lines] for axis in drawn[0].axes}
-    assert panels == {
-        "after 0 steps of training": [[[0.3, 0.99]], []],
-        "after 30 steps of training": [[], [[0.1, 0.99]]],
-    }
+    assert saved == [
+        {
+            "after 0 steps of training": [[[0.3, 0.99]], []],
+            "after 30 steps of training": [[], [[0.1, 0.99]]],
+        }
+    ]
