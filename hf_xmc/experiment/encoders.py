@@ -10,9 +10,12 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 
 from hf_xmc.data.dataset import XMCData
 from hf_xmc.encoders.phrases import phrase_encoder, standalone_encoder
+from hf_xmc.encoders.pretrained_start import start_from
 from hf_xmc.encoders.static import static_encoder
 from hf_xmc.experiment.settings import LOSSES, ExperimentSettings
 from hf_xmc.losses import DecoupledSoftmaxLoss
+
+START_STD = 0.8  # of vectors that start from a pretrained encoder
 
 
 def build_encoder(settings: ExperimentSettings, data: XMCData, seed: int) -> SentenceTransformer:
@@ -25,10 +28,14 @@ def build_encoder(settings: ExperimentSettings, data: XMCData, seed: int) -> Sen
             "std": settings.initial_std,
             "seed": seed,
         }
-        if settings.model == "static":
-            return static_encoder(texts, **options)
-        options["num_phrases"] = settings.num_phrases
-        return phrase_encoder(texts, **options)
+        if settings.model == "phrases":
+            options["num_phrases"] = settings.num_phrases
+            encoder = phrase_encoder(texts, **options)
+        else:
+            encoder = static_encoder(texts, **options)
+        if settings.start_from is not None:
+            start_from(encoder, SentenceTransformer(settings.start_from, device="cpu"), START_STD)
+        return encoder
     if settings.pooling is None:
         encoder = SentenceTransformer(settings.model)
     else:

@@ -108,6 +108,13 @@ class EncoderSettings:
     initial_std: float = field(
         default=0.3, metadata={"help": "Standard deviation of the initial vectors of a model built from the data."}
     )
+    start_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "A sentence-transformers model, by folder or Hub name, whose embeddings of words a model built "
+            "from the data starts from. By default random vectors."
+        },
+    )
     max_seq_length: int | None = field(
         default=None,
         metadata={
@@ -198,6 +205,11 @@ class ExperimentSettings(DataSettings, EncoderSettings, LossSettings, MeasureSet
             raise ValueError(f"`validation_size` must be at least 0 and below 1, got {self.validation_size}.")
         if not 0 <= self.memory_tolerance < np.inf:
             raise ValueError(f"`memory_tolerance` must be at least 0, got {self.memory_tolerance}.")
+        if self.start_from is not None and self.model not in MADE:
+            raise ValueError(
+                f"`start_from` needs a model built from the data: {' or '.join(MADE)}, got {self.model!r}, which has "
+                "pretrained vectors of its own."
+            )
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
