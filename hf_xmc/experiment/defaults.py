@@ -25,6 +25,7 @@ SAMPLED_EPOCHS, FEW_QUERIES = 4, 25_000  # twice as many epochs, except in `fast
 SAMPLED_FRACTION = {"fast": 0.05, "default": 0.1, "best": 0.2}
 LABEL_VECTORS = 0.25  # for a static encoder
 VOTE_LOSS = 0.5  # for a static encoder with a memory
+VOTE_START = 0.5  # from FEW_QUERIES on; with fewer queries, the votes are trained from the first step on
 SAMPLED_LOSSES = ("decoupled_softmax", "softmax")
 SAMPLED_EXCLUDES = {"label_mode", "sparse_updates", "optim", "optim_args", "weight_decay", "fp16"}
 LENGTH_SAMPLE, LENGTH_QUANTILE, LENGTH_STEP = 2000, 0.99, 16
@@ -76,6 +77,8 @@ def choose(
             arguments["label_vectors"] = (LABEL_VECTORS, rule_for(encoder).kind)
             if settings.memory and settings.preset != "fast":
                 arguments["vote_loss"] = (VOTE_LOSS, f"{rule_for(encoder).kind} with a memory")
+                if len(data.train) >= FEW_QUERIES:
+                    arguments["vote_start"] = (VOTE_START, "as good as from the start, and faster")
         if args.max_steps > 0:
             arguments.pop("num_train_epochs", None)
         for name, (value, why) in arguments.items():

@@ -113,6 +113,9 @@ class XMCTrainingArguments(SentenceTransformerTrainingArguments):
             "that a memory predicts better; 0 for none: see `hf_xmc.training.vote_loss.VoteLoss`."
         },
     )
+    vote_start: float = field(
+        default=0.0, metadata={"help": "Fraction of the steps before `vote_loss` begins, at least 0 and below 1."}
+    )
     vote_queries: int = field(
         default=2000,
         metadata={
@@ -171,6 +174,8 @@ class XMCTrainingArguments(SentenceTransformerTrainingArguments):
             value = getattr(self, name)
             if not (isinstance(value, float | int) and 0 <= value < math.inf):
                 raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}.")
+        if not 0 <= self.vote_start < 1:
+            raise ValueError(f"vote_start must be at least 0 and below 1, got {self.vote_start}.")
         if isinstance(self.word_learning_rate_factor, str):  # as a command line or a trial of a search gives a number
             with suppress(ValueError):
                 self.word_learning_rate_factor = float(self.word_learning_rate_factor)

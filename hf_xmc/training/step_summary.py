@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from hf_xmc import distributed
 from hf_xmc.encoders import roles
+from hf_xmc.training.arguments import XMCTrainingArguments
 from hf_xmc.training.batching import TokenizedLabels
 from hf_xmc.training.negatives import Negatives
 
@@ -52,6 +53,19 @@ def describe_work(
             f" The encoder normalises its embeddings, so scores lie between -{1 / temperature:.1f} and "
             f"{1 / temperature:.1f}, too close together to learn from: use a temperature of about 0.05."
         )
+    return sentences
+
+
+def describe_settings(args: XMCTrainingArguments, word_factor: float) -> str:
+    """Return sentences on the rates of word and label vectors, and on the queries that vote, each after a blank."""
+    sentences = ""
+    if word_factor != 1:
+        sentences += f" Word vectors learn at {word_factor:.3g} times the learning rate."
+    if args.label_vectors:
+        sentences += f" A vector for each label learns at {args.label_vectors:.3g} times the learning rate."
+    if args.vote_loss:
+        first = f" After {args.vote_start:.0%} of the steps, each" if args.vote_start else " Each"
+        sentences += f"{first} process also embeds up to {args.vote_queries} training queries per step, which vote."
     return sentences
 
 

@@ -40,7 +40,7 @@ from hf_xmc.training.negatives import BatchQueries, Negatives
 from hf_xmc.training.nonfinite import NonFiniteGuard
 from hf_xmc.training.query_tokens import tokenize_once
 from hf_xmc.training.sparse_gradients import sparse_gradients
-from hf_xmc.training.step_summary import StepSummary, describe_work
+from hf_xmc.training.step_summary import StepSummary, describe_settings, describe_work
 from hf_xmc.training.updates import UpdatingTrainer
 from hf_xmc.training.vote_loss import VoteLoss, make_vote_loss
 
@@ -207,7 +207,7 @@ class XMCTrainer(UpdatingTrainer):
         if self.vectors is not None:
             texts = self.vectors.add(texts, selected)
         loss = selected.loss(self.loss, queries, texts, batch.weights)
-        if self.votes is not None:
+        if self.votes is not None and self.state.global_step >= self.args.vote_start * self.state.max_steps:
             loss = loss + self.args.vote_loss * self.votes(encoder, batch, queries)
         loss = scale_gradient(loss, self.accelerator.num_processes)  # DDP takes the mean, and the sum is needed
         return (loss, {}) if return_outputs else loss
@@ -283,12 +283,8 @@ class XMCTrainer(UpdatingTrainer):
         """Return a few sentences on a step: negatives of a query, label texts that are embedded, memory."""
         batch_size = self._batch_size * self.accelerator.num_processes
         some = self.train_dataset[:1000]["label_ids"]
-        sentences = describe_work(self.loss, self.negatives, self._tokenized, batch_size, some)
-        if self.word_factor != 1:
-            sentences += f" Word vectors learn at {self.word_factor:.3g} times the learning rate."
-        if self.vectors is not None:
-            sentences += f" A vector for each label learns at {self.vectors.rate:.3g} times the learning rate."
-        return sentences
+        work = describe_work(self.loss, self.negatives, self._tokenized, batch_size, some)
+        return work + describe_settings(self.args, self.word_factor)
 
     def save_state(self, folder: Path) -> None:
         save_negatives(self.negatives, folder)

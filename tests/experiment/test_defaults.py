@@ -154,10 +154,12 @@ def test_all_labels_are_scored_where_a_sample_gains_nothing_or_is_excluded(prese
     assert settings.loss_dtype == "float32"
 
 
-@pytest.mark.parametrize(("number", "epochs"), [(24_999, 8), (25_000, 4)])
-def test_few_queries_are_read_twice_as_often(number, epochs, static, tmp_path):
+@pytest.mark.parametrize(("number", "epochs", "start"), [(24_999, 8, 0.0), (25_000, 4, 0.5)])
+def test_few_queries_are_read_twice_as_often_and_vote_from_the_start(number, epochs, start, static, tmp_path):
     data = XMCData(train=make_data(number).train, labels=make_many_labels().labels)
-    assert chosen(static, data, tmp_path)[1].num_train_epochs == epochs
+    args = chosen(static, data, tmp_path)[1]
+    assert (args.num_train_epochs, args.vote_start) == (epochs, start)
+    assert chosen(static, data, tmp_path, vote_start=0.1)[1].vote_start == 0.1
     assert chosen(static, data, tmp_path, preset="fast")[1].num_train_epochs == 4
 
 

@@ -55,6 +55,15 @@ def test_step_summary_can_be_removed(queries, bert_folder, tmp_path):
     assert isinstance(trainer.callback_handler.callbacks[0], TrainerCallback)
 
 
+@pytest.mark.parametrize(("start", "sentence"), [(0.0, " Each"), (0.4, " After 40% of the steps, each")])
+def test_step_summary_names_the_queries_that_vote(start, sentence, queries, tmp_path):
+    votes = {"vote_loss": 0.5, "vote_start": start, "vote_queries": 7}
+    args = XMCTrainingArguments(str(tmp_path), label_vectors=0.25, use_cpu=True, **votes)
+    said = XMCTrainer(make_static_encoder(), args, queries, labels=LABELS).describe_step()
+    assert said.endswith(f"{sentence} process also embeds up to 7 training queries per step, which vote.")
+    assert "A vector for each label learns at 0.25 times the learning rate." in said
+
+
 @pytest.mark.parametrize(("mode", "bound"), [("exact", ""), ("sampled", "at most "), ("bank", "at most ")])
 def test_step_summary_calls_bounds_bounds(mode, bound, queries, tmp_path):
     args = XMCTrainingArguments(str(tmp_path), label_mode=mode, per_device_train_batch_size=13, use_cpu=True)

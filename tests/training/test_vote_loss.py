@@ -136,6 +136,22 @@ def test_weight_zero_changes_nothing(tmp_path):
     assert torch.equal(*ends)
 
 
+@pytest.mark.parametrize(("start", "wanted"), [(0.5, [3, 4, 5]), (0.4, [3, 4, 5]), (0.0, [0, 1, 2, 3, 4, 5])])
+def test_votes_begin_after_the_given_fraction_of_the_steps(start, wanted, tmp_path, monkeypatch):
+    args = tiny_arguments(tmp_path, max_steps=6, vote_loss=1.0, vote_start=start)
+    trainer, voted = XMCTrainer(make_static_encoder(), args, QUERIES, labels=LABELS), []
+    votes = VoteLoss.__call__
+    monkeypatch.setattr(VoteLoss, "__call__", lambda *given: voted.append(trainer.state.global_step) or votes(*given))
+    trainer.train()
+    assert voted == wanted
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
+def test_an_impossible_start_is_refused(value, tmp_path):
+    with pytest.raises(ValueError, match="vote_start must be at least 0 and below 1, got"):
+        XMCTrainingArguments(str(tmp_path), vote_start=value)
+
+
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "much"])
 def test_an_impossible_weight_is_refused(value, tmp_path):
     with pytest.raises(ValueError, match="vote_loss must be a finite number of at least 0, got"):
