@@ -1,8 +1,12 @@
-"""Draw the plots of the documentation from the tables of its pages, with the functions of the recipes.
+"""Draw the plots of the documentation, from the tables of its pages and the curves in `images/curves.json`.
 
-python docs/figures.py
+    python docs/figures.py
+
+The functions that draw are those of the recipes. `curves.json` has the curves of `recipes/synthetic.py easy`. Those of
+`limits` are not stored, so `synthetic-limits.png` is drawn by the recipe alone.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -24,6 +28,7 @@ def main(folder: Path) -> None:
     draw_losses(folder / "compare.png")
     draw_modes(folder / "modes.png")
     draw_cost(folder / "loss.png")
+    draw_synthetic(folder)
 
 
 def table(page: str, start: str) -> list[list[str]]:
@@ -117,6 +122,14 @@ def draw_cost(path: Path) -> None:
         for row in table("loss-cost.md", "| labels | variant")
     ]
     loss.plot(rows, path)
+
+
+def draw_synthetic(folder: Path) -> None:
+    """Draw the curves of the experiment with one easy positive."""
+    import synthetic
+
+    for name, curves in json.loads((DOCS / "images" / "curves.json").read_text()).items():
+        synthetic.plot(curves, folder / f"{name}.png")
 
 
 if __name__ == "__main__":
