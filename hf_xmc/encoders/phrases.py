@@ -6,7 +6,7 @@ is first rewritten, with pairs after words:
     a small cat  ->  a small cat a_small small_cat
 
 In scripts without spaces between words, each character is a word, and runs of three and four characters follow the
-pairs. If many words of new texts will be unseen, as in inflected languages, runs of four letters of each word follow.
+pairs. If many words of new texts will be unseen, as in inflected languages, runs of letters of each word follow.
 
 The tokens of the rewritten text are looked up and averaged, as in any static encoder. For training,
 :func:`with_phrases` rewrites the data once, and :func:`phrase_encoder` makes an encoder for rewritten texts. After
@@ -58,14 +58,18 @@ logger = logging.getLogger(__name__)
 def rewrite_phrases(texts: Sequence[str], letters: bool = False) -> list[str]:
     """Rewrite each text as its words, then its pairs of neighbouring words; a punctuation mark is a word.
 
-    In scripts without spaces, a word is a character with its marks, and three and four neighbouring ones follow.
+    In scripts without spaces, a word is a character with its marks, and the runs of three and four characters follow.
+    Brackets stand for the ends of a text in such a script.
 
     Args:
         texts: The texts.
-        letters: Whether the runs of four letters of each word follow too, as for inflected languages.
+        letters: Whether runs of letters of each word follow too, as for inflected languages: of four letters in
+            alphabets such as Latin, and of two and three in scripts such as Arabic, whose words have fewer characters.
 
-    >>> rewrite_phrases(["A small cat.", "\u9ed2\u3044\u732b"])
-    ['A small cat . A_small small_cat cat_.', '\u9ed2 \u3044 \u732b \u9ed2_\u3044 \u3044_\u732b _\u9ed2\u3044\u732b']
+    >>> rewrite_phrases(["A small cat."])
+    ['A small cat . A_small small_cat cat_.']
+    >>> rewrite_phrases(["\u9ed2\u732b"])
+    ['\u9ed2 \u732b \u9ed2_\u732b _[\u9ed2\u732b _\u9ed2\u732b] _[\u9ed2\u732b]']
     >>> rewrite_phrases(["cats"], letters=True)
     ['cats _<cat _cats _ats>']
     """

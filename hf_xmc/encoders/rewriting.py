@@ -1,23 +1,26 @@
 """Rewrite a text as its words and their combinations, in the same way in Python and in a chat template.
 
 A word is a run of letters, marks and digits; any other character is a word of its own. Chinese, Japanese, Thai, Lao,
-Khmer and Burmese have no spaces between words. There, each character with its vowel signs and tone marks is a word, and
-so are three and four neighbouring ones. Inflected words share parts, so their runs of four letters can be written too.
+Khmer and Burmese have no spaces between words. There, each character with its vowel signs and tone marks is a word. The
+runs of three and four characters, where a sign counts as one, follow the pairs of words. Inflected words share parts,
+so their runs of letters can be written too: of four letters in alphabets such as Latin, and of two and three in scripts
+such as Arabic, Devanagari and Hangul, whose words have fewer characters.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 UNKNOWN = "[UNK]"
 MAX_WORDS = 512  # maximum number of words per text
 MAX_LETTERS = 64  # maximum length of a word whose letters are written
 UNSEEN_WORDS = 0.03  # fraction of unseen words from which the letters of words are read
-LETTERS = 4  # length of a run of letters
-RUNS = (3, 4)  # numbers of neighbouring characters, in scripts without spaces; pairs are written for all words
+ALPHABETS = "\u0590"  # Latin, Greek, Cyrillic and Armenian letters come before this one
+LETTERS, FEW_LETTERS = (4,), (2, 3)  # lengths of the runs of letters, in these alphabets and in other scripts
+RUNS = (3, 4)  # lengths of the runs of characters in scripts without spaces; pairs are written for all words
 MARKS = "!\"#$%&'()*+,-./:;<=>?@[\\]^`{|}~"
 SPACED = {ord(mark): f" {mark} " for mark in MARKS} | {ord("_"): " "}  # _ joins pairs
 CONNECTORS = "\u203f\u2040\u2054\u30fb\ufe33\ufe34\ufe4d\ufe4e\ufe4f\uff3f\uff65"  # words of their own, like a hyphen
@@ -73,16 +76,33 @@ PAIRS = (
     "{%- for i in range(1, words | length) %} {{ words[i - 1] }}_{{ words[i] }}{%- endfor -%}"
 )
 CHARACTERS = (
+    f"{{%- if not text.isascii() -%}}{{%- for part in (words | join(' ')).replace(' ' ~ {_escaped(FIRST)}, "
+    f"{_escaped(FIRST)}).split() if {_escaped(FIRST)} in part -%}}"
+    f"{{%- set run = '[' ~ part.split({_escaped(FIRST)})[1:] | join ~ ']' -%}}{{%- for size in {[*RUNS]} -%}}"
+    "{%- for i in range(run | length - size + 1) -%}{{ ' _' ~ run[i:i + size] }}{%- endfor -%}{%- endfor -%}"
+    "{%- endfor -%}{%- endif -%}"
+)
+WHOLE_CHARACTERS = (  # of earlier versions
     f"{{%- if not text.isascii() -%}}{{%- for size in {RUNS} -%}}{{%- for i in range(words | length - size + 1) -%}}"
     "{%- set run = words[i:i + size] | join -%}"
     f"{{%- if run.count({_escaped(FIRST)}) == size -%}}{{{{ ' _' ~ run }}}}{{%- endif -%}}"
     "{%- endfor -%}{%- endfor -%}{%- endif -%}"
 )
-PARTS = (
-    f"{{%- for word in words if word | length > 1 and word[0] != {_escaped(FIRST)} -%}}"
-    f"{{%- set word = '<' ~ word[:{MAX_LETTERS}] ~ '>' -%}}{{%- for i in range(word | length - {LETTERS - 1}) -%}}"
-    f"{{{{ ' _' ~ word[i:i + {LETTERS}] }}}}{{%- endfor -%}}{{%- endfor -%}}"
-)
+
+
+def _parts(few: tuple[int, ...]) -> str:
+    """Return the part of the template that writes the runs of letters of each word.
+
+    Args:
+        few: Lengths of the runs in scripts other than ``ALPHABETS``.
+    """
+    return (
+        f"{{%- for word in words if word | length > 1 and word[0] != {_escaped(FIRST)} -%}}"
+        f"{{%- set sizes = {[*LETTERS]} if word < {_escaped(ALPHABETS)} else {[*few]} -%}}"
+        f"{{%- set word = '<' ~ word[:{MAX_LETTERS}] ~ '>' -%}}{{%- for size in sizes -%}}"
+        "{%- for i in range(word | length - size + 1) -%}{{ ' _' ~ word[i:i + size] }}{%- endfor -%}{%- endfor -%}"
+        "{%- endfor -%}"
+    )
 
 
 def _template(*parts: str) -> str:
@@ -123,6 +143,8 @@ class Rewriting(NamedTuple):
     letters: bool = False  # whether the runs of letters of each word are written
     scripts: bool = True  # whether scripts without spaces and marks other than those of ASCII are known
     prompted: bool = True  # whether a prompt is read
+    few: tuple[int, ...] = FEW_LETTERS  # lengths of the runs of letters in scripts other than ALPHABETS
+    whole: bool = False  # whether runs of characters consist of words, that is, of characters with their signs
 
     def words(self, text: str) -> list[str]:
         """Return the words of a text; those of scripts without spaces begin with a mark."""
@@ -136,16 +158,34 @@ class Rewriting(NamedTuple):
         words = self.words(text)
         written = [*words, *map("_".join, pairwise(words))]
         if self.scripts and not text.isascii():
-            for size in RUNS:
-                runs = ("".join(words[start : start + size]) for start in range(len(words) - size + 1))
-                written += ["_" + run for run in runs if run.count(FIRST) == size]
-        if self.letters:
-            for word in words:
-                if len(word) > 1 and word[0] != FIRST:
-                    padded = f"<{word[:MAX_LETTERS]}>"
-                    written += [f"_{padded[i : i + LETTERS]}" for i in range(len(padded) - LETTERS + 1)]
+            written += ["_" + run for run, _, _ in self._runs(words)]
+        for word in words if self.letters else ():
+            if len(word) > 1 and word[0] != FIRST:
+                padded = f"<{word[:MAX_LETTERS]}>"
+                for size in self._sizes(word):
+                    written += [f"_{padded[i : i + size]}" for i in range(len(padded) - size + 1)]
         joined = " ".join(written) or UNKNOWN
         return joined.replace(FIRST, "") if self.scripts else joined
+
+    def _runs(self, words: Sequence[str]) -> Iterator[tuple[str, int, int]]:
+        """Yield each run of characters in scripts without spaces, and the indices of its first and last word."""
+        unspaced = [word[0] == FIRST for word in words]
+        if self.whole:
+            for size in RUNS:
+                for start in range(len(words) - size + 1):
+                    if all(unspaced[start : start + size]):
+                        yield "".join(words[start : start + size]), start, start + size - 1
+            return
+        start = 0
+        for known, group in groupby(unspaced):
+            stop = start + len([*group])
+            if known:
+                text = f"[{''.join(words[start:stop]).replace(FIRST, '')}]"
+                owner = [start, *(i for i in range(start, stop) for _ in words[i][1:]), stop - 1]
+                for size in RUNS:
+                    for i in range(len(text) - size + 1):
+                        yield text[i : i + size], owner[i], owner[i + size - 1]
+            start = stop
 
     def spans(self, text: str) -> list[Span]:
         """Return the span of each word, also of those after the limit."""
@@ -158,15 +198,15 @@ class Rewriting(NamedTuple):
         spans, words = self.spans(text)[:MAX_WORDS], self.words(text)
         found = [*spans, *((first[0], second[1]) for first, second in pairwise(spans))]
         if self.scripts and not text.isascii():
-            for size in RUNS:
-                for start in range(len(words) - size + 1):
-                    if all(word[0] == FIRST for word in words[start : start + size]):
-                        found.append((spans[start][0], spans[start + size - 1][1]))
-        if self.letters:
-            for word, span in zip(words, spans, strict=True):
-                if len(word) > 1 and word[0] != FIRST:
-                    found += [span] * (len(word[:MAX_LETTERS]) + 3 - LETTERS)
+            found += [(spans[first][0], spans[last][1]) for _, first, last in self._runs(words)]
+        for word, span in zip(words, spans, strict=True) if self.letters else ():
+            if len(word) > 1 and word[0] != FIRST:
+                found += [span] * sum(max(0, len(word[:MAX_LETTERS]) + 3 - size) for size in self._sizes(word))
         return found
+
+    def _sizes(self, word: str) -> tuple[int, ...]:
+        """Return the lengths of the runs of letters of a word."""
+        return LETTERS if word < ALPHABETS else self.few
 
 
 def _spans(text: str, table: Callable[[str], str]) -> list[Span]:
@@ -194,8 +234,10 @@ ASCII_WORDS = (  # of earlier versions
     f"{{%- set words = messages[-1].content.translate({SPACED}).split()[:{MAX_WORDS}] -%}}" + PAIRS
 )
 WORDS = Rewriting(_template(PAIRS, CHARACTERS))
-WITH_LETTERS = Rewriting(_template(PAIRS, CHARACTERS, PARTS), letters=True)
+WITH_LETTERS = Rewriting(_template(PAIRS, CHARACTERS, _parts(FEW_LETTERS)), letters=True)
 EARLIER = (
+    Rewriting(_template(PAIRS, WHOLE_CHARACTERS, _parts(LETTERS)), letters=True, few=LETTERS, whole=True),
+    Rewriting(_template(PAIRS, WHOLE_CHARACTERS), whole=True),
     Rewriting(PROMPT + ASCII_WORDS, scripts=False),
     Rewriting(ASCII_WORDS, scripts=False, prompted=False),
 )

@@ -29,14 +29,28 @@ def test_neighbouring_characters_of_a_script_without_spaces_follow_the_pairs():
     assert rewrite_phrases(["a 使用船，航"])[0].split() == [
         *("a", "使", "用", "船", "，", "航"),
         *("a_使", "使_用", "用_船", "船_，", "，_航"),
-        "_使用船",
+        *("_[使用", "_使用船", "_用船]", "_[使用船", "_使用船]"),
+        *("_[航]",),
     ]
-    assert rewrite_phrases(["ที่นี่กา"])[0].split()[-3:] == ["_ที่นี่ก", "_นี่กา", "_ที่นี่กา"]
+    assert rewrite_phrases(["x ที่นี่"])[0].split()[5:] == [
+        *("_[ที", "_ที่", "_ี่น", "_่นี", "_นี่", "_ี่]"),
+        *("_[ที่", "_ที่น", "_ี่นี", "_่นี่", "_นี่]"),
+    ]
 
 
 def test_letters_of_each_word_come_last():
-    assert rewrite_phrases(["a cat 船x"], letters=True)[0].split()[-3:] == ["船_x", "_<cat", "_cat>"]
+    assert rewrite_phrases(["a cat 船x"], letters=True)[0].split()[-4:] == ["船_x", "_[船]", "_<cat", "_cat>"]
     assert rewrite_phrases(["x" * 500], letters=True)[0].count("_") == 63
+
+
+@pytest.mark.parametrize("word", ["\u0645\u0644\u0641", "\u0915\u093e\u092e", "\ud30c\uc77c\ub9cc"])
+def test_runs_of_letters_are_shorter_in_scripts_whose_words_have_few_characters(word):
+    a, b, c = word
+    assert rewrite_phrases([word], letters=True)[0].split()[1:] == [
+        *(f"_<{a}", f"_{a}{b}", f"_{b}{c}", f"_{c}>"),
+        *(f"_<{a}{b}", f"_{word}", f"_{b}{c}>"),
+    ]
+    assert rewrite_phrases(["\u0444\u0430\u0439\u043b"], letters=True)[0].count("_") == 3  # Cyrillic
 
 
 @settings(max_examples=50, deadline=None)
@@ -68,6 +82,15 @@ def test_pieces_of_letters_belong_to_their_word():
     text = "my cats"
     pieces = [text[start:stop] for start, stop in WITH_LETTERS.pieces(text)]
     assert pieces == ["my", "cats", "my cats", "my", "cats", "cats", "cats"]
+    assert WITH_LETTERS.pieces("\u0645\u0644\u0641") == [(0, 3)] * 8  # a word of three Arabic letters
+
+
+def test_pieces_of_runs_are_the_characters_that_they_touch():
+    text = "x ที่นี่"
+    pieces = [text[start:stop] for start, stop in WORDS.pieces(text)]
+    assert pieces[:5] == ["x", "ที่", "นี่", "x ที่", "ที่นี่"]
+    assert pieces[5:11] == ["ที่", "ที่", "ที่นี่", "ที่นี่", "นี่", "นี่"]
+    assert pieces[11:] == ["ที่", "ที่นี่", "ที่นี่", "ที่นี่", "นี่"]
 
 
 def test_letters_are_needed_if_many_words_occur_once():
