@@ -8,8 +8,9 @@
 The texts are the messages of LibreOffice in each language, and their labels are the dialogs that show them. The
 English texts are the originals of the Turkish ones. Without `--messages`, two languages are generated: one without
 spaces, and one with endings. A fifth of the texts are for the test. All models see the same training texts, and ours
-takes its validation queries from them. A third one has the tokens of our encoder and the linear model. Writes
-`languages.json`, and prints P@1 and R@5 as a table.
+takes its validation queries from them. A third one has the tokens of our encoder and the linear model. With `--splits`,
+other fifths are for the test too, and with `--seeds`, our model is trained several times. Writes `languages.json`, and
+prints the means of P@1 and R@5 as a table.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,7 +49,7 @@ LANGUAGES = {
 SOURCE = "tr"  # the language whose originals are the English texts
 MNEMONIC = re.compile(r"\s*\([_~]\w\)|[_~]|(\.\.\.|:)$")  # marks of a key in a message
 MAX_DIALOGS = 5  # of a text
-TEST_SHARE = 0.2
+FIFTHS = 5  # one of them is for the test
 CHARACTERS = ["船舶", "航行", "港口", "乐器", "歌曲", "演奏", "火车", "轨道", "车站", "医生", "治疗", "药物"]
 GLUE = "的了在是和与及其中之一有关于研究我们"
 ENDINGS = ["".join(parts) for parts in product(("", "i", "j"), ("ssa", "sta", "lla", "lta", "ksi", "n"), 
@@ -155,23 +157,34 @@ def our_tokens(training: Sequence[Row], test: Sequence[Row]) -> list[list[str]]:
     return linear(*rows, analyzer=str.split)
 
 
-def ours(training: Sequence[Row], test: Sequence[Row], encoder: str = "phrases") -> list[list[str]]:
+def ours(training: Sequence[Row], test: Sequence[Row], encoder: str = "phrases", seed: int = 42) -> list[list[str]]:
     """Return the first five labels of a model with default settings."""
     data = XMCData.from_lists([text for text, _ in training], [labels for _, labels in training])
     with TemporaryDirectory() as folder:
         quiet = {"use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "eval_strategy": "no"}
-        model = train(data, encoder, output_dir=folder, **quiet)
+        model = train(data, encoder, output_dir=folder, seed=seed, **quiet)
         return [[label.uid for label in labels] for labels in model.predict([text for text, _ in test], 5)]
 
 
-def compare(rows: Sequence[Row], models: dict[str, Callable[..., list[list[str]]]]) -> dict[str, Result]:
-    """Return the metrics of each model, trained on four fifths of the texts and tested on the others."""
-    size = int(TEST_SHARE * len(rows))
-    results = {}
-    for name, model in models.items():
-        start = time.process_time()
-        found = model(rows[size:], rows[:size])
-        results[name] = measure(found, rows[:size], time.process_time() - start)
+def compare(
+    rows: Sequence[Row], models: dict[str, Sequence[Callable[..., list[list[str]]]]], splits: int = 1
+) -> dict[str, list[Result]]:
+    """Return the metrics of each model, trained on four fifths of the texts and tested on the others.
+
+    Args:
+        rows: The texts and their labels.
+        models: Functions that train and predict, by name. Each function has a result for each tested fifth.
+        splits: Number of fifths that are tested, one after another.
+    """
+    size = len(rows) // FIFTHS
+    results: dict[str, list[Result]] = {name: [] for name in models}
+    for first in range(0, splits * size, size):
+        training, test = [*rows[:first], *rows[first + size :]], rows[first : first + size]
+        for name, runs in models.items():
+            for model in runs:
+                start = time.process_time()
+                found = model(training, test)
+                results[name].append(measure(found, test, time.process_time() - start))
     return results
 
 
@@ -182,6 +195,8 @@ def main() -> None:
     )
     parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=[*LANGUAGES], help="languages to compare")
     parser.add_argument("--labels", type=int, default=100, help="number of dialogs, those with the most texts")
+    parser.add_argument("--splits", type=int, choices=range(1, FIFTHS + 1), default=1, help="number of test fifths")
+    parser.add_argument("--seeds", type=int, default=1, help="number of times that our model is trained, from 42 on")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for languages.json")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -196,11 +211,13 @@ def main() -> None:
     print(f"| language | texts | labels | P@1, {models} | R@5, {models} | CPU seconds, {models} |")
     print("|---" * 12 + "|")
     for name, rows in sets.items():
-        results = compare(rows, {"ngrams": ngrams, "our_tokens": our_tokens, "ours": ours})
+        runs = [partial(ours, seed=42 + number) for number in range(options.seeds)]
+        results = compare(rows, {"ngrams": [ngrams], "our_tokens": [our_tokens], "ours": runs}, options.splits)
         num_labels = len({label for _, labels in rows for label in labels})
-        table[name] = {"texts": len(rows), "labels": num_labels} | {key: one._asdict() for key, one in results.items()}
-        cells = [f"{getattr(one, key):.1f}" for key in ("p1", "r5") for one in results.values()]
-        cells += [f"{one.seconds:.0f}" for one in results.values()]
+        means = [Result(*np.mean(some, axis=0).tolist()) for some in results.values()]
+        table[name] = {"texts": len(rows), "labels": num_labels, "columns": Result._fields} | results
+        cells = [f"{getattr(one, key):.1f}" for key in ("p1", "r5") for one in means]
+        cells += [f"{one.seconds:.0f}" for one in means]
         print(f"| {name} | {len(rows)} | {num_labels} | {' | '.join(cells)} |", flush=True)
         (options.output_dir / "languages.json").write_text(json.dumps(table, indent=2))
 

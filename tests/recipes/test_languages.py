@@ -40,6 +40,20 @@ def test_measures_are_percent_of_texts_and_of_their_labels(languages):
     assert languages.measure([["x", "z"], ["x", "z"], []], rows, 2.0) == (pytest.approx(100 / 3), 50, 2.0)
 
 
+def test_each_fifth_is_tested_once_by_each_model(languages):
+    rows = [(str(number), ["x"]) for number in range(11)]
+    seen = []
+
+    def model(training, test):
+        seen.append(([int(text) for text, _ in training], [int(text) for text, _ in test]))
+        return [["x" if text == "3" else "y"] for text, _ in test]
+
+    results = languages.compare(rows, {"one": [model, model], "other": [model]}, 2)
+    assert seen == [([*range(2, 11)], [0, 1])] * 3 + [([0, 1, *range(4, 11)], [2, 3])] * 3
+    assert [result.p1 for result in results["one"]] == [0, 0, 50, 50]
+    assert [result.r5 for result in results["other"]] == [0, 50]
+
+
 def test_messages_have_the_dialogs_that_show_them(languages, tmp_path):
     shown = {"one|a\x04_File": "_Tiedosto", "two|b\x04File": "Tiedosto:", "two|c\x04OK": "OK", "none\x04File": "File"}
     folder = tmp_path / "program" / "resource" / "fi" / "LC_MESSAGES"
