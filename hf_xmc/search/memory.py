@@ -18,7 +18,7 @@ from hf_xmc.metrics import frequency
 from hf_xmc.metrics.ranking import evaluate_ranking
 from hf_xmc.search.contract import LabelSearch, visible_labels
 from hf_xmc.search.exact import QUERY_BLOCK, LabelIndex, of_recognised
-from hf_xmc.search.memory_settings import GRID, METRICS, MemorySettings
+from hf_xmc.search.memory_settings import COMBINED, GRID, METRICS, MemorySettings
 from hf_xmc.search.mixing import Votes, best_mixed, probabilities, votes_of
 from hf_xmc.tensors import unit_rows
 from hf_xmc.topk import TopK, checked_k
@@ -207,8 +207,8 @@ class TrainingMemory:
     ) -> dict[str, Any]:
         """Choose the settings that are best on validation queries, which should not vote for themselves.
 
-        Settings are tried one after the other, in two rounds. With a tolerance, all combinations are then tried,
-        except for the discount of the first label. The searches are done only once.
+        Settings are tried one after the other, in two rounds. With a tolerance, combinations of all settings
+        are then tried, except for the discount of the first label. The searches are done only once.
 
         Args:
             queries: ``(N, D)`` embeddings of the validation queries.
@@ -258,12 +258,9 @@ class TrainingMemory:
                 return all(measured(settings)[name] >= value for name, value in least.items())
 
             enough = [best]
-            for values in product(GRID["neighbors"], GRID["temperature"], GRID["mix"], GRID["label_temperature"]):
-                neighbors, temperature, mix, label_temperature = values
-                near = replace(best, neighbors=neighbors, temperature=temperature)
-                if is_enough(near):
-                    near = replace(near, mix=mix, label_temperature=label_temperature)
-                    enough += takewhile(is_enough, (replace(near, discount=gamma) for gamma in GRID["discount"]))
+            for values in product(*(sorted({*some, getattr(best, name)}) for name, some in COMBINED.items())):
+                near = replace(best, **dict(zip(COMBINED, values, strict=True)))
+                enough += takewhile(is_enough, (replace(near, discount=gamma) for gamma in GRID["discount"]))
             best = max(enough, key=lambda settings: measured(settings)["PSP@5"])
         reached = measured(best)
         self.settings = best = replace(best, first_discount=best.discount_of_first)

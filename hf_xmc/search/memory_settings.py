@@ -16,6 +16,12 @@ GRID: dict[str, Sequence[Any]] = {
     "discount": (0, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.15, 0.2),
     "first_discount": (-0.01, 0, 0.01, 0.02, 0.03, 0.045, 0.06, 0.1),
 }
+COMBINED: dict[str, Sequence[Any]] = {  # of these, all combinations are tried with all discounts
+    "neighbors": (10, 50),
+    "temperature": (0.03, 0.05, 0.1),
+    "mix": (0.1, 0.2, 0.4, 0.7, 0.9),
+    "label_temperature": (2, 5, 8),
+}
 METRICS = ("P@1", "P@3", "P@5", "PSP@1", "PSP@3", "PSP@5", "nDCG@5", "R@10")
 
 
