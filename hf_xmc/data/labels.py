@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
+from datasets.fingerprint import generate_random_fingerprint
 
 from hf_xmc.data.columns import as_dataset, check_is_list, label_texts_of, texts_of
 
@@ -51,12 +52,12 @@ class LabelTexts:
         text_counts: ``(L,)``, the number of texts of each label; ``None`` if each has one.
     """
 
-    def __init__(self, texts: pa.Table) -> None:
-        label_of = _codes(texts)
+    def __init__(self, texts: pa.Table, label_of: np.ndarray | None = None) -> None:
+        label_of = _codes(texts) if label_of is None else label_of
         first = np.flatnonzero(np.diff(label_of, prepend=-1))
         self.label_of = label_of
-        self.texts = Dataset(texts)
-        self.labels = self.texts if len(first) == len(texts) else Dataset(texts.take(first))
+        self.texts = dataset_of(texts)
+        self.labels = self.texts if len(first) == len(texts) else dataset_of(texts.take(first))
         self.text_counts = np.bincount(label_of) if self.several else None
 
     def __len__(self) -> int:
@@ -75,9 +76,11 @@ class LabelTexts:
             ValueError: if the labels are of another kind, or a text or a uid is missing.
         """
         rows = _rows(labels, map(str, count()) if numbers is None else numbers)
-        order = np.argsort(_codes(rows), kind="stable")
-        together = bool((order == np.arange(len(order))).all())
-        return cls(rows if together else rows.take(order)), order
+        codes = _codes(rows)
+        if (codes[1:] >= codes[:-1]).all():
+            return cls(rows, codes), np.arange(len(codes))
+        order = np.argsort(codes, kind="stable")
+        return cls(rows.take(order)), order
 
     @property
     def several(self) -> bool:
@@ -162,6 +165,11 @@ class LabelTexts:
         texts = [table["text"][:row], pa.chunked_array([[text]], table["text"].type), table["text"][row + 1 :]]
         column = pa.chunked_array([chunk for part in texts for chunk in part.chunks], table["text"].type)
         return LabelTexts(table.set_column(table.column_names.index("text"), "text", column)), row
+
+
+def dataset_of(table: pa.Table) -> Dataset:
+    """Return a data set of a table. Its fingerprint is random: ``datasets`` would pickle and hash the whole table."""
+    return Dataset(table, fingerprint=generate_random_fingerprint())
 
 
 def _parent_texts(parents: Sequence[Sequence[str]], number: int, names: Mapping[str, str]) -> list[str | None]:

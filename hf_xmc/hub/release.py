@@ -21,6 +21,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 import hf_xmc
+from hf_xmc.data.labels import dataset_of
 from hf_xmc.hub import backend_files, manifest, saved_index
 from hf_xmc.hub.backends import Loading
 from hf_xmc.hub.card import XMCCard, card_entry, read_card
@@ -220,7 +221,7 @@ def _read_labels(path: Path) -> Dataset:
     for name, types in COLUMNS.items():
         if name in table.column_names and table.schema.field(name).type not in types:
             raise ValueError(f"column {name} is of type {table.schema.field(name).type}")
-    return Dataset(table.select([name for name in COLUMNS if name in table.column_names or name in REQUIRED]))
+    return dataset_of(table.select([name for name in COLUMNS if name in table.column_names or name in REQUIRED]))
 
 
 def write_training_memory(folder: Path, memory: TrainingMemory) -> dict[str, Any]:

@@ -9,17 +9,21 @@ processes load it with `verify=False` and search one query at a time, on one thr
 rounds, so that the times can be compared. Times of queries are CPU milliseconds of the search alone, without the
 embedding of the query. Memory is that of the process, above one that holds the encoder alone: anonymous memory, and
 pages of mapped files, which processes share and the system can take back. The effort of an index that does not score
-all labels is tuned on other queries for a recall of 0.99. `--embeddings titles.npy` keeps the embeddings of the titles
-for further runs.
+all labels is tuned on other queries for a recall of 0.99. `Int8` has two rows, with all lists and tuned. A number after
+a colon, as in `RaBitQfs:20`, is the number of candidates per requested label that are ranked. An index that no model
+saves is built by its process, so its time to load includes building it, and its memory includes what building leaves.
+The ratio is that of the medians of CPU time to the first index. `--embeddings titles.npy` keeps the embeddings of the
+titles for further runs, and may hold those of another encoder, of as many titles.
 """
 
 import argparse
 import json
 import os
 import re
-import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
@@ -30,6 +34,8 @@ from hf_xmc.cli import HelpFormatter
 
 K = 10
 GIB = 2**30
+FORKS = get_context("forkserver")
+VISITS = re.compile("IVF|HNSW|NSG|Int8")  # indexes that need not visit every label
 
 
 def titles(data, number: int, seed: int = 0) -> list[str]:
@@ -59,7 +65,8 @@ def prepare(options: argparse.Namespace, folder: Path) -> list[dict]:
     """Save a model with each index, and return what is known of them."""
     from sentence_transformers import SentenceTransformer
 
-    from hf_xmc import LabelIndex, XMCModel, load_xmc
+    from hf_xmc import FaissIndex, LabelIndex, XMCModel, load_xmc
+    from hf_xmc.hub.manifest import LAYOUT
 
     data = load_xmc(options.data)
     encoder = SentenceTransformer(options.model, device="cpu")
@@ -77,19 +84,43 @@ def prepare(options: argparse.Namespace, folder: Path) -> list[dict]:
     exact = LabelIndex(model.index.embeddings).search(queries[: options.queries], K)
     np.save(folder / "label_ids.npy", exact.label_ids)
     XMCModel(encoder).save_pretrained(folder / "encoder")
-    rows = []
+    rows: list[dict] = []
     for number, name in enumerate(options.indexes):
-        start, row = time.process_time(), {"index": name, "labels": options.labels, "dim": model.index.embedding_dim}
-        model.index = name
-        if name != "exact" and not model.index.scans:
-            model.index.tune(queries[options.queries :], recall=0.99, k=K)
-            row["effort"] = model.index.effort
-        row["build_seconds"] = time.process_time() - start
-        model.save_pretrained(folder / str(number))
-        row["file_gib"] = sum(path.stat().st_size for path in (folder / str(number)).rglob("faiss*")) / GIB
-        print(row, file=sys.stderr, flush=True)
-        rows.append(row)
+        factory, _, refine = name.partition(":")
+        about = {"index": name, "labels": options.labels, "dim": model.index.embedding_dim, "model": str(number)}
+        start, visits = time.process_time(), VISITS.search(factory)
+        if saved(factory) or visits:
+            model.index = factory if factory == "exact" else FaissIndex(model.index.embeddings, factory)
+            about["build_seconds"] = time.process_time() - start
+        if refine and saved(factory):
+            model.index.refine = int(refine)
+        if not saved(factory):
+            settings = {"factory": factory, "refine": int(refine or 4)}
+            (folder / f"{number}.json").write_text(json.dumps(settings))
+        else:
+            model.save_pretrained(folder / str(number))
+            if number:  # one file of embeddings serves all models
+                path = folder / str(number) / LAYOUT.label_embeddings
+                path.unlink()
+                os.link(folder / "0" / LAYOUT.label_embeddings, path)
+            files = (folder / str(number)).rglob("faiss*")
+            about["file_gib"] = sum(path.stat().st_size for path in files) / GIB
+        if not visits or model.index.scans:
+            rows.append(about)
+        if visits:
+            start = time.process_time()
+            about = {**about, "tuned_recall": model.index.tune(queries[options.queries :], recall=0.99, k=K)}
+            rows.append({**about, "effort": model.index.effort, "tune_seconds": time.process_time() - start})
+        print(rows[-1], file=sys.stderr, flush=True)
     return rows
+
+
+def saved(factory: str) -> bool:
+    """Return whether a model saves an index, so that it is not built again."""
+    from hf_xmc.search.faiss_codes import INT8
+    from hf_xmc.search.faiss_tables import FACTORY
+
+    return factory == "exact" or any(pattern.fullmatch(factory) for pattern in (INT8, FACTORY))
 
 
 def memory() -> dict[str, float]:
@@ -97,18 +128,23 @@ def memory() -> dict[str, float]:
     return {name: int(re.search(rf"{name}:\s+(\d+)", text)[1]) / 2**20 for name in ("RssAnon", "RssFile")}
 
 
-def measure(options: argparse.Namespace, folder: Path, name: str) -> dict:
+def measure(folder: Path, name: str, effort: int | None) -> dict:
     """Load a model and search one query at a time."""
     import faiss
     import torch
 
-    from hf_xmc import XMCModel
+    from hf_xmc import FaissIndex, XMCModel
 
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
     XMCModel.from_pretrained(folder / "encoder", device="cpu")  # imports everything
     start, cpu_start = time.perf_counter(), time.process_time()
-    model = XMCModel.from_pretrained(folder / name, device="cpu", verify=False)
+    kept = folder / f"{name}.json"
+    model = XMCModel.from_pretrained(folder / ("0" if kept.exists() else name), device="cpu", verify=False)
+    if kept.exists():
+        model.index = FaissIndex(model.index.embeddings, **json.loads(kept.read_text()))
+    if name != "encoder" and effort is not None:
+        model.index.effort = effort
     row = {"load_seconds": time.perf_counter() - start, "load_cpu": time.process_time() - cpu_start}
     queries, exact = np.load(folder / "queries.npy"), np.load(folder / "label_ids.npy")
     if name == "encoder":
@@ -135,49 +171,48 @@ def main() -> None:
     parser.add_argument("--embeddings", type=Path, help="file of the embeddings of the titles; written if missing")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where to save the models; by default a temporary folder")
-    parser.add_argument("--one", help=argparse.SUPPRESS)  # what a child process measures
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    if options.one:
-        print(json.dumps(measure(options, options.folder, options.one)))
-        return
     with TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         rows = prepare(options, folder)
+        os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        FORKS.set_forkserver_preload(["faiss", "hf_xmc.model.model", "hf_xmc.search.faiss_index"])
         alone = child(folder, "encoder")
         seen: list[list[dict]] = [[] for _ in rows]
         for _ in range(options.rounds):
-            for number in range(len(rows)):
-                seen[number].append(child(folder, str(number)))
+            for row, turns in zip(rows, seen, strict=True):
+                turns.append(child(folder, row["model"], row.get("effort")))
+                print(row["index"], {key: turns[-1][key] for key in ("load_cpu", "recall")}, file=sys.stderr, flush=True)
         for row, turns in zip(rows, seen, strict=True):
             cpu, wall = (np.concatenate([turn[key] for turn in turns]) * 1e3 for key in ("cpu", "wall"))
             row |= {"p50_cpu_ms": np.median(cpu), "p95_cpu_ms": np.percentile(cpu, 95), "p50_ms": np.median(wall)}
             row |= {key: float(np.median([turn[key] for turn in turns])) for key in ("load_seconds", "load_cpu")}
             row |= {key: max(turn[key] for turn in turns) - alone[key] for key in ("RssAnon", "RssFile")}
-            row |= {"recall@10": turns[0]["recall"]}
-        for number in range(len(rows)):
-            rmtree(folder / str(number))
+            row |= {"recall@10": turns[0]["recall"], "ratio": row["p50_cpu_ms"] / rows[0]["p50_cpu_ms"]}
+        for number in range(len(options.indexes)):
+            rmtree(folder / str(number), ignore_errors=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
     print(table(rows))
 
 
-def child(folder: Path, name: str) -> dict:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, *sys.argv, "--one", name, "--folder", str(folder)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])
+def child(folder: Path, name: str, effort: int | None = None) -> dict:
+    """Measure in a process that shares only the imports."""
+    with ProcessPoolExecutor(1, mp_context=FORKS) as pool:
+        return pool.submit(measure, folder, name, effort).result()
 
 
 def table(rows: list[dict]) -> str:
-    head = ["labels", "index", "lists visited", "recall@10", "p50 CPU ms", "p95", "anonymous GiB", "mapped GiB"]
+    head = ["labels", "index", "lists visited", "recall@10", "p50 CPU ms", "p95", "ratio", "anonymous GiB", "mapped GiB"]
     head += ["load s", "load CPU s", "file GiB", "build CPU s"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
         cells = [f"{row['labels']:,}", f"`{row['index']}`", str(row.get("effort", "all")), f"{row['recall@10']:.4f}"]
-        cells += [f"{row[key]:.2f}" for key in ("p50_cpu_ms", "p95_cpu_ms", "RssAnon", "RssFile", "load_seconds")]
-        cells += [f"{row[key]:.2f}" for key in ("load_cpu", "file_gib")] + [f"{row['build_seconds']:.0f}"]
+        keys = ("p50_cpu_ms", "p95_cpu_ms", "ratio", "RssAnon", "RssFile", "load_seconds", "load_cpu")
+        cells += [f"{row[key]:.3f}" if key == "ratio" else f"{row[key]:.2f}" for key in keys]
+        cells += [f"{row.get('file_gib', 0):.2f}", f"{row.get('build_seconds', row['load_cpu']):.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -255,3 +255,36 @@ def test_bad_input_says_what_was_got(model):
     with pytest.raises(ValueError, match="label 1 has no uid"):
         LabelTexts.of(Dataset.from_dict({"uid": ["a", None], "text": ["a", "b"]}))
     assert len(model.labels) == 11
+
+
+def test_label_tables_are_neither_hashed_nor_numbered_twice(encoder, monkeypatch, tmp_path):
+    XMCModel(encoder, LABELS).save_pretrained(tmp_path / "model")
+    numbered = []
+
+    def hashes(*_):
+        raise AssertionError("datasets hashes the whole table")
+
+    def codes(rows):
+        numbered.append(len(rows))
+        return np.arange(len(rows))
+
+    monkeypatch.setattr("datasets.arrow_dataset.generate_fingerprint", hashes)
+    monkeypatch.setattr("hf_xmc.data.labels._codes", codes)
+    loaded = XMCModel.from_pretrained(tmp_path / "model", verify=False)
+    assert loaded.label_texts.texts["text"][:] == LABELS
+    assert loaded.label_texts.labels["uid"][:] == [str(row) for row in range(len(LABELS))]
+    np.testing.assert_array_equal(loaded.label_texts.label_of, np.arange(len(LABELS)))
+    assert numbered == [len(LABELS)]
+
+
+def test_texts_of_a_label_that_are_apart_are_brought_together():
+    rows = table(["b", "a", "b", "c", "a"], ["b1", "a1", "b2", "c1", "a2"])
+    together, order = LabelTexts.of(rows)
+    np.testing.assert_array_equal(order, [0, 2, 1, 4, 3])
+    np.testing.assert_array_equal(together.label_of, [0, 0, 1, 1, 2])
+    assert together.texts["text"][:] == ["b1", "b2", "a1", "a2", "c1"]
+    assert together.labels["text"][:] == ["b1", "a1", "c1"]
+    np.testing.assert_array_equal(together.text_counts, [2, 2, 1])
+    adjacent, order = LabelTexts.of(together.texts)
+    np.testing.assert_array_equal(order, np.arange(5))
+    np.testing.assert_array_equal(adjacent.label_of, together.label_of)
