@@ -77,6 +77,7 @@ class LabelTexts:
         """
         rows = _rows(labels, map(str, count()) if numbers is None else numbers)
         codes = _codes(rows)
+        pa.default_memory_pool().release_unused()  # reading and numbering took more than the table
         if (codes[1:] >= codes[:-1]).all():
             return cls(rows, codes), np.arange(len(codes))
         order = np.argsort(codes, kind="stable")

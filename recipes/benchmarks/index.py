@@ -75,7 +75,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> list[dict]:
     names = titles(data, options.labels)
     start = time.process_time()
     kept = options.embeddings if options.embeddings and options.embeddings.exists() else None
-    model = XMCModel(encoder, names, None if kept is None else np.load(kept))
+    model = XMCModel(encoder, names, None if kept is None else np.load(kept, mmap_mode="c"))
     print(f"embedding: {time.process_time() - start:.0f} CPU seconds", file=sys.stderr)
     if options.embeddings and kept is None:
         np.save(options.embeddings, model.index.embeddings.numpy())
@@ -116,11 +116,13 @@ def prepare(options: argparse.Namespace, folder: Path) -> list[dict]:
 
 
 def saved(factory: str) -> bool:
-    """Return whether a model saves an index, so that it is not built again."""
+    """Return whether a model saves the codes, graph or lists of an index, so that they are not computed again."""
     from hf_xmc.search.faiss_codes import INT8
     from hf_xmc.search.faiss_tables import FACTORY
 
-    return factory == "exact" or any(pattern.fullmatch(factory) for pattern in (INT8, FACTORY))
+    return factory == "exact" or any(
+        pattern.fullmatch(factory) and VISITS.search(factory) for pattern in (INT8, FACTORY)
+    )
 
 
 def memory() -> dict[str, float]:
@@ -184,7 +186,9 @@ def main() -> None:
         for _ in range(options.rounds):
             for row, turns in zip(rows, seen, strict=True):
                 turns.append(child(folder, row["model"], row.get("effort")))
-                print(row["index"], {key: turns[-1][key] for key in ("load_cpu", "recall")}, file=sys.stderr, flush=True)
+                about = {key: value for key, value in turns[-1].items() if key not in ("cpu", "wall")}
+                p50 = 1e3 * float(np.median(turns[-1]["cpu"]))
+                print(row["index"], row.get("effort"), f"p50 {p50:.2f} CPU ms", about, file=sys.stderr, flush=True)
         for row, turns in zip(rows, seen, strict=True):
             cpu, wall = (np.concatenate([turn[key] for turn in turns]) * 1e3 for key in ("cpu", "wall"))
             row |= {"p50_cpu_ms": np.median(cpu), "p95_cpu_ms": np.percentile(cpu, 95), "p50_ms": np.median(wall)}
@@ -205,7 +209,17 @@ def child(folder: Path, name: str, effort: int | None = None) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-    head = ["labels", "index", "lists visited", "recall@10", "p50 CPU ms", "p95", "ratio", "anonymous GiB", "mapped GiB"]
+    head = [
+        "labels",
+        "index",
+        "lists visited",
+        "recall@10",
+        "p50 CPU ms",
+        "p95",
+        "ratio",
+        "anonymous GiB",
+        "mapped GiB",
+    ]
     head += ["load s", "load CPU s", "file GiB", "build CPU s"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
