@@ -151,14 +151,54 @@ def measure(folder: Path, name: str, effort: int | None) -> dict:
     queries, exact = np.load(folder / "queries.npy"), np.load(folder / "label_ids.npy")
     if name == "encoder":
         return {**row, **memory()}
+    return {**row, **searched(model.index, queries, exact), **memory()}
+
+
+def searched(index, queries: np.ndarray, exact: np.ndarray) -> dict:
+    """Search one query at a time. Return the times, and the recall of the label ids that exact search found."""
     found, cpu, wall = [], [], []
     for query in queries:
         start, cpu_start = time.perf_counter(), time.process_time()
-        found.append(model.index.search(query[None], K).label_ids[0])
+        found.append(index.search(query[None], K).label_ids[0])
         cpu.append(time.process_time() - cpu_start)
         wall.append(time.perf_counter() - start)
     hits = [len(np.intersect1d(one, other)) / K for one, other in zip(found, exact, strict=True)]
-    return {**row, **memory(), "recall": float(np.mean(hits)), "cpu": cpu, "wall": wall}
+    return {"recall": float(np.mean(hits)), "cpu": cpu, "wall": wall}
+
+
+def search_only(options: argparse.Namespace) -> list[dict]:
+    """Build and search each index in this process, with free and with unit norms."""
+    from sentence_transformers import SentenceTransformer
+
+    from hf_xmc import FaissIndex, LabelIndex, load_xmc
+
+    texts = list(load_xmc(options.data).test["text"][: options.queries + options.tune])
+    queries = SentenceTransformer(options.model, device="cpu").encode(texts).astype(np.float32)
+    labels = np.load(options.embeddings, mmap_mode="r")[: options.labels].copy()
+    rows = []
+    for norms in ("free", "unit"):
+        if norms == "unit":
+            labels /= np.linalg.norm(labels, axis=1, keepdims=True)
+        first, others = queries[: options.queries], queries[options.queries :]
+        exact = LabelIndex(labels).search(first, K).label_ids
+        for name in options.indexes:
+            factory, _, refine = name.partition(":")
+            start, efforts = time.process_time(), [None]
+            index = LabelIndex(labels) if factory == "exact" else FaissIndex(labels, factory, refine=int(refine or 4))
+            row = {"index": name, "labels": len(labels), "norms": norms, "build_seconds": time.process_time() - start}
+            if VISITS.search(factory):
+                before = index.effort if index.scans else None
+                row["tuned_recall"] = index.tune(others, recall=0.99, k=K)
+                efforts = [index.effort] if before is None else [before, index.effort]
+            for effort in efforts:
+                if effort is not None:
+                    index.effort = effort
+                turn = searched(index, first, exact)
+                cpu = np.array(turn["cpu"]) * 1e3
+                about = {"p50_cpu_ms": float(np.median(cpu)), "p95_cpu_ms": float(np.percentile(cpu, 95))}
+                rows.append({**row, "effort": effort, "recall@10": turn["recall"], **about})
+                print(rows[-1], file=sys.stderr, flush=True)
+    return rows
 
 
 def main() -> None:
@@ -173,8 +213,14 @@ def main() -> None:
     parser.add_argument("--embeddings", type=Path, help="file of the embeddings of the titles; written if missing")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where to save the models; by default a temporary folder")
+    parser.add_argument("--search_only", action="store_true", help="save no model; needs `--embeddings`")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.search_only:
+        rows = search_only(options)
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=1))
+        return
     with TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

@@ -257,9 +257,13 @@ def test_bad_input_says_what_was_got(model):
     assert len(model.labels) == 11
 
 
-def test_label_tables_are_neither_hashed_nor_numbered_twice(encoder, monkeypatch, tmp_path):
+def test_label_tables_are_not_hashed_or_numbered_twice_and_memory_goes_back(encoder, monkeypatch, tmp_path):
     XMCModel(encoder, LABELS).save_pretrained(tmp_path / "model")
-    numbered = []
+    numbered, given_back = [], []
+
+    class Pool:
+        def release_unused(self):
+            given_back.append(len(numbered))
 
     def hashes(*_):
         raise AssertionError("datasets hashes the whole table")
@@ -270,11 +274,13 @@ def test_label_tables_are_neither_hashed_nor_numbered_twice(encoder, monkeypatch
 
     monkeypatch.setattr("datasets.arrow_dataset.generate_fingerprint", hashes)
     monkeypatch.setattr("hf_xmc.data.labels._codes", codes)
+    monkeypatch.setattr("pyarrow.default_memory_pool", Pool)
     loaded = XMCModel.from_pretrained(tmp_path / "model", verify=False)
     assert loaded.label_texts.texts["text"][:] == LABELS
     assert loaded.label_texts.labels["uid"][:] == [str(row) for row in range(len(LABELS))]
     np.testing.assert_array_equal(loaded.label_texts.label_of, np.arange(len(LABELS)))
     assert numbered == [len(LABELS)]
+    assert given_back == [1]  # after the numbering
 
 
 def test_texts_of_a_label_that_are_apart_are_brought_together():
