@@ -62,12 +62,13 @@ class Explanation(NamedTuple):
             lines.append(
                 f"  labels count {own:.0%}: {self.weight:.1%} of the best, by a score of {self.label_score:.3f}"
             )
-            penalty = self.penalty or 0.0
-            frequency = f"frequency takes {penalty:.3f}" if penalty >= 0 else f"frequency adds {-penalty:.3f}"
-            lines.append(f"  memory counts {self.mix:.0%}: {self.vote:.1%} of the votes; {frequency}")
         if self.vector_score is not None:
             rest = self.label_score - self.vector_score
             lines.append(f"  of that score, {self.vector_score:+.3f} by the label itself, {rest:+.3f} by its text")
+        if self.vote is not None:
+            penalty = self.penalty or 0.0
+            frequency = f"frequency takes {penalty:.3f}" if penalty >= 0 else f"frequency adds {-penalty:.3f}"
+            lines.append(f"  memory counts {self.mix:.0%}: {self.vote:.1%} of the votes; {frequency}")
         for known in self.nearest:
             vote = f"  ({known.weight:.1%} of the votes)" if known.weight else ""
             lines.append(f"  {known.similarity:.3f}  {known.text}{vote}")

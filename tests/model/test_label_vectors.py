@@ -138,7 +138,9 @@ def test_explanation_has_the_part_of_the_vector(form):
     whole = torch.from_numpy(model.encoder.encode_document([LABELS[0]])[0]) + vectors[0]
     scale = 1 if form == "plain" else 1 / float(whole.norm())
     assert found.vector_score == pytest.approx(scale * float(query @ vectors[0]), rel=1e-4)
-    assert f"{found.vector_score:+.3f} by the label itself, " in str(found)
+    lines = str(found).splitlines()
+    assert lines[2].startswith(f"  of that score, {found.vector_score:+.3f} by the label itself, ")
+    assert f"a score of {found.label_score:.3f}" in lines[1] or lines[1] == f"  label score {found.label_score:.3f}"
     if found.words_add_up:
         assert sum(word.weight for word in found.words) == pytest.approx(found.label_score, rel=1e-4)
     assert model.explain("an old red boat", "3").vector_score is None
