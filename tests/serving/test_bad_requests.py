@@ -41,9 +41,15 @@ def url():
         yield url
 
 
+def described(url):
+    """Load the description of a server. A body that breaks it may also be too long, which is refused first, by 413."""
+    config = schemathesis.Config.from_dict({"checks": {"negative_data_rejection": {"expected-statuses": ["4xx"]}}})
+    return schemathesis.openapi.from_url(f"{url}/openapi.json", config=config)
+
+
 @pytest.fixture(scope="module")
 def api(url):
-    return schemathesis.openapi.from_url(f"{url}/openapi.json")
+    return described(url)
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +62,22 @@ def server_answers_afterwards(url, caplog):
 def test_every_operation_is_tested(api):
     found = [operation.ok() for operation in api.get_all_operations()]
     assert sorted((operation.method.upper(), operation.path) for operation in found) == sorted(OPERATIONS)
+
+
+def test_a_wrong_body_that_is_too_long_counts_as_refused():
+    with running(make_model(), **LIMITS | {"max_body_bytes": 1}) as url:
+        statuses = set()
+
+        @settings(max_examples=20, **HOW)
+        @given(case=described(url)["/predict"]["POST"].as_strategy(generation_mode=GenerationMode.NEGATIVE))
+        def send(case):
+            answer = case.call(base_url=url, timeout=60)
+            case.validate_response(answer, checks=CHECKS)
+            statuses.add(answer.status_code)
+
+        send()
+    assert 413 in statuses
+    assert statuses <= {400, 413, 422}
 
 
 @pytest.mark.parametrize("examples", [5, pytest.param(100, marks=pytest.mark.slow)])
