@@ -22,7 +22,7 @@ def index_named(name: str, embeddings: Tensor) -> LabelIndex:
         embeddings: The embeddings.
 
     Raises:
-        ValueError: if it is none of these, or the embeddings are too few for the factory string.
+        ValueError: if ``name`` is something else, or there are too few embeddings for the factory string.
 
     >>> import torch
     >>> index_named("auto", torch.eye(3))  # doctest: +ELLIPSIS
