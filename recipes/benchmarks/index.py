@@ -167,19 +167,17 @@ def searched(index, queries: np.ndarray, exact: np.ndarray) -> dict:
 
 
 def search_only(options: argparse.Namespace) -> list[dict]:
-    """Build and search each index in this process, with free and with unit norms."""
+    """Build and search each index in this process, with each kind of norms."""
     from sentence_transformers import SentenceTransformer
 
     from hf_xmc import FaissIndex, LabelIndex, load_xmc
 
     texts = list(load_xmc(options.data).test["text"][: options.queries + options.tune])
     queries = SentenceTransformer(options.model, device="cpu").encode(texts).astype(np.float32)
-    labels = np.load(options.embeddings, mmap_mode="r")[: options.labels].copy()
     rows = []
-    for norms in ("free", "unit"):
-        if norms == "unit":
-            labels /= np.linalg.norm(labels, axis=1, keepdims=True)
-        first, others = queries[: options.queries], queries[options.queries :]
+    for norms in options.norms:
+        labels, searching = with_norms(np.load(options.embeddings, mmap_mode="r")[: options.labels], queries, norms)
+        first, others = searching[: options.queries], searching[options.queries :]
         exact = LabelIndex(labels).search(first, K).label_ids
         for name in options.indexes:
             factory, _, refine = name.partition(":")
@@ -201,6 +199,21 @@ def search_only(options: argparse.Namespace) -> list[dict]:
     return rows
 
 
+def with_norms(labels: np.ndarray, queries: np.ndarray, norms: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return label and query embeddings whose labels have free, unit or augmented norms.
+
+    Augmented labels have one more dimension, which gives all of them the largest norm. The queries have a zero there,
+    so the scores stay the same, and the nearest label is also the one with the best score.
+    """
+    if norms == "free":
+        return labels.copy(), queries
+    squares = np.einsum("nd,nd->n", labels, labels)[:, None]
+    if norms == "unit":
+        return labels / np.sqrt(squares), queries
+    rest = np.sqrt(squares.max() - squares).astype(np.float32)
+    return np.hstack([labels, rest]), np.hstack([queries, np.zeros((len(queries), 1), np.float32)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--model", required=True, help="encoder or saved model: a folder or a name on the Hub")
@@ -214,6 +227,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where to save the models; by default a temporary folder")
     parser.add_argument("--search_only", action="store_true", help="save no model; needs `--embeddings`")
+    parser.add_argument(
+        "--norms",
+        nargs="+",
+        choices=["free", "unit", "augmented"],
+        default=["free", "unit"],
+        help="norms of the labels with `--search_only`; `augmented` makes free norms equal by one more dimension",
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.search_only:
