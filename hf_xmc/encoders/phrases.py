@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding, Transformer
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn.functional import embedding_bag
@@ -169,9 +169,12 @@ def standalone_encoder(encoder: SentenceTransformer) -> SentenceTransformer:
     Raises:
         ValueError: if :func:`phrase_encoder` did not make the encoder.
     """
-    if len(encoder) != 1 or not isinstance(encoder[0], StaticEmbedding):
+    unit = len(encoder) == 2 and isinstance(encoder[1], Normalize)
+    if len(encoder) != 1 + unit or not isinstance(encoder[0], StaticEmbedding):
         modules = ", ".join(type(module).__name__ for module in encoder)
-        raise ValueError(f"`encoder` must be a single StaticEmbedding from phrase_encoder, got {modules}.")
+        raise ValueError(
+            f"`encoder` must be a StaticEmbedding from phrase_encoder, alone or followed by Normalize, got {modules}."
+        )
     table = encoder[0].embedding.weight.detach().cpu()
     letters = any(token.startswith("_") for token in encoder[0].tokenizer.get_vocab() if "<" in token or ">" in token)
     rewriting, max_tokens = (WITH_LETTERS, MAX_LETTER_TOKENS) if letters else (WORDS, MAX_TOKENS)
@@ -190,7 +193,7 @@ def standalone_encoder(encoder: SentenceTransformer) -> SentenceTransformer:
     with TemporaryDirectory() as folder:
         lookup.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        parts = [Transformer(folder), Pooling(table.shape[1], "mean")]
+        parts = [Transformer(folder), Pooling(table.shape[1], "mean"), *([Normalize()] if unit else [])]
     return SentenceTransformer(
         modules=parts,
         prompts=named_prompts(encoder),

@@ -12,7 +12,7 @@ from hf_xmc.data.dataset import XMCData
 from hf_xmc.encoders.phrases import phrase_encoder, standalone_encoder
 from hf_xmc.encoders.pretrained_start import start_from
 from hf_xmc.encoders.static import static_encoder
-from hf_xmc.experiment.settings import LOSSES, ExperimentSettings
+from hf_xmc.experiment.settings import LOSSES, MADE, ExperimentSettings
 from hf_xmc.losses import DecoupledSoftmaxLoss
 
 START_STD = 0.8  # of vectors that start from a pretrained encoder
@@ -20,22 +20,33 @@ START_STD = 0.8  # of vectors that start from a pretrained encoder
 
 def build_encoder(settings: ExperimentSettings, data: XMCData, seed: int) -> SentenceTransformer:
     """Return the encoder to train; ``static`` and ``phrases`` are built from the training and label texts."""
-    if settings.model in ("static", "phrases"):
-        texts = [*data.train["text"], *data.labels["text"]]
-        options: dict[str, Any] = {
-            "embedding_dim": settings.embedding_dim,
-            "vocab_size": settings.vocab_size,
-            "std": settings.initial_std,
-            "seed": seed,
-        }
-        if settings.model == "phrases":
-            options["num_phrases"] = settings.num_phrases
-            encoder = phrase_encoder(texts, **options)
-        else:
-            encoder = static_encoder(texts, **options)
-        if settings.start_from is not None:
-            start_from(encoder, SentenceTransformer(settings.start_from, device="cpu"), START_STD)
-        return encoder
+    encoder = _made(settings, data, seed) if settings.model in MADE else _pretrained(settings)
+    if settings.normalize and not isinstance(encoder[-1], Normalize):
+        encoder.append(Normalize())
+    return encoder
+
+
+def _made(settings: ExperimentSettings, data: XMCData, seed: int) -> SentenceTransformer:
+    """Return an untrained encoder with the vocabulary of the texts."""
+    texts = [*data.train["text"], *data.labels["text"]]
+    options: dict[str, Any] = {
+        "embedding_dim": settings.embedding_dim,
+        "vocab_size": settings.vocab_size,
+        "std": settings.initial_std,
+        "seed": seed,
+    }
+    if settings.model == "phrases":
+        options["num_phrases"] = settings.num_phrases
+        encoder = phrase_encoder(texts, **options)
+    else:
+        encoder = static_encoder(texts, **options)
+    if settings.start_from is not None:
+        start_from(encoder, SentenceTransformer(settings.start_from, device="cpu"), START_STD)
+    return encoder
+
+
+def _pretrained(settings: ExperimentSettings) -> SentenceTransformer:
+    """Return the encoder of that name, with the pooling and the maximum length of the settings."""
     if settings.pooling is None:
         encoder = SentenceTransformer(settings.model)
     else:
@@ -44,8 +55,6 @@ def build_encoder(settings: ExperimentSettings, data: XMCData, seed: int) -> Sen
         encoder = SentenceTransformer(modules=[transformer, pooling])
     if settings.max_seq_length is not None:
         encoder.max_seq_length = settings.max_seq_length
-    if settings.normalize and not isinstance(encoder[-1], Normalize):
-        encoder.append(Normalize())
     return encoder
 
 

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from errno import ENOSPC
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -28,7 +28,7 @@ from hf_xmc.experiment.card import write_card
 from hf_xmc.experiment.defaults import validation_size
 from hf_xmc.experiment.fit import BuildEncoder, BuildLoss, fit
 from hf_xmc.experiment.measure import complete
-from hf_xmc.experiment.settings import ExperimentSettings, Parsed, from_dict
+from hf_xmc.experiment.settings import EncoderSettings, ExperimentSettings, Parsed, from_dict
 from hf_xmc.experiment.splits import also_in_train, hold_out
 from hf_xmc.hub.card import XMCCard, hardware
 from hf_xmc.hub.release import check_target
@@ -75,7 +75,7 @@ def train(
         The saved model.
 
     Raises:
-        TypeError: if a name in ``settings`` is unknown.
+        TypeError: if a name in ``settings`` is unknown, or is about the encoder, which is given as an object.
         ValueError: if a setting or the data are invalid, ``output_dir`` has content other than a run, or there are
             several processes. Use ``accelerate launch -m hf_xmc.cli train`` for those.
     """
@@ -103,6 +103,9 @@ def train(
     }
     if repeated := sorted(settings.keys() & values.keys()):
         raise TypeError(f"{', '.join(repeated)} must not be given. Pass the encoder as `encoder`.")
+    of_encoder = {field.name for field in fields(EncoderSettings)} - {"preset"}
+    if given is not None and (ignored := sorted(settings.keys() & of_encoder)):
+        raise TypeError(f"{', '.join(ignored)} must not be given with an encoder object. Change the encoder itself.")
     parsed = from_dict({**values, **settings})
     loaded = load(parsed) if isinstance(data, str | Path) else data
     build = encoders.build_encoder if given is None else lambda *_: given

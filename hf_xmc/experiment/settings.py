@@ -210,6 +210,12 @@ class ExperimentSettings(DataSettings, EncoderSettings, LossSettings, MeasureSet
                 f"`start_from` needs a model built from the data: {' or '.join(MADE)}, got {self.model!r}, which has "
                 "pretrained vectors of its own."
             )
+        for name in ("pooling", "max_seq_length"):
+            if self.model in MADE and getattr(self, name) is not None:
+                raise ValueError(
+                    f"`{name}` needs a pretrained transformer, got model {self.model!r}, which averages all words of a "
+                    "text. Leave it out."
+                )
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)

@@ -6,7 +6,7 @@ import torch
 from helpers import dataset_layouts
 from helpers.scripts import SENTENCES
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 
 from hf_xmc import XMCModel, load_xmc, phrase_encoder, rewrite_phrases, standalone_encoder, with_phrases
 from hf_xmc.encoders.encode import encode_queries
@@ -145,9 +145,17 @@ def test_releases_of_earlier_versions_keep_their_way_of_reading(earlier, encoder
     assert [len(chunk) for chunk in map(earlier.spans, texts)] == [7, 6 if earlier.scripts else 3, 0]
 
 
-def test_standalone_encoder_refuses_other_encoders(encoder):
+def test_standalone_encoder_keeps_unit_norms(encoder):
+    texts = ["a red boat", "under the sun"]
+    expected = torch.nn.functional.normalize(standalone_encoder(encoder).encode(texts, convert_to_tensor=True))
     encoder.append(Normalize())
-    with pytest.raises(ValueError, match=r"must be a single StaticEmbedding .* got StaticEmbedding, Normalize"):
+    found = standalone_encoder(encoder).encode(texts, convert_to_tensor=True)
+    torch.testing.assert_close(found, expected)
+
+
+def test_standalone_encoder_refuses_other_encoders(encoder):
+    encoder.append(Dense(encoder.get_embedding_dimension(), 2))
+    with pytest.raises(ValueError, match=r"alone or followed by Normalize, got StaticEmbedding, Dense"):
         standalone_encoder(encoder)
 
 

@@ -13,7 +13,8 @@ from hf_xmc import XMCModel, load_xmc
 from hf_xmc.experiment import measure, run
 
 SUBJECTS = ["boats", "cats", "cooking", "iron"]
-QUICK = {"use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "preset": "fast", "embedding_dim": 8}
+QUICK_FOR_ANY = {"use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "preset": "fast"}
+QUICK = {**QUICK_FOR_ANY, "embedding_dim": 8}
 
 
 @pytest.fixture
@@ -50,9 +51,32 @@ def test_train_goes_from_a_csv_to_a_model_with_report_and_card(books, tmp_path):
     assert "books.csv" in readme
 
 
+@pytest.mark.parametrize("encoder", ["static", "phrases"])
+def test_train_scales_embeddings_to_unit_norm_if_asked(books, tmp_path, encoder):
+    model = hf_xmc.train(books, encoder, output_dir=tmp_path / "out", normalize=True, **COLUMNS, **QUICK)
+    saved = XMCModel.from_pretrained(tmp_path / "out" / "model", device="cpu")
+    for one in (model, saved):
+        norms = [*one.embed(["boats and cats"]).norm(dim=1), *one.index.embeddings.norm(dim=1)]
+        assert [float(norm) for norm in norms] == pytest.approx([1] * 5, abs=1e-5)
+    recipe = json.loads((tmp_path / "out" / "metrics.json").read_text())["recipe"]
+    assert (recipe["normalize"], recipe["temperature"]) == (True, 0.05)
+
+
+@pytest.mark.parametrize(("name", "value"), [("pooling", "cls"), ("max_seq_length", 16)])
+def test_train_refuses_settings_that_an_encoder_of_words_would_ignore(books, tmp_path, name, value):
+    with pytest.raises(ValueError, match=f"`{name}` needs a pretrained transformer, got model 'static'"):
+        hf_xmc.train(books, "static", output_dir=tmp_path, **{name: value}, **COLUMNS, **QUICK)
+
+
+@pytest.mark.parametrize("name", ["normalize", "pooling", "max_seq_length", "start_from"])
+def test_train_refuses_settings_of_the_encoder_next_to_an_encoder(books, tmp_path, name):
+    with pytest.raises(TypeError, match=f"^{name} must not be given with an encoder object"):
+        hf_xmc.train(books, make_static_encoder(), output_dir=tmp_path, **{name: True}, **COLUMNS, **QUICK_FOR_ANY)
+
+
 def test_train_takes_an_encoder_and_data_in_memory(books, tmp_path):
     data, encoder = load_xmc(books, **COLUMNS), make_static_encoder()
-    model = hf_xmc.train(data, encoder, output_dir=tmp_path / "out", **{**QUICK, "memory": False})
+    model = hf_xmc.train(data, encoder, output_dir=tmp_path / "out", **QUICK_FOR_ANY, memory=False)
     assert model.encoder is encoder
     recipe = json.loads((tmp_path / "out" / "metrics.json").read_text())["recipe"]
     assert (recipe["model"], recipe["rarity"]) == ("SentenceTransformer", 0.0)
