@@ -30,7 +30,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding, Transformer
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding_bag, normalize
 from transformers import OpenAIGPTConfig, OpenAIGPTModel, PreTrainedTokenizerFast
 
 from hf_xmc.data.dataset import XMCData
@@ -217,9 +217,10 @@ def rewriting_of(encoder: SentenceTransformer) -> Rewriting | None:
 
 
 def averages_phrases(encoder: SentenceTransformer) -> bool:
-    """Return whether embeddings are float32 means of word and phrase vectors, with no further module."""
+    """Return whether embeddings are float32 means of word and phrase vectors, which may be scaled to unit norm."""
     modules: list[Any] = list(encoder)
-    if [type(module) for module in modules] != [Transformer, Pooling] or not is_phrase_encoder(encoder):
+    kinds = [type(module) for module in modules]
+    if kinds[:2] != [Transformer, Pooling] or kinds[2:] not in ([], [Normalize]) or not is_phrase_encoder(encoder):
         return False
     model = modules[0].auto_model
     bare = isinstance(model, OpenAIGPTModel) and model.config.n_layer == 0 and model.dtype == torch.float32
@@ -252,4 +253,4 @@ def embed_phrases(
         mean = embedding_bag(ids, model.tokens_embed.weight, begins, mode="mean")
         mean += embedding_bag(places, model.positions_embed.weight, begins, mode="mean")
         embeddings[start : start + batch_size] = mean
-    return embeddings
+    return embeddings if len(encoder) == 2 else normalize(embeddings)

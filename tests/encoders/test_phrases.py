@@ -86,6 +86,10 @@ def test_embed_phrases_equals_the_modules_of_a_standalone_encoder(encoder, tmp_p
             for size in (1024, 3):
                 torch.testing.assert_close(embed_phrases(one, texts, size), expected, rtol=1e-4, atol=1e-5)
     one.append(Normalize())
+    assert averages_phrases(one)
+    expected = one.encode(texts, convert_to_tensor=True)
+    torch.testing.assert_close(embed_phrases(one, texts, 3), expected, rtol=1e-4, atol=1e-5)
+    one.append(Dense(8, 8))
     assert is_phrase_encoder(one)
     assert not averages_phrases(one)
     expected = one.encode(texts, convert_to_tensor=True)
