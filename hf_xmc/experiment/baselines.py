@@ -48,13 +48,25 @@ def measure_baselines(
     elif features := tfidf(list(data.train["text"]), texts):
         known, asked = features
         found[SIMILAR_TEXTS] = neighbors(known, data.relevance("train"), asked, NEIGHBORS)
-        if find_spec("omikuji"):
+        if has_omikuji():
             found[OMIKUJI] = omikuji_trees(known, data, asked, {})
     pairs = data.filter_pairs.get(split)
     return {
         name: evaluate_ranking(_padded(label_ids), relevance, inverse_propensity=inverse_propensity, filter_pairs=pairs)
         for name, label_ids in found.items()
     }
+
+
+def has_omikuji() -> bool:
+    """Return whether Omikuji is installed. If it is but cannot be imported, a warning says why."""
+    if find_spec("omikuji") is None:
+        return False
+    try:
+        import omikuji  # noqa: F401
+    except ImportError as error:
+        logger.warning("Omikuji is installed but not measured, because its import fails: %s", error)
+        return False
+    return True
 
 
 def _padded(label_ids: np.ndarray) -> np.ndarray:

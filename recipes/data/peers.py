@@ -10,7 +10,6 @@ pairs are left out, and propensities are those of `recipes/train.py`.
 import argparse
 import json
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ import scipy.sparse as sp
 
 from hf_xmc import XMCData, load_xmc
 from hf_xmc.cli import HelpFormatter
-from hf_xmc.experiment.baselines import DEEP, neighbors, omikuji_trees, tfidf
+from hf_xmc.experiment.baselines import DEEP, has_omikuji, neighbors, omikuji_trees, tfidf
 from hf_xmc.metrics.frequency import inverse_propensity
 from hf_xmc.metrics.ranking import evaluate_ranking
 
@@ -37,7 +36,7 @@ def main() -> None:
     frequent = np.argsort(-data.label_counts(), kind="stable")[:DEEP]
     found["most frequent"] = np.tile(frequent, (asked.shape[0], 1))
     found["k-NN, tf-idf"] = neighbors(known, data.relevance("train"), asked, options.neighbours)
-    if find_spec("omikuji"):
+    if has_omikuji():
         for name, settings in {
             "omikuji Parabel": {},
             "omikuji Bonsai": {"cluster_balanced": False, "cluster_k": 100, "max_depth": 3},

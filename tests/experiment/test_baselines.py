@@ -78,3 +78,12 @@ def test_omikuji_is_measured_if_it_is_installed(monkeypatch):
     assert measure_baselines(data, "test")[OMIKUJI]["P@1"] == 0.5
     assert trained[0] == "4 4 3"
     assert trained[2].startswith("0,1 ")
+
+
+def test_a_broken_omikuji_is_left_out_with_a_warning(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "omikuji", None)  # its import fails
+    monkeypatch.setattr("hf_xmc.experiment.baselines.find_spec", lambda name: name == "omikuji")
+    train = Dataset.from_dict({"text": ["red boat", "red boat"], "label_ids": [[0], [1]]})
+    found = measure_baselines(XMCData(train, Dataset.from_dict({"text": ["x", "y"]}), test=train), "test")
+    assert OMIKUJI not in found
+    assert "Omikuji is installed but not measured, because its import fails" in caplog.text
