@@ -159,7 +159,10 @@ def our_tokens(training: Sequence[Row], test: Sequence[Row]) -> list[list[str]]:
 
 def ours(training: Sequence[Row], test: Sequence[Row], encoder: str = "phrases", seed: int = 42) -> list[list[str]]:
     """Return the first five labels of a model with default settings."""
-    data = XMCData.from_lists([text for text, _ in training], [labels for _, labels in training])
+    known = {label for _, labels in training for label in labels}
+    asked = [(text, [label for label in labels if label in known]) for text, labels in test]
+    parts = [([text for text, _ in rows], [labels for _, labels in rows]) for rows in (training, asked)]
+    data = XMCData.from_lists(*parts[0], test=parts[1])
     with TemporaryDirectory() as folder:
         quiet = {"use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "eval_strategy": "no"}
         model = train(data, encoder, output_dir=folder, seed=seed, **quiet)

@@ -8,17 +8,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from hf_xmc.data.dataset import XMCData
 from hf_xmc.encoders import roles
-from hf_xmc.experiment.settings import ExperimentSettings
+from hf_xmc.experiment.settings import MADE, ExperimentSettings
+from hf_xmc.experiment.splits import has_labels
 from hf_xmc.training.arguments import XMCTrainingArguments
 from hf_xmc.training.defaults import arguments_for, log_chosen, rule_for
 from hf_xmc.training.label_modes import SAMPLED_LABELS
 
 VALIDATION_SHARE, VALIDATION_QUERIES, VALIDATION_LIMIT = 0.02, 100, 0.1
+REFIT_BELOW = 10_000  # training queries
+REFIT_QUERIES, REFIT_LIMIT = 400, 0.2  # of validation, which costs no training queries then
 EPOCHS = {"fast": {True: 4, False: 1}, "best": {True: 12, False: 6}}  # of a static encoder, and of others
 SAMPLED_RATE = {"fast": 0.08, "default": 0.06, "best": 0.06}
 SAMPLED_EPOCHS, FEW_QUERIES = 4, 25_000  # twice as many epochs, except in `fast`, for fewer queries
@@ -31,12 +35,32 @@ SAMPLED_EXCLUDES = {"label_mode", "sparse_updates", "optim", "optim_args", "weig
 LENGTH_SAMPLE, LENGTH_QUANTILE, LENGTH_STEP = 2000, 0.99, 16
 
 
+def refits(settings: ExperimentSettings, data: XMCData) -> bool:
+    """Return whether to train once more on train and validation, after memory and calibration are tuned.
+
+    Raises:
+        ValueError: if the settings ask for it, and it is impossible.
+    """
+    missing = "a test split with labels" if not has_labels(data, "test") else ""
+    if data.validation is not None or settings.validation_size == 0:
+        missing = "validation queries that are taken from train"
+    if PartialState().num_processes > 1:
+        missing = "a single process"
+    if settings.refit and missing:
+        raise ValueError(f"`refit` needs {missing}. Leave it out, or set it to False.")
+    small = settings.model in MADE and len(data.train) < REFIT_BELOW
+    return not missing and (small if settings.refit is None else settings.refit)
+
+
 def validation_size(settings: ExperimentSettings, data: XMCData) -> float:
-    """Return the fraction of train for validation: 0.02, or 100 queries if that is more, up to a tenth."""
+    """Return the fraction of train for validation: 0.02, or 100 queries if that is more, up to a tenth.
+
+    With a refit, it is 400 queries, up to a fifth.
+    """
     if settings.validation_size is not None:
         return settings.validation_size
-    wanted = min(VALIDATION_QUERIES / max(1, len(data.train)), VALIDATION_LIMIT)
-    return max(VALIDATION_SHARE, wanted)
+    queries, limit = (REFIT_QUERIES, REFIT_LIMIT) if settings.refit else (VALIDATION_QUERIES, VALIDATION_LIMIT)
+    return max(VALIDATION_SHARE, min(queries / max(1, len(data.train)), limit))
 
 
 def choose(

@@ -28,7 +28,9 @@ PRECISIONS = (0.7, 0.8, 0.9)  # for which thresholds are chosen
 
 
 @overlap_expected()  # validation is remembered, and its own votes are left out on purpose
-def complete(model: XMCModel, full: XMCData, data: XMCData, settings: ExperimentSettings) -> dict[str, Any]:
+def complete(
+    model: XMCModel, full: XMCData, data: XMCData, settings: ExperimentSettings, again: XMCModel | None = None
+) -> dict[str, Any]:
     """Add memory and calibration to a trained model, as far as the data allow, and return the metrics.
 
     ``labels`` and ``memory`` in them are the metrics of the model without and with its memory. They rank labels as
@@ -41,16 +43,23 @@ def complete(model: XMCModel, full: XMCData, data: XMCData, settings: Experiment
         full: The data as they were loaded.
         data: The same data with a validation split taken from train, or ``full`` itself.
         settings: The settings.
+        again: A model that was trained on ``full``. It gets the settings and the calibration of ``model``, which does
+            not know the validation queries, and is the one that is measured, on test.
     """
     split = split_to_measure(data)
     measured = data if split == "validation" else full
-    measure = partial(evaluate, model, measured, propensity=settings.propensity)
+    last = again or model
+    measure = partial(evaluate, last, measured, propensity=settings.propensity)
     by_labels = measure(split) if split is not None and settings.memory else None
     tuned = add_memory(model, data, settings) if settings.memory else None
     if settings.memory and data is not full:
         assert data.validation is not None  # taken from train
         model.remember(data.validation)  # before calibrating, which excludes the votes of these texts for themselves
     thresholds, refused = calibrate(model, data)
+    if again is not None:
+        if settings.memory:
+            again.remember(full.train)
+        again.take_settings(model)
     metrics = {} if split is None else measure(split)
     if by_labels is not None:
         metrics |= {"labels": by_labels["labels"], "memory": metrics["labels"]}
@@ -59,12 +68,12 @@ def complete(model: XMCModel, full: XMCData, data: XMCData, settings: Experiment
     if refused:
         metrics["not_calibrated"] = refused
     elif split is not None:
-        asked = answers_of(model, measured, split)
-        metrics["calibration"] = measure_calibration(model, asked, split, thresholds)
+        asked = answers_of(last, measured, split)
+        metrics["calibration"] = measure_calibration(last, asked, split, thresholds)
         metrics["calibration"]["validation_queries"] = number = num_labelled(data.relevance("validation"))
         if number < FEW:
             validation = asked if split == "validation" else answers_of(model, data, "validation")
-            add_intervals(metrics["calibration"], model, validation, asked)
+            add_intervals(metrics["calibration"], last, validation, asked)
     return metrics
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import fields, replace
 from errno import ENOSPC
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any
 
 from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
+from torch import Tensor
 from transformers import set_seed
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_xmc import distributed
 from hf_xmc.data.carving import carve
@@ -25,7 +28,7 @@ from hf_xmc.data.readers.user_data import holds_names
 from hf_xmc.encoders.progress import no_file_bars
 from hf_xmc.experiment import encoders
 from hf_xmc.experiment.card import write_card
-from hf_xmc.experiment.defaults import validation_size
+from hf_xmc.experiment.defaults import refits, validation_size
 from hf_xmc.experiment.fit import BuildEncoder, BuildLoss, fit
 from hf_xmc.experiment.measure import complete
 from hf_xmc.experiment.settings import EncoderSettings, ExperimentSettings, Parsed, from_dict
@@ -103,7 +106,7 @@ def train(
     }
     if repeated := sorted(settings.keys() & values.keys()):
         raise TypeError(f"{', '.join(repeated)} must not be given. Pass the encoder as `encoder`.")
-    of_encoder = {field.name for field in fields(EncoderSettings)} - {"preset"}
+    of_encoder = {field.name for field in fields(EncoderSettings)} - {"preset"} | {"refit"}
     if given is not None and (ignored := sorted(settings.keys() & of_encoder)):
         raise TypeError(f"{', '.join(ignored)} must not be given with an encoder object. Change the encoder itself.")
     parsed = from_dict({**values, **settings})
@@ -175,15 +178,16 @@ def run(
     for name, count in full.load_report.items():
         if "taken from train" not in name:  # which the log says already
             logger.info("%s: %s: %s", settings.data, name, count)
+    settings = replace(settings, refit=refits(settings, full))
     settings = replace(settings, validation_size=validation_size(settings, full))
     data = hold_out(full, settings.validation_size or 0.0)
     if data.validation is not None and data is not full:
         logger.info("validation: %d of %d training queries are taken.", len(data.validation), len(full.train))
     repeated = also_in_train(full)
     read = augment(data) if augment else data
-    trainer, seconds, settings = fit(
-        settings, args, read, build_encoder=build_encoder, build_loss=build_loss, given=given
-    )
+    build: dict[str, Any] = {"build_encoder": build_encoder, "build_loss": build_loss, "given": given}
+    before = copy(args)
+    trainer, seconds, settings = fit(settings, args, read, **build)
 
     # Only the evaluator of the trainer encodes on all processes; what follows runs on the first one.
     vectors, first = trainer.label_vectors(), trainer.is_world_process_zero()
@@ -193,9 +197,7 @@ def run(
     if not first:
         return None, {}
     assert encoder is not None
-    seen = (data.label_counts() > 0)[data.label_of].tolist()
-    labels = data.labels.add_column("seen", seen)
-    model = XMCModel(encoders.plain(encoder, settings), labels, label_vectors=vectors)
+    model = _model(encoders.plain(encoder, settings), data, vectors)
     model.save_pretrained(output_dir / "model")  # before any step that may fail
     metrics: dict[str, Any] = {
         "split": None,
@@ -210,11 +212,38 @@ def run(
     write_json(output_dir / "history.json", history)
     write_json(output_dir / "metrics.json", metrics)
 
-    metrics |= complete(model, full, data, settings)
+    again = None
+    if settings.refit and data is not full:
+        again, more = _refitted(settings, before, augment(full) if augment else full, full, build)
+        metrics |= {"num_train": len(full.train), "train_seconds": seconds + more}
+    metrics |= complete(model, full, data, settings, again)
+    model = again or model
     model.save_pretrained(output_dir / "model")
     write_json(output_dir / "metrics.json", metrics)
     model.card = write_about(output_dir, full, settings.data)
     return model, metrics
+
+
+def _refitted(
+    settings: ExperimentSettings, args: XMCTrainingArguments, read: XMCData, full: XMCData, build: dict[str, Any]
+) -> tuple[XMCModel, float]:
+    """Train once more, on all training queries, without evaluation or checkpoints. Return the model and the seconds."""
+    logger.info("refit: training once more, on all %d training queries.", len(full.train))
+    args.save_strategy, args.resume_from_checkpoint = SaveStrategy.NO, None
+    args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False
+    set_seed(args.seed)
+    trainer, seconds, settings = fit(settings, args, read, **build)
+    vectors, encoder = trainer.label_vectors(), trainer.model
+    del trainer
+    distributed.leave()
+    assert encoder is not None
+    return _model(encoders.plain(encoder, settings), full, vectors), seconds
+
+
+def _model(encoder: SentenceTransformer, data: XMCData, vectors: Tensor | None) -> XMCModel:
+    """Return a model whose labels say whether a training query has them."""
+    seen = (data.label_counts() > 0)[data.label_of].tolist()
+    return XMCModel(encoder, data.labels.add_column("seen", seen), label_vectors=vectors)
 
 
 def check_output_dir(folder: Path) -> None:

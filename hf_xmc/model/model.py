@@ -544,6 +544,23 @@ class XMCModel:
         found = self._held_out(texts, max(top_k, MAX_LABELS), exclude, reranking)
         self._fitted = FittedCalibration(Calibration.fit(found, relevance, top_k), self._score_source(), reranking)
 
+    def take_settings(self, tuned: XMCModel) -> None:
+        """Take the settings of the memory and the calibration of a model with the same labels.
+
+        Scores of both models must be alike, as those of a model that was trained again on a few more queries.
+
+        Raises:
+            ValueError: if the labels differ, or only one of the models has a memory.
+        """
+        labels, theirs = (
+            (texts["uid"][:], texts["text"][:]) for texts in (self.label_texts.texts, tuned.label_texts.texts)
+        )
+        if labels != theirs or (self.memory is None) != (tuned.memory is None):
+            raise ValueError("`tuned` must have the same labels, and a memory if this model has one.")
+        if self.memory is not None and tuned.memory is not None:
+            self.memory.settings = tuned.memory.settings
+        self.calibration, self._new_labels.scores = tuned.calibration, tuned._new_labels.scores
+
     def threshold_for(
         self,
         validation: Dataset,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from itertools import product, takewhile
@@ -246,7 +245,7 @@ class TrainingMemory:
                 )
             return tried[settings]
 
-        best = replace(self.settings, first_discount=math.inf)  # one discount for all places, until two are better
+        best = self.settings
         for _ in range(2):
             for name, values in GRID.items():
                 around = [best, *(replace(best, **{name: value}) for value in values)]

@@ -14,7 +14,7 @@ GRID: dict[str, Sequence[Any]] = {
     "temperature": (0.02, 0.03, 0.05, 0.1),
     "label_temperature": (1, 2, 3, 5, 8),
     "discount": (0, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.15, 0.2),
-    "first_discount": (-0.01, 0, 0.01, 0.02, 0.03, 0.045, 0.06, 0.1),
+    "first_discount": (-0.01, 0),  # a positive one, chosen on few queries, can cost four points of P@1
 }
 COMBINED: dict[str, Sequence[Any]] = {  # of these, all combinations are tried with all discounts
     "neighbors": (10, 50),

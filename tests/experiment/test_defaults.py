@@ -12,7 +12,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize
 
 from hf_xmc import XMCData, XMCTrainingArguments, static_encoder
 from hf_xmc.experiment import defaults
-from hf_xmc.experiment.defaults import choose, validation_size
+from hf_xmc.experiment.defaults import choose, refits, validation_size
 from hf_xmc.experiment.encoders import build_loss
 from hf_xmc.experiment.settings import PRESETS, from_dict
 
@@ -93,6 +93,23 @@ def test_a_hundred_queries_are_held_out_if_that_is_at_most_a_tenth(number, share
     assert validation_size(settings, make_data(number)) == share
     settings = from_dict({"data": "x", "output_dir": str(tmp_path), "validation_size": 0.3}).settings
     assert validation_size(settings, make_data(number)) == 0.3
+
+
+@pytest.mark.parametrize(("number", "share"), [(500, 0.2), (2000, 0.2), (5000, 0.08), (25_000, 0.02)])
+def test_a_refit_holds_out_more_queries_because_it_trains_on_them_too(number, share, tmp_path):
+    settings = from_dict({"data": "x", "output_dir": str(tmp_path), "refit": True}).settings
+    assert validation_size(settings, make_data(number)) == share
+
+
+@pytest.mark.parametrize(
+    ("values", "number", "expected"),
+    [({}, 9999, True), ({}, 10_000, False), ({"model": "org/name"}, 10, False), ({"refit": True}, 10_000, True)]
+    + [({"model": "org/name", "refit": True}, 10, True), ({"refit": False}, 10, False)],
+)
+def test_a_model_of_few_texts_is_refit_by_default(values, number, expected, tmp_path):
+    settings = from_dict({"data": "x", "output_dir": str(tmp_path), **values}).settings
+    data = replace(make_data(number), test=make_data(3).train)
+    assert refits(settings, data) is expected
 
 
 def test_unknown_settings_are_refused_with_the_closest_name(tmp_path):

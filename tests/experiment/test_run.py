@@ -1,15 +1,17 @@
 """Training from a CSV to a saved and measured model, from Python."""
 
 import csv
+import dataclasses
 import json
 import resource
 import sys
 
+import numpy as np
 import pytest
 from helpers.tiny import make_static_encoder
 
 import hf_xmc
-from hf_xmc import XMCModel, load_xmc
+from hf_xmc import XMCData, XMCModel, load_xmc
 from hf_xmc.experiment import measure, run
 
 SUBJECTS = ["boats", "cats", "cooking", "iron"]
@@ -194,3 +196,79 @@ def test_splits_that_are_taken_from_train_share_no_text(tmp_path, caplog):
     hf_xmc.train(path, "static", text="text", labels="labels", output_dir=tmp_path / "out", **QUICK)
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["also_in_train"] == {}
     assert "training texts too" not in caplog.text
+
+
+def data_with(number, **splits):
+    texts = [f"about {SUBJECTS[n % 4]} {n}" for n in range(number)]
+    made = XMCData.from_lists(texts, [[SUBJECTS[n % 4]] for n in range(number)], vocabulary=SUBJECTS)
+    return dataclasses.replace(made, **{name: made.train.select(range(size)) for name, size in splits.items()})
+
+
+def test_a_refit_trains_on_all_queries_and_keeps_what_validation_tuned(tmp_path, monkeypatch):
+    trained, tuned = [], []
+    fit, tune, calibrate = run.fit, XMCModel.tune_memory, XMCModel.calibrate
+    monkeypatch.setattr(run, "fit", lambda *args, **more: trained.append(fit(*args, **more)) or trained[-1])
+    monkeypatch.setattr(
+        XMCModel, "tune_memory", lambda self, *args, **more: tuned.append(self) or tune(self, *args, **more)
+    )
+    monkeypatch.setattr(
+        XMCModel, "calibrate", lambda self, *args, **more: tuned.append(self) or calibrate(self, *args, **more)
+    )
+    model = hf_xmc.train(data_with(200, test=9), "static", output_dir=tmp_path, **QUICK)
+    assert [len(one.trainer.train_dataset) for one in trained] == [160, 200]  # a fifth is held out
+    (first,) = set(tuned)  # the model that does not know the validation queries
+    assert first is not model
+    assert model.memory.settings == first.memory.settings
+    assert model.calibration == first.calibration is not None
+    assert len(model.memory) == len(first.memory) == 200
+    assert not np.allclose(model.embed(["about cats"]), first.embed(["about cats"]))
+    saved = XMCModel.from_pretrained(tmp_path / "model", device="cpu")
+    assert saved.predict("about cats") == model.predict("about cats") != first.predict("about cats")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["recipe"]["refit"], metrics["num_train"], metrics["split"]) == (True, 200, "test")
+    assert metrics["memory"]["P@1"] == pytest.approx(
+        measure.evaluate(model, data_with(200, test=9), "test", "default")["labels"]["P@1"]
+    )
+    assert metrics["calibration"]["validation_queries"] == 40
+
+
+@pytest.mark.parametrize(
+    ("data", "settings"),
+    [
+        (data_with(50), {}),  # nothing would measure the model
+        (data_with(50, test=9), {"refit": False}),
+        (data_with(50, test=9), {"validation_size": 0}),
+        (data_with(50, test=9, validation=20), {}),
+    ],
+    ids=["no test", "off", "no validation", "validation of its own"],
+)
+def test_there_is_no_refit_without_a_reason(tmp_path, data, settings):
+    hf_xmc.train(data, "static", output_dir=tmp_path, **QUICK, **settings)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["recipe"]["refit"] is False
+    assert metrics["num_train"] == (45 if data.validation is None and "validation_size" not in settings else 50)
+
+
+@pytest.mark.parametrize(
+    ("data", "settings", "missing"),
+    [
+        (data_with(50), {}, "a test split with labels"),
+        (data_with(50, test=9), {"validation_size": 0}, "validation queries that are taken from train"),
+        (data_with(50, test=9, validation=20), {}, "validation queries that are taken from train"),
+    ],
+)
+def test_an_impossible_refit_is_refused_before_training(tmp_path, monkeypatch, data, settings, missing):
+    monkeypatch.setattr(run, "fit", None)
+    with pytest.raises(ValueError, match=f"^`refit` needs {missing}"):
+        hf_xmc.train(data, "static", output_dir=tmp_path, refit=True, **QUICK, **settings)
+
+
+def test_an_encoder_object_cannot_be_trained_twice(tmp_path):
+    with pytest.raises(TypeError, match=r"^refit must not be given with an encoder object"):
+        hf_xmc.train(data_with(50), make_static_encoder(), output_dir=tmp_path, refit=True, **QUICK_FOR_ANY)
+
+
+def test_take_settings_refuses_a_model_with_other_labels():
+    one, other = (XMCModel(make_static_encoder(), names) for names in (["boats", "cats"], ["boats", "iron"]))
+    with pytest.raises(ValueError, match=r"^`tuned` must have the same labels"):
+        one.take_settings(other)

@@ -133,9 +133,7 @@ def test_tune_finds_the_useful_part(useful):
 def test_tune_finds_the_discount_of_the_first_label(safe):
     """All neighbors agree on a label of their cluster, and on one that all queries in the memory have."""
     queries = np.eye(12, dtype=np.float32).repeat(3, 0)
-    own, shared = np.arange(1, 13).repeat(3), np.zeros(36, int)
-    if safe == "frequent":  # the label with the smaller number wins a tie, which would be the right one
-        own, shared = own - 1, shared + 12
+    own, shared = np.arange(12).repeat(3), np.full(36, 12)  # the label with the smaller number, its own, wins a tie
     one_hot = np.eye(13, dtype=np.float32)
     memory, index = (
         TrainingMemory(queries, sp.csr_array(one_hot[own] + one_hot[shared])),
@@ -148,7 +146,16 @@ def test_tune_finds_the_discount_of_the_first_label(safe):
     assert (tuned["first_discount"] < 0) == (safe == "frequent")
     found = memory.search(queries, 2, index)
     np.testing.assert_array_equal(found.label_ids[:, 0], truth)
-    assert (np.diff(found.scores) < 0).all()
+    assert (np.diff(found.scores) <= 0).all()
+
+
+def test_tuning_on_few_queries_never_puts_a_rare_label_first_because_it_is_rare():
+    """Three queries are right with any discount of the first label, but more queries would not be."""
+    queries, labels = np.eye(4, dtype=np.float32), np.zeros((5, 4), np.float32)
+    relevance = sp.csr_array(np.hstack([np.eye(4), np.ones((4, 1))]))
+    memory, given = TrainingMemory(queries, relevance), {"inverse_propensity": [9, 9, 9, 9, 1]}
+    memory.tune(queries[:3], relevance[:3], LabelIndex(labels), metric="PSP@1", tolerance=1.0, **given)
+    assert memory.settings.first_discount <= 0 <= memory.settings.discount
 
 
 @pytest.mark.parametrize("metric", ["nDCG@5", "P@5"])
