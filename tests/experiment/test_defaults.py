@@ -103,8 +103,14 @@ def test_a_refit_holds_out_more_queries_because_it_trains_on_them_too(number, sh
 
 @pytest.mark.parametrize(
     ("values", "number", "expected"),
-    [({}, 9999, True), ({}, 10_000, False), ({"model": "org/name"}, 10, False), ({"refit": True}, 10_000, True)]
-    + [({"model": "org/name", "refit": True}, 10, True), ({"refit": False}, 10, False)],
+    [
+        ({}, 9999, True),
+        ({}, 10_000, False),
+        ({"refit": True}, 10_000, True),
+        ({"refit": False}, 10, False),
+        ({"model": "org/name"}, 10, False),
+        ({"model": "org/name", "refit": True}, 10, True),
+    ],
 )
 def test_a_model_of_few_texts_is_refit_by_default(values, number, expected, tmp_path):
     settings = from_dict({"data": "x", "output_dir": str(tmp_path), **values}).settings
