@@ -218,12 +218,6 @@ class ExperimentSettings(DataSettings, EncoderSettings, LossSettings, MeasureSet
                 f"`start_from` needs a model built from the data: {' or '.join(MADE)}, got {self.model!r}, which has "
                 "pretrained vectors of its own."
             )
-        for name in ("pooling", "max_seq_length"):
-            if self.model in MADE and getattr(self, name) is not None:
-                raise ValueError(
-                    f"`{name}` needs a pretrained transformer, got model {self.model!r}, which averages all words of a "
-                    "text. Leave it out."
-                )
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -254,6 +248,12 @@ def from_dict(values: Mapping[str, Any]) -> Parsed:
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise TypeError(f"{name!r} is neither a setting nor an argument of XMCTrainingArguments.{hint}")
     settings = ExperimentSettings(**{name: value for name, value in values.items() if name in ours})
+    for name in ("pooling", "max_seq_length"):
+        if settings.model in MADE and values.get(name) is not None:
+            raise ValueError(
+                f"`{name}` needs a pretrained transformer, got model {settings.model!r}, which averages all words of a "
+                "text. Leave it out."
+            )
     chosen = {name: value for name, value in values.items() if name in theirs}
     if not {"bf16", "fp16"} & set(chosen) and not chosen.get("use_cpu"):
         chosen["bf16"] = is_torch_bf16_gpu_available()

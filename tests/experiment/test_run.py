@@ -129,15 +129,15 @@ def test_few_validation_queries_give_intervals_and_a_warning(books, tmp_path, ca
     hf_xmc.train(books, "static", output_dir=tmp_path / "out", **COLUMNS, **QUICK)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     found = metrics["calibration"]
-    assert found["validation_queries"] == 12
+    assert found["validation_queries"] == 23
     assert found["thresholds"]
     assert found["probabilities"]
     for low, high in [row["interval"] for row in (*found["thresholds"], *found["probabilities"])]:
         assert 0 <= low < high <= 1
-    assert caplog.text.count("based on 12 validation queries with labels, fewer than 100. ECE@5 lies between") == 1
+    assert caplog.text.count("based on 23 validation queries with labels, fewer than 100. ECE@5 lies between") == 1
     assert "are in the memory" not in caplog.text
     assert "not_calibrated" not in metrics
-    said = "Only 12 texts determine the probabilities: the error is"
+    said = "Only 23 texts determine the probabilities: the error is"
     assert said in (tmp_path / "out" / "report.html").read_text()
     assert said in (tmp_path / "out" / "model" / "README.md").read_text()
 
@@ -145,7 +145,7 @@ def test_few_validation_queries_give_intervals_and_a_warning(books, tmp_path, ca
 def test_a_model_with_very_few_validation_queries_is_not_calibrated_and_says_so(books, tmp_path, caplog):
     rows = books.read_text().split('volume 60"', maxsplit=1)[0]
     books.write_text(rows + 'volume 60",boats;cats\n')
-    model = hf_xmc.train(books, "static", output_dir=tmp_path / "out", **COLUMNS, **QUICK)
+    model = hf_xmc.train(books, "static", output_dir=tmp_path / "out", refit=False, **COLUMNS, **QUICK)
     assert model.calibration is None
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     reason = "calibration needs at least 10 validation queries with labels, got 6."
