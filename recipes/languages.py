@@ -85,7 +85,7 @@ def messages(folder: Path, language: str, num_labels: int) -> list[Row]:
             if "|" in context and translated != original:
                 text = MNEMONIC.sub("", original if language == "en" else translated).strip()
                 if sum(map(str.isalpha, text)) > 1:
-                    dialogs[text].add(f"{file.stem} {context.split('|')[0]}")
+                    dialogs[text].add(f"{file.stem} {context.split('|')[0].strip()}")  # some end with a space
     counts = Counter(dialog for found in dialogs.values() for dialog in found)
     kept = {dialog for dialog, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:num_labels]}
     rows = [(text, sorted(found & kept)) for text, found in sorted(dialogs.items()) if len(found) <= MAX_DIALOGS]
