@@ -96,7 +96,7 @@ def table(runs: Sequence[dict]) -> str:
     columns = (*METRICS, "seconds")
     lines = [f"| texts | labels | system | {' | '.join(columns)} |", "|---" * (3 + len(columns)) + "|"]
     for size in dict.fromkeys(one["texts"] for one in runs):
-        same = [run for one in runs if one["texts"] == size]
+        same = [one for one in runs if one["texts"] == size]
         labels = np.mean([one["labels"] for one in same])
         for name in same[0]["systems"]:
             means = [np.mean([one["systems"][name][column] for one in same]) for column in columns]

@@ -55,7 +55,7 @@ def test_each_fifth_is_tested_once_by_each_model(languages):
 
 
 def test_messages_have_the_dialogs_that_show_them(languages, tmp_path):
-    shown = {"one|a\x04_File": "_Tiedosto", "two|b\x04File": "Tiedosto:", "two|c\x04OK": "OK", "none\x04File": "File"}
+    shown = {"one|a\x04_File": "_Tiedosto", "two |b\x04File": "Tiedosto:", "two|c\x04OK": "OK", "none\x04File": "File"}
     folder = tmp_path / "program" / "resource" / "fi" / "LC_MESSAGES"
     folder.mkdir(parents=True)
     (folder / "sw.mo").write_bytes(compiled(shown))
