@@ -259,11 +259,12 @@ def test_train_predict_and_evaluate_from_a_csv(capsys, books, tmp_path):
     )
     out, err = capsys.readouterr()
     out = out[out.index('{\n  "labels"') :]  # after the log of the training
-    assert (code, set(json.loads(out))) == (0, {"labels", "memory"})  # there are too few queries to calibrate
+    assert (code, set(json.loads(out))) == (0, {"labels", "memory", "calibration"})
     assert "Chosen for this encoder and these data" in err
     assert "epoch 20 of 20, step " in err
     assert "P@1 100.0" in err
-    assert err.count("validation: 5 of 54 training queries are taken.") == 1
+    assert err.count("validation: 11 of 54 training queries are taken.") == 1
+    assert err.count("refit: training once more, on all 54 training queries.") == 1
     assert "examples/s" not in err
     assert "Loading weights" not in err
     assert "Writing model shards" not in err

@@ -75,15 +75,14 @@ class DataSettings:
         default=None,
         metadata={
             "help": "Fraction of train for validation if the data have no such split; 0 for none. By default 0.02, or "
-            "100 queries if that is more, up to a tenth. With a refit, 400 queries, up to a fifth."
+            "100 queries if that is more, up to a tenth; see `refit`."
         },
     )
     refit: bool | None = field(
         default=None,
         metadata={
-            "help": "Train once more, on the validation queries too, after they have tuned memory and calibration. By "
-            "default for a model built from fewer than 10,000 training queries, if there is a test split and "
-            "validation is taken from train."
+            "help": "Train once more at the end, on the validation queries too, of which there are 400 then, up to a "
+            "fifth. By default for a model built from fewer than 10,000 queries, if there is a test split."
         },
     )
 
