@@ -48,7 +48,7 @@ def complete(
     """
     split = split_to_measure(data)
     measured = data if split == "validation" else full
-    last = again or model
+    last = model if again is None else again
     measure = partial(evaluate, last, measured, propensity=settings.propensity)
     by_labels = measure(split) if split is not None and settings.memory else None
     tuned = add_memory(model, data, settings) if settings.memory else None

@@ -217,7 +217,7 @@ def run(
         again, more = _refitted(settings, before, augment(full) if augment else full, full, build)
         metrics |= {"num_train": len(full.train), "train_seconds": seconds + more}
     metrics |= complete(model, full, data, settings, again)
-    model = again or model
+    model = model if again is None else again
     model.save_pretrained(output_dir / "model")
     write_json(output_dir / "metrics.json", metrics)
     model.card = write_about(output_dir, full, settings.data)

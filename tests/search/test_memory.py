@@ -152,8 +152,8 @@ def test_tune_finds_the_discount_of_the_first_label(safe):
 def test_tuning_on_few_queries_never_puts_a_rare_label_first_because_it_is_rare():
     """Three queries are right with any discount of the first label, but more queries would not be."""
     queries, labels = np.eye(4, dtype=np.float32), np.zeros((5, 4), np.float32)
-    relevance = sp.csr_array(np.hstack([np.eye(4), np.ones((4, 1))]))
-    memory, given = TrainingMemory(queries, relevance), {"inverse_propensity": [9, 9, 9, 9, 1]}
+    relevance = sp.csr_array(np.hstack([np.ones((4, 1)), np.eye(4)]))  # the first label is that of all queries
+    memory, given = TrainingMemory(queries, relevance), {"inverse_propensity": [1, 9, 9, 9, 9]}
     memory.tune(queries[:3], relevance[:3], LabelIndex(labels), metric="PSP@1", tolerance=1.0, **given)
     assert memory.settings.first_discount <= 0 <= memory.settings.discount
 
