@@ -197,7 +197,7 @@ def run(
     if not first:
         return None, {}
     assert encoder is not None
-    model = _model(encoders.plain(encoder, settings), data, vectors)
+    model = _model(encoders.plain(encoder, settings), full, vectors)
     model.save_pretrained(output_dir / "model")  # before any step that may fail
     metrics: dict[str, Any] = {
         "split": None,
@@ -240,10 +240,10 @@ def _refitted(
     return _model(encoders.plain(encoder, settings), full, vectors), seconds
 
 
-def _model(encoder: SentenceTransformer, data: XMCData, vectors: Tensor | None) -> XMCModel:
-    """Return a model whose labels say whether a training query has them."""
-    seen = (data.label_counts() > 0)[data.label_of].tolist()
-    return XMCModel(encoder, data.labels.add_column("seen", seen), label_vectors=vectors)
+def _model(encoder: SentenceTransformer, full: XMCData, vectors: Tensor | None) -> XMCModel:
+    """Return a model whose labels say whether a training query has them, also one that was taken for validation."""
+    seen = (full.label_counts() > 0)[full.label_of].tolist()
+    return XMCModel(encoder, full.labels.add_column("seen", seen), label_vectors=vectors)
 
 
 def check_output_dir(folder: Path) -> None:

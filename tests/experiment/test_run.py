@@ -272,3 +272,26 @@ def test_take_settings_refuses_a_model_with_other_labels():
     one, other = (XMCModel(make_static_encoder(), names) for names in (["boats", "cats"], ["boats", "iron"]))
     with pytest.raises(ValueError, match=r"^`tuned` must have the same labels"):
         one.take_settings(other)
+
+
+def test_labels_that_only_the_validation_texts_taken_from_train_have_are_not_new(tmp_path):
+    texts = [f"about {SUBJECTS[n % 4]} {n}" for n in range(200)]
+    names = [*SUBJECTS, *(f"volume {n}" for n in range(200))]
+    labels = [[SUBJECTS[n % 4], f"volume {n}"] for n in range(200)]
+    test = (texts[:9], labels[:9])
+    data = XMCData.from_lists(texts, labels, vocabulary=names, test=test)
+    model = hf_xmc.train(data, "static", output_dir=tmp_path / "out", memory=False, refit=False, **QUICK)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["num_train"] == 180
+    assert model.calibration is not None
+    assert all(model.labels["seen"])
+    found = model.search(texts[:9], 10, probabilities=True)
+    np.testing.assert_array_equal(found.label_ids, model.search(texts[:9], 10).label_ids)  # no place is reserved
+
+
+def test_labels_without_a_training_text_are_new(tmp_path):
+    texts, labels = [f"about {SUBJECTS[n % 4]} {n}" for n in range(60)], [[SUBJECTS[n % 4]] for n in range(60)]
+    given = (["about rivers"] * 10, [["rivers"]] * 10)
+    vocabulary = [*SUBJECTS, "rivers", "seas"]
+    data = XMCData.from_lists(texts, labels, vocabulary=vocabulary, validation=given)
+    model = hf_xmc.train(data, "static", output_dir=tmp_path, memory=False, **QUICK)
+    assert model.labels["seen"] == [True] * 4 + [False] * 2
