@@ -18,7 +18,7 @@ from hf_xmc.data.columns import row_of, shown
 from hf_xmc.data.positives import check_scores, kept_positives
 from hf_xmc.data.prepared import SPLITS, Parts
 from hf_xmc.data.readers.formats import Rows
-from hf_xmc.data.vocabulary import Vocabulary, has_no_name
+from hf_xmc.data.vocabulary import MERGED, Vocabulary, has_no_name, num_merged
 
 __all__ = ["NamedRows", "Vocabulary", "assemble_named"]
 
@@ -72,7 +72,9 @@ def assemble_named(
         raise ValueError(f"splits must be among {', '.join(SPLITS)}, got {', '.join(sorted(missing))}.")
     lists = {name: _lists(rows, name, vocabulary is not None) for name, rows in ordered.items()}
     if vocabulary is None:
-        seen = pc.unique(pa.chunked_array([names for _, names in lists.values()], pa.string()))
+        named, raw = (pa.chunked_array([part[at] for part in lists.values()], pa.string()) for at in (1, 2))
+        count(report, MERGED, num_merged(named, raw))
+        seen = pc.unique(named)
         if not len(seen):
             raise ValueError("labels: at least one row must have a label. Pass the names of the labels of each text.")
         vocabulary = Vocabulary(seen, seen)
@@ -80,7 +82,7 @@ def assemble_named(
     labels = vocabulary.labels
     table = labels.data.table
     label_table(table["text"], table["uid"].to_pylist(), "vocabulary", report)
-    rows = {name: _rows(name, ordered[name], *lists[name], vocabulary, unknown, report) for name in ordered}
+    rows = {name: _rows(name, ordered[name], *lists[name][:2], vocabulary, unknown, report) for name in ordered}
     pairs = {
         name: numbered_pairs(given, vocabulary, f"filter_pairs of {name}", report)
         for name, given in (filter_pairs or {}).items()
@@ -203,8 +205,8 @@ def _texts(rows: NamedRows) -> pa.ChunkedArray:
     return column.cast(pa.string())
 
 
-def _lists(rows: NamedRows, split: str, any_name: bool) -> tuple[np.ndarray, pa.Array]:
-    """Return the offsets of rows and the names in them, without surrounding white space."""
+def _lists(rows: NamedRows, split: str, any_name: bool) -> tuple[np.ndarray, pa.Array, pa.Array]:
+    """Return the offsets of rows, and the names in them, without surrounding white space and as given."""
     if len(rows.texts) != len(rows.labels):
         raise ValueError(
             f"{split}: texts and labels must have the same length, got {len(rows.texts)} texts and {len(rows.labels)} "
@@ -225,7 +227,8 @@ def _lists(rows: NamedRows, split: str, any_name: bool) -> tuple[np.ndarray, pa.
         lists = lists.cast(pa.list_(pa.string()))
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
     offsets = np.append(0, lengths.cumsum()).astype(np.int64)
-    names = pc.utf8_trim_whitespace(pc.list_flatten(lists).cast(pa.string()))
+    given = pc.list_flatten(lists).cast(pa.string())
+    names = pc.utf8_trim_whitespace(given)
     bad = pc.fill_null(pc.equal(names, "") if any_name else has_no_name(names), True)
     if pc.any(bad).as_py():
         at = pc.index(bad, True).as_py()
@@ -235,7 +238,7 @@ def _lists(rows: NamedRows, split: str, any_name: bool) -> tuple[np.ndarray, pa.
         raise ValueError(
             f"{where}: a label must not contain a tab or a line break, got {shown(name)}.{_about_tabs(name)}"
         )
-    return offsets, names
+    return offsets, names, given
 
 
 def _raise_for_labels(rows: NamedRows) -> None:

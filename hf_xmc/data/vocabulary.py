@@ -17,6 +17,7 @@ from hf_xmc.data.columns import as_dataset, shown
 from hf_xmc.data.labels import label_numbers
 from hf_xmc.data.readers.vocabularies import read_vocabulary
 
+MERGED = "labels: names merged with another, equal but for white space around them"  # in `load_report`
 AMBIGUOUS = -2
 UNKNOWN = -1
 
@@ -41,6 +42,8 @@ class Vocabulary:
         if not len(columns["uid"]):
             raise ValueError("`vocabulary` must have at least one label, got none.")
         self.load_report = Counter[str]()
+        if merged := num_merged(columns["uid"], uids):
+            self.load_report[MERGED] = merged
         self.labels = Dataset(pa.table(columns))
         self.label_of = label_numbers(self.labels)
         self._by_uid: dict[str, int] | None = None
@@ -96,7 +99,7 @@ class Vocabulary:
         """
         report = Counter[str]()
         vocabulary = cls._of_table(read_vocabulary(path, report, language))
-        vocabulary.load_report = report
+        vocabulary.load_report.update(report)
         return vocabulary
 
     @classmethod
@@ -206,6 +209,12 @@ def _strings(values: Any, noun: str) -> pa.ChunkedArray:
         place = pc.index(bad, True).as_py()
         raise ValueError(_wrong(noun, place, column[place].as_py()))
     return column
+
+
+def num_merged(names: pa.Array | pa.ChunkedArray, given: Sequence[str] | pa.Array | pa.ChunkedArray) -> int:
+    """Return how many more different names there are as given than without surrounding white space."""
+    column = given if isinstance(given, pa.Array | pa.ChunkedArray) else pa.array(given, pa.string())
+    return int(pc.count_distinct(column).as_py() - pc.count_distinct(names).as_py())
 
 
 def has_no_name(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:

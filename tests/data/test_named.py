@@ -1,11 +1,14 @@
 """Labels by name or uid become label ids, and every name that cannot be resolved is an error with its row."""
 
+from functools import partial
+
 import pandas as pd
 import pytest
 from datasets import Dataset
 
-from hf_xmc import XMCData
+from hf_xmc import XMCData, load_xmc
 from hf_xmc.data.named import NamedRows, Vocabulary, assemble_named
+from hf_xmc.data.vocabulary import MERGED
 
 VOCABULARY = {"n1": ["boat", "vessel"], "n2": "car", "n3": "animal"}
 
@@ -43,6 +46,27 @@ def test_labels_count_in_order_of_first_appearance_train_first_without_a_vocabul
     assert data.labels["uid"][:] == data.labels["text"][:] == ["car", "boat", "animal", "plane"]
     assert data.train["label_ids"][:] == [[0, 1], [2]]
     assert data.test["label_ids"][:] == [[3], [0]]
+
+
+def test_names_that_white_space_alone_tells_apart_become_one_label_and_are_counted():
+    splits = {"train": rows([["dialog", "menu"], ["dialog "]]), "test": rows([[" dialog", "menu"]])}
+    data = XMCData.of_parts(assemble_named(splits))
+    assert (data.labels["uid"][:], data.train["label_ids"][:]) == (["dialog", "menu"], [[0, 1], [0]])
+    assert data.load_report == {MERGED: 2}
+    data = assembled([["a"], ["b "]], {"a": "boat", "a ": "vessel", "b": "car"})
+    assert data.labels["uid"][:] == ["a", "a", "b"]
+    assert data.load_report[MERGED] == 1
+    assert MERGED not in assembled([[" boat"], ["boat "], ["car"]], VOCABULARY).load_report
+
+
+def test_merged_names_of_a_table_are_counted_but_white_space_after_a_separator_is_none(tmp_path):
+    (tmp_path / "rows.csv").write_text("text,labels\na,dialog\nb,dialog \nc,menu\n")
+    read = partial(load_xmc, tmp_path / "rows.csv", carve_missing=False)
+    assert read(separator="").load_report == {MERGED: 1}
+    (tmp_path / "rows.csv").write_text("text,labels\na,dialog; menu\nb,menu; dialog\n")
+    assert read(separator=";").load_report == {}
+    Dataset.from_dict({"uid": ["a", "a "], "text": ["boat", "vessel"]}).to_parquet(tmp_path / "labels.parquet")
+    assert Vocabulary.read(tmp_path / "labels.parquet").load_report[MERGED] == 1
 
 
 def test_two_labels_in_every_row_are_not_taken_for_flags():

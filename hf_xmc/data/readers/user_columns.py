@@ -200,8 +200,9 @@ def _flags(column: pa.ChunkedArray, name: str, where: Callable[[int], str]) -> n
 
 
 def _split(column: pa.ChunkedArray, name: str, separator: str | None, where: Callable[[int], str]) -> pa.ChunkedArray:
-    """Split the strings of a column into label names, without surrounding white space."""
-    column = pc.utf8_trim_whitespace(column.fill_null("")).combine_chunks()
+    """Split the strings of a column into label names, without the white space around separators."""
+    given = column.fill_null("").combine_chunks()
+    column = pc.utf8_trim_whitespace(given)
     lists = pc.match_substring_regex(column, r"^\[.*\]$")
     if pc.any(lists).as_py() and pc.all(pc.or_(lists, pc.equal(column, ""))).as_py():
         row = pc.index(lists, True).as_py()
@@ -222,7 +223,7 @@ def _split(column: pa.ChunkedArray, name: str, separator: str | None, where: Cal
         logger.info("column %r: reading each cell as the name of one label.", name)
         filled = pc.not_equal(column, "").to_numpy(zero_copy_only=False)
         offsets = np.append(0, filled.cumsum())
-        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), column.filter(pa.array(filled)))
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), given.filter(pa.array(filled)))
     if separator and not pc.any(pc.match_substring(column, separator)).as_py():
         for character in SEPARATORS[:3]:  # a comma may be part of a name
             if pc.any(found := pc.match_substring(column, character)).as_py():
