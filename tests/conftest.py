@@ -46,7 +46,9 @@ def logging_as_before():
     """Restore levels and handlers after each test: commands that run in the test process configure them."""
     loggers = [logging.getLogger(name) for name in (None, "hf_xmc", "uvicorn", "uvicorn.error", "uvicorn.access")]
     before = [(logger, logger.level, logger.handlers[:], logger.propagate, logger.disabled) for logger in loggers]
+    disabled = logging.root.manager.disable
     yield
+    logging.disable(disabled)
     for logger, level, handlers, propagate, disabled in before:
         logger.setLevel(level)
         logger.handlers[:], logger.propagate, logger.disabled = handlers, propagate, disabled
