@@ -31,12 +31,20 @@ from hf_xmc.cli import HelpFormatter
 from hf_xmc.experiment.baselines import DEEP, has_omikuji, neighbors, omikuji_trees, tfidf
 from hf_xmc.experiment.options import parse
 from hf_xmc.experiment.run import run
+from hf_xmc.experiment.splits import hold_out
 from hf_xmc.metrics.frequency import inverse_propensity
 from hf_xmc.metrics.ranking import evaluate_ranking
 
 METRICS = ("P@1", "P@5", "PSP@5", "nDCG@5", "R@10", "R@100")
 TREES = {"Omikuji Parabel": {}, "Omikuji Bonsai": {"cluster_balanced": False, "cluster_k": 100, "max_depth": 3}}
 OURS, NEIGHBORS = "hf_xmc", 20
+DEVELOPMENT = 0.1  # fraction of train
+
+
+def development(data: XMCData) -> XMCData:
+    """Return the data with its validation queries as test, which are a tenth of train if there are none."""
+    held = hold_out(XMCData(data.train, data.labels, validation=data.validation), DEVELOPMENT)
+    return XMCData(held.train, held.labels, test=held.split("validation"))
 
 
 def draw(data: XMCData, size: int, num_queries: int, seed: int) -> XMCData:
@@ -49,7 +57,7 @@ def draw(data: XMCData, size: int, num_queries: int, seed: int) -> XMCData:
 
     def part(split: Dataset) -> Dataset:
         ids = [[int(new_id[label]) for label in row if new_id[label] >= 0] for row in split["label_ids"]]
-        return Dataset.from_dict({"text": list(split["text"]), "label_ids": ids})
+        return Dataset.from_dict({"text": split["text"][:], "label_ids": ids})
 
     test = part(data.split("test"))
     rows = np.flatnonzero([bool(ids) for ids in test["label_ids"]])
@@ -110,6 +118,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[500, 2000, 10_000], help="numbers of training texts")
     parser.add_argument("--seeds", type=int, default=1, help="number of draws of each size, from 0 on")
     parser.add_argument("--num_queries", type=int, default=2000, help="maximum number of test queries")
+    parser.add_argument("--development", action="store_true", help="test on queries from train, for choices")
     parser.add_argument("--encoder", help="pretrained encoder to compare with, by folder or Hub name")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for small_data.json")
     parser.add_argument("flags", nargs="*", help="settings of the default, after `--`")
@@ -117,6 +126,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     options.output_dir.mkdir(parents=True, exist_ok=True)
     full = load_xmc(options.data)
+    full = development(full) if options.development else full
     encoder = None if options.encoder is None else SentenceTransformer(options.encoder, device="cpu")
     runs: list[dict] = []
     for size in options.sizes:

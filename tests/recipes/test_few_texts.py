@@ -42,6 +42,16 @@ def test_a_draw_keeps_the_labels_of_its_texts_and_the_test_queries_that_have_one
     assert set(fewer.test["text"]) <= set(expected)
 
 
+def test_choices_are_made_on_queries_from_train(small, data):
+    held = small.development(data)
+    assert held.num_labels == 5
+    assert len(held.test) == 8  # a tenth is 4, and all copies of a text stay together
+    assert not set(held.train["text"]) & set(held.test["text"])
+    assert sorted([*held.train["text"], *held.test["text"]]) == sorted(data.train["text"])
+    own = XMCData(data.train, data.labels, validation=data.test, test=data.train)
+    assert small.development(own).test["text"][:] == data.test["text"][:]
+
+
 def test_metrics_and_their_means_are_those_that_a_hand_computes(small, data):
     first, second = (small.measure(data, np.tile(ids, (25, 1)), 3.0) for ids in ([0], [0, 1, 2, 3, 4]))
     assert first["P@1"] == second["P@1"] == 40.0  # two of five labels are right
