@@ -86,7 +86,7 @@ class RowAdam(Optimizer):
         values = values.float()
         age = step - state["last_step"][touched]
         moment = state["second_moment"][touched] * beta ** age.to(values.dtype)
-        moment += (1 - beta) * values.square().mean(1)
+        moment += (1 - beta) / values.shape[1] * torch.linalg.vector_norm(values, dim=1).square_()
         state["second_moment"][touched], state["last_step"][touched] = moment, step
         scale = lr / ((moment / (1 - beta**step)).sqrt() + EPSILON)
         change = (values * -scale[:, None]).to(parameter.dtype)

@@ -187,7 +187,7 @@ class XMCTrainer(UpdatingTrainer):
         collator = self.data_collator
         if dataset_kind == "train":
             self.data_collator = tokenize_once(collator, self.model, dataset["text"][:])
-            self.votes = make_vote_loss(dataset, len(self._table), self.data_collator, self.loss, self.args)
+            self.votes = make_vote_loss(self.model, dataset, len(self._table), self.data_collator, self.loss, self.args)
         try:
             return super()._build_dataloader(with_rows(dataset), batch_size, dataset_kind)
         finally:

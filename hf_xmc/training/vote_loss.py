@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -29,11 +31,17 @@ SHARED = 2  # a label that more queries of the batch are expected to have needs 
 
 
 def make_vote_loss(
-    queries: Dataset, num_labels: int, collator: Any, loss: nn.Module, args: XMCTrainingArguments
+    encoder: SentenceTransformer,
+    queries: Dataset,
+    num_labels: int,
+    collator: Any,
+    loss: nn.Module,
+    args: XMCTrainingArguments,
 ) -> VoteLoss | None:
     """Return the loss of votes of a training, or ``None`` if ``args.vote_loss`` is 0.
 
     Args:
+        encoder: The encoder. A static one embeds all drawn queries at once, which takes little memory.
         queries: The training queries.
         num_labels: Number of labels.
         collator: The collator of the training.
@@ -43,8 +51,9 @@ def make_vote_loss(
     if not args.vote_loss:
         return None
     dtype = getattr(getattr(loss, "options", None), "score_dtype", None)
-    sizes = {"num_drawn": args.vote_queries, "chunk_size": args.per_device_train_batch_size or 1}
-    return VoteLoss(queries, num_labels, collator.features_of, **sizes, dtype=dtype)
+    drawn, batch_size = args.vote_queries, args.per_device_train_batch_size or 1
+    chunk_size = max(drawn, batch_size) if isinstance(encoder[0], StaticEmbedding) else batch_size
+    return VoteLoss(queries, num_labels, collator.features_of, drawn, chunk_size, dtype)
 
 
 class VoteLoss:

@@ -146,6 +146,20 @@ def test_votes_begin_after_the_given_fraction_of_the_steps(start, wanted, tmp_pa
     assert voted == wanted
 
 
+@pytest.mark.parametrize(("kind", "passes"), [("static", 1), ("transformer", 3)])
+def test_a_static_encoder_embeds_all_drawn_queries_at_once(kind, passes, bert_folder, tmp_path):
+    """In chunks, each drawn query would be embedded a second time, to save memory that a transformer needs."""
+    encoder = make_static_encoder() if kind == "static" else make_bert_encoder(bert_folder)
+    args = tiny_arguments(tmp_path, max_steps=1, vote_loss=1.0, per_device_train_batch_size=2)
+    trainer = XMCTrainer(encoder, args, QUERIES, labels=LABELS)
+    trainer.get_train_dataloader()
+    calls = []
+    trainer.votes.features_of = lambda texts, rows: calls.append(len(texts)) or encoder.preprocess(texts)
+    drawn = np.arange(5)
+    assert trainer.votes._embed(encoder, drawn, torch.device("cpu")).shape[0] == 5
+    assert len(calls) == passes
+
+
 @pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
 def test_an_impossible_start_is_refused(value, tmp_path):
     with pytest.raises(ValueError, match="vote_start must be at least 0 and below 1, got"):
