@@ -137,7 +137,7 @@ class ExtremeMultilabelClassificationEvaluator(BaseEvaluator):
             raise ValueError(f"`propensity` must be one of {', '.join(PROPENSITY_PRESETS)}, got {propensity!r}.")
         a, b = PROPENSITY_PRESETS[propensity]
         return cls(
-            list(data.split(split)["text"]),
+            data.split(split)["text"][:],
             data.relevance(split),
             data.labels,
             filter_pairs=data.filter_pairs.get(split),

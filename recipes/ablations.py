@@ -61,7 +61,7 @@ def words_masked(encoder: SentenceTransformer) -> SentenceTransformer:
 def label_texts_as_queries(data: XMCData) -> XMCData:
     """Add each label's text to the training queries."""
     more = Dataset.from_dict(
-        {"text": list(data.labels["text"]), "label_ids": [[label] for label in data.label_of.tolist()]}
+        {"text": data.labels["text"][:], "label_ids": [[label] for label in data.label_of.tolist()]}
     )
     kept = data.train.select_columns(["text", "label_ids"])
     return replace(data, train=concatenate_datasets([kept, more.cast(kept.features)]))

@@ -64,7 +64,7 @@ def main() -> None:
     known, tested = data.relevance("validation"), data.relevance("test")
 
     def search(split: str, k: int) -> TopK:
-        return model.search(list(data.split(split)["text"]), k, exclude=data.filter_pairs.get(split))
+        return model.search(data.split(split)["text"][:], k, exclude=data.filter_pairs.get(split))
 
     def row(name: str, probabilities: np.ndarray, test: TopK) -> None:
         said, hits = scores_and_hits(TopK(test.label_ids, probabilities), tested)

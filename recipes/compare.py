@@ -99,7 +99,7 @@ def best_rate(results: list[dict], study: str, loss: str, tried: int) -> float |
 def train(run: dict, data: XMCData, tokenizer: Tokenizer, options: argparse.Namespace) -> dict:
     """Run once, and return metrics on validation and test, and test hits by label frequency."""
     set_seed(run["seed"])
-    texts = [*data.train["text"], *data.labels["text"]]
+    texts = [*data.train["text"][:], *data.labels["text"][:]]
     encoder = encoder_of(tokenizer, texts, options.embedding_dim, std=0.3, seed=run["seed"], device=None)
     cosine = run["study"] == "cosine"
     if cosine:
@@ -166,7 +166,7 @@ def main() -> None:
         if data is None:
             data = load(options)
             check(data, options)
-            tokenizer = train_tokenizer([*data.train["text"], *data.labels["text"]])
+            tokenizer = train_tokenizer([*data.train["text"][:], *data.labels["text"][:]])
         results.append(train(run, data, tokenizer, options) | {"hardware": hardware()})
         with store.open("a") as file:
             file.write(json.dumps(results[-1]) + "\n")

@@ -176,7 +176,7 @@ def random_words(rng: np.random.Generator, number: int) -> np.ndarray:
 def train(setting: Setting, data: XMCData, loss: str, seed: int, every: int) -> list[dict]:
     """Train once, and return the curve."""
     set_seed(seed)
-    texts = [*data.train["text"], *data.labels["text"]]
+    texts = [*data.train["text"][:], *data.labels["text"][:]]
     encoder = static_encoder(
         texts, embedding_dim=setting.embedding_dim, vocab_size=200_000, std=setting.initial_std, seed=seed
     )

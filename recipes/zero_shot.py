@@ -180,7 +180,7 @@ def compared(
         model.add_labels(added, parents=parents)
         probabilities[name] = own(probabilities=calibrated)
         lists[name] = (seen, own(allow=groups[1], probabilities=calibrated), probabilities[name])
-    texts = list(data.labels["text"])
+    texts = data.labels["text"][:]
     searches: dict[str, Search] = {"BM25": BM25(texts).search}
     searches |= {name: cosine_search(encoder, texts, queries.texts) for name, encoder in encoders.items()}
     for name, search in searches.items():

@@ -52,7 +52,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         data = load_xmc(arguments.data, **given, carve_missing=False)
         for name, count in data.load_report.items():
             print(f"{arguments.data}: {name}: {count}", file=sys.stderr)
-        evaluator = XMCEvaluator(list(data.train["text"]), data.relevance("train"), data.labels)
+        evaluator = XMCEvaluator(data.train["text"][:], data.relevance("train"), data.labels)
     else:
         data = load_xmc(arguments.data)
         labels, _ = LabelTexts.of(data.labels)

@@ -20,8 +20,8 @@ from hf_xmc.cli.streams import line_of, read_lines
 from hf_xmc.cli.tables import TableLines, check_separator
 
 if TYPE_CHECKING:
-    from hf_xmc.model.explanation import Explanation
     from hf_xmc.model.model import XMCModel
+    from hf_xmc.model.word_weights import WordWeights
 
 ANSWER = b'{"text": '  # beginning of each output line
 EXAMPLE = """Example, which keeps the columns of the input and adds those of the predictions:
@@ -176,7 +176,7 @@ def _json_lines(model: XMCModel, source: Source, explain: bool) -> Callable[[Any
         if tells:
             labels = [label | {"seen": seen[label["uid"]]} for label in labels]
         if explain:
-            labels = [label | _words(model.explain(text, label["uid"], nearest=0)) for label in labels]
+            labels = [label | _words(model.weigh_words(text, label["uid"])) for label in labels]
         return line_of({"text": text, "labels": labels})
 
     return line
@@ -201,9 +201,8 @@ def _writes_table(arguments: argparse.Namespace) -> bool:
     return wanted
 
 
-def _words(explanation: Explanation) -> dict[str, Any]:
-    words = [word._asdict() for word in explanation.words]
-    return {"words_add_up": explanation.words_add_up, "words": words}
+def _words(weights: WordWeights) -> dict[str, Any]:
+    return {"words_add_up": weights.exact, "words": [word._asdict() for word in weights.words]}
 
 
 class Answered(NamedTuple):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from hf_xmc.data.dataset import XMCData
@@ -40,12 +42,12 @@ def measure_baselines(
         split: The split to measure.
         inverse_propensity: ``(L,)``, for PSP@k.
     """
-    texts, relevance = list(data.split(split)["text"]), data.relevance(split)
+    texts, relevance = data.split(split)["text"][:], data.relevance(split)
     frequent = np.argsort(-data.label_counts(), kind="stable")[:DEEP]
     found = {MOST_FREQUENT: np.tile(frequent, (len(texts), 1))}
     if len(texts) * len(data.train) > MAX_PAIRS:
         logger.warning("The data are too large for the other baselines, so only frequent labels are measured.")
-    elif features := tfidf(list(data.train["text"]), texts):
+    elif features := tfidf(data.train["text"][:], texts):
         known, asked = features
         found[SIMILAR_TEXTS] = neighbors(known, data.relevance("train"), asked, NEIGHBORS)
         if has_omikuji():
@@ -90,10 +92,10 @@ def neighbors(known: sp.csr_matrix, relevance: sp.csr_array, asked: sp.csr_matri
     Returns:
         ``(N, 120)``, padded with -1.
     """
-    rows: list[np.ndarray] = []
     number = min(number, known.shape[0])
     step = max(1, CELLS // max(known.shape[0], relevance.shape[1]))
-    for start in range(0, asked.shape[0], step):
+
+    def of_block(start: int) -> np.ndarray:
         similar = (asked[start : start + step] @ known.T).toarray()
         nearest = np.argpartition(-similar, number - 1, axis=1)[:, :number]
         weights = np.take_along_axis(similar, nearest, axis=1) ** 2
@@ -102,8 +104,10 @@ def neighbors(known: sp.csr_matrix, relevance: sp.csr_array, asked: sp.csr_matri
         votes.eliminate_zeros()  # a text without a known word has no neighbor
         cells = votes.tocoo()
         places, label_ids = cells.coords
-        rows.append(best_of_rows(places, label_ids, cells.data, len(nearest), DEEP)[0])
-    return np.concatenate(rows)
+        return best_of_rows(places, label_ids, cells.data, len(nearest), DEEP)[0]
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # scipy and numpy let them run at the same time
+        return np.concatenate([*threads.map(of_block, range(0, asked.shape[0], step))])
 
 
 def omikuji_trees(known: sp.csr_matrix, data: XMCData, asked: sp.csr_matrix, settings: Mapping[str, Any]) -> np.ndarray:

@@ -28,7 +28,7 @@ def build_encoder(settings: ExperimentSettings, data: XMCData, seed: int) -> Sen
 
 def _made(settings: ExperimentSettings, data: XMCData, seed: int) -> SentenceTransformer:
     """Return an untrained encoder with the vocabulary of the texts."""
-    texts = [*data.train["text"], *data.labels["text"]]
+    texts = [*data.train["text"][:], *data.labels["text"][:]]
     options: dict[str, Any] = {
         "embedding_dim": settings.embedding_dim,
         "vocab_size": settings.vocab_size,

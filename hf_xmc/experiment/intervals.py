@@ -30,24 +30,24 @@ class Answers(NamedTuple):
 
     Attributes:
         said: The best labels by probability, new ones among them, as ``predict`` cuts them at a threshold.
+        has_new: Whether there are new labels, which have places of their own in ``predict`` without a threshold.
     """
 
     found: TopK
     relevance: sp.csr_array
     said: TopK
+    has_new: bool = False
 
 
 def answers_of(model: XMCModel, data: XMCData, split: str) -> Answers:
     """Return the answers of a calibrated model for a split. A query that the memory holds has no vote of its own."""
     assert model.calibration is not None
-    texts, k = list(data.split(split)["text"]), min(MAX_LABELS, data.num_labels)
+    texts, k = data.split(split)["text"][:], min(MAX_LABELS, data.num_labels)
     search = partial(model.search, texts, k, leave_one_out=split != "test", exclude=data.filter_pairs.get(split))
-    found = search()
-    if len(new_label_ids(model.label_texts, model.memory)):
-        said = search(probabilities=True, new=0)
-    else:  # in the same order
-        said = TopK(found.label_ids, model.calibration(found.scores))
-    return Answers(found, data.relevance(split), said)
+    found, has_new = search(), len(new_label_ids(model.label_texts, model.memory)) > 0
+    same_order = TopK(found.label_ids, model.calibration(found.scores))
+    said = search(probabilities=True, new=0) if has_new else same_order
+    return Answers(found, data.relevance(split), said, has_new)
 
 
 def num_labelled(relevance: sp.csr_array) -> int:

@@ -14,7 +14,7 @@ from hf_xmc.evaluator import XMCEvaluator
 from hf_xmc.experiment.intervals import FEW, Answers, add_intervals, answers_of, num_labelled
 from hf_xmc.experiment.settings import ExperimentSettings
 from hf_xmc.experiment.splits import has_labels, has_propensity, split_to_measure
-from hf_xmc.metrics.calibration import expected_calibration_error, scores_and_hits
+from hf_xmc.metrics.calibration import choose_threshold, expected_calibration_error, scores_and_hits
 from hf_xmc.metrics.frequency import PROPENSITY_PRESETS, by_frequency_decile, inverse_propensity, label_counts
 from hf_xmc.model.answers import MAX_LABELS
 from hf_xmc.model.model import XMCModel
@@ -60,15 +60,15 @@ def complete(
         if settings.memory:
             again.remember(full.train)
         again.take_settings(model)
-    metrics = {} if split is None else measure(split)
+    asked = None if split is None or refused else answers_of(last, measured, split)
+    metrics = {} if split is None else measure(split, answers=asked)
     if by_labels is not None:
         metrics |= {"labels": by_labels["labels"], "memory": metrics["labels"]}
     if settings.memory:
         metrics["memory_settings"] = tuned
     if refused:
         metrics["not_calibrated"] = refused
-    elif split is not None:
-        asked = answers_of(last, measured, split)
+    elif asked is not None and split is not None:
         metrics["calibration"] = measure_calibration(last, asked, split, thresholds)
         metrics["calibration"]["validation_queries"] = number = num_labelled(data.relevance("validation"))
         if number < FEW:
@@ -116,9 +116,10 @@ def calibrate(model: XMCModel, data: XMCData) -> tuple[dict[float, float], str]:
         logger.warning("The scores are not calibrated, and no thresholds are chosen: %s", error)
         return {}, str(error)
     thresholds, out_of_reach = dict[float, float](), dict[float, ValueError]()
-    for wanted in PRECISIONS:
+    answers = answers_of(model, data, "validation")
+    for wanted in PRECISIONS:  # as `XMCModel.threshold_for` does, with a single search
         try:
-            thresholds[wanted] = model.threshold_for(data.split("validation"), precision=wanted, exclude=exclude)
+            thresholds[wanted] = choose_threshold(answers.said, answers.relevance, precision=wanted)
         except ValueError as error:
             out_of_reach[wanted] = error
     if out_of_reach:
@@ -135,7 +136,7 @@ def measure_calibration(
     Before calibration, a mixed score is read as a log probability, and a label score as a logit.
     """
     assert model.calibration is not None
-    found, relevance, said = measured
+    found, relevance, said, _ = measured
     first, hits = scores_and_hits(TopK(found.label_ids[:, :5], found.scores[:, :5]), relevance)
     before = 1 / (1 + np.exp(-first)) if model.memory is None else np.exp(np.minimum(first, 0))
     probabilities, right = scores_and_hits(said, relevance)
@@ -158,20 +159,29 @@ def evaluator_of(data: XMCData, split: str, propensity: str) -> XMCEvaluator:
     """Return the evaluator of a split, without PSP@k if there are too few training queries."""
     if has_propensity(data):
         return XMCEvaluator.from_data(data, split, propensity=propensity)
-    texts, pairs = list(data.split(split)["text"]), data.filter_pairs.get(split)
+    texts, pairs = data.split(split)["text"][:], data.filter_pairs.get(split)
     return XMCEvaluator(texts, data.relevance(split), data.labels, filter_pairs=pairs)
 
 
-def evaluate(model: XMCModel, data: XMCData, split: str, propensity: str) -> dict[str, Any]:
-    """Return the metrics on a split, of all labels and by label frequency, for the labels that ``predict`` returns."""
+def evaluate(
+    model: XMCModel, data: XMCData, split: str, propensity: str, answers: Answers | None = None
+) -> dict[str, Any]:
+    """Return the metrics on a split, of all labels and by label frequency, for the labels that ``predict`` returns.
+
+    ``answers`` of the model for the split save a search, unless there are new labels.
+    """
     evaluator = evaluator_of(data, split, propensity)
-    found = model.search(
-        evaluator.texts,
-        evaluator.max_k,
-        leave_one_out=split != "test",  # validation may be remembered
-        exclude=evaluator.filter_pairs,
-        probabilities=model.calibration is not None,
-    )
+    if answers is None or answers.has_new:
+        found = model.search(
+            evaluator.texts,
+            evaluator.max_k,
+            leave_one_out=split != "test",  # validation may be remembered
+            exclude=evaluator.filter_pairs,
+            probabilities=model.calibration is not None,
+        )
+    else:  # the same labels
+        found = TopK.empty(len(evaluator.texts), max(evaluator.max_k, MAX_LABELS))
+        found.label_ids[:, : answers.said.label_ids.shape[1]] = answers.said.label_ids
     metrics = evaluator.score(found)
     size = {name: metrics.pop(name) for name in ("num_queries", "num_empty")}
     deciles = []

@@ -10,7 +10,6 @@ import numpy as np
 from hf_xmc.data.dataset import XMCData
 from hf_xmc.encoders.rewriting import Span
 from hf_xmc.encoders.word_parts import is_static, word_spans
-from hf_xmc.model.explanation import Explanation
 from hf_xmc.model.model import XMCModel
 from hf_xmc.model.word_weights import WordWeight
 
@@ -56,7 +55,7 @@ def draw_examples(model: XMCModel, data: XMCData, split: str) -> list[Example]:
     pairs = data.filter_pairs.get(split, np.empty((0, 2), dtype=np.int64))
     exclude = [(place, label) for place, row in enumerate(chosen) for label in pairs[pairs[:, 0] == row, 1]]
     found = model.search(
-        list(sample["text"]),
+        sample["text"][:],
         min(TOP_K, len(model.labels)),
         exclude=np.array(exclude, dtype=np.int64).reshape(-1, 2),
         leave_one_out=split != "test",
@@ -82,20 +81,20 @@ def _example(
             shorten(names[label], SHOWN_LABEL),
             label in truth,
             None if probabilities is None else float(probabilities[place]),
-            [] if why[place] is None else strongest(why[place].words),  # type: ignore[union-attr]
+            strongest(why[place]),
         )
         for place, label in enumerate(found)
     ]
-    pieces = heat_map(text, why[0].words if why and why[0] else ())
+    pieces = heat_map(text, why[0] if why else ())
     return Example(pieces, labels, missed[:SHOWN_MISSED], len(missed[SHOWN_MISSED:]), len(set(truth)))
 
 
-def _explanations(model: XMCModel, text: str, uids: list[str]) -> list[Explanation | None]:
-    """Explain all labels, or the first one of a short text if the encoder embeds once per word."""
-    if is_static(model.encoder):
-        return [model.explain(text, uid, nearest=0) for uid in uids]
+def _explanations(model: XMCModel, text: str, uids: list[str]) -> list[tuple[WordWeight, ...]]:
+    """Weigh the words for all labels, or for the first one of a short text if the encoder embeds once per word."""
     short = 0 < len(word_spans(text)) <= MAX_WORDS  # a blank text cannot be explained
-    return [model.explain(text, uid, nearest=0) if place == 0 and short else None for place, uid in enumerate(uids)]
+    explained = len(uids) if is_static(model.encoder) else int(short)
+    words = [model.weigh_words(text, uid).words for uid in uids[:explained]]
+    return words + [()] * (len(uids) - len(words))
 
 
 def strongest(words: Sequence[WordWeight]) -> list[str]:

@@ -49,7 +49,7 @@ from hf_xmc.model.predictions import Prediction
 from hf_xmc.model.queries import Found, Queries
 from hf_xmc.model.reranking import Reranker, Reranking
 from hf_xmc.model.saved import read_model, writers
-from hf_xmc.model.word_weights import weigh_words
+from hf_xmc.model.word_weights import WordWeights, weigh_words
 from hf_xmc.search.contract import LabelSearch, visible_labels
 from hf_xmc.search.exact import LabelIndex
 from hf_xmc.search.grouped import label_index
@@ -378,12 +378,9 @@ class XMCModel:
         Raises:
             ValueError: if the label is unknown, or the text is blank or holds no token that the encoder knows.
         """
-        label = int(self.label_texts.rows_of([uid])[0])
+        words = self.weigh_words(text, uid)
+        label, rows = self._rows_of(uid)
         query, about = self.embed([text]), self.labels[label]
-        if not text.strip() or not query.any():
-            raise ValueError(f"the text {text[:60]!r} holds no token that the encoder knows: it gets no label.")
-        rows = torch.from_numpy(np.flatnonzero(self.label_texts.label_of == label))
-        words = weigh_words(self.encoder, self.embed, text, self.index.embeddings[rows], self.long_text)
         calibration = None if self.calibration is None or self._fitted is None else self._fitted.before_reranking
         own = self._vector_score(query[0], label, rows)
         new = self._competing()
@@ -395,6 +392,26 @@ class XMCModel:
             probability = float(self._new_labels.probabilities(score)[0, 0])
             explained = explained._replace(score=probability, raw_score=float(score[0, 0]), new=True)
         return explained
+
+    def weigh_words(self, text: str, uid: str) -> WordWeights:
+        """Return the words of :meth:`explain` alone, without a search.
+
+        Args:
+            text: A text that is not blank.
+            uid: The external name of the label.
+
+        Raises:
+            ValueError: if the label is unknown, or the text is blank or holds no token that the encoder knows.
+        """
+        _, rows = self._rows_of(uid)
+        if not text.strip() or not self.embed([text]).any():
+            raise ValueError(f"the text {text[:60]!r} holds no token that the encoder knows: it gets no label.")
+        return weigh_words(self.encoder, self.embed, text, self.index.embeddings[rows], self.long_text)
+
+    def _rows_of(self, uid: str) -> tuple[int, Tensor]:
+        """Return the number of a label, and the rows of its texts."""
+        label = int(self.label_texts.rows_of([uid])[0])
+        return label, torch.from_numpy(np.flatnonzero(self.label_texts.label_of == label))
 
     def _vector_score(self, query: Tensor, label: int, rows: Tensor) -> float | None:
         """Return what the vector of a label adds to its best text's score; ``None`` if it has none."""

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
 
     data = sample(load_xmc(options.data), options)
     if options.encoder == "static":
-        encoder = static_encoder([*data.train["text"], *data.labels["text"]], device="cpu")
+        encoder = static_encoder([*data.train["text"][:], *data.labels["text"][:]], device="cpu")
     else:
         encoder = SentenceTransformer(options.encoder, device="cpu")
         encoder.max_seq_length = options.max_seq_length or encoder.max_seq_length

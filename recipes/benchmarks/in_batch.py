@@ -67,7 +67,7 @@ def draw_rows(data: XMCData, number: int, seed: int) -> Dataset:
 
 def make_encoder(options: argparse.Namespace, data: XMCData, seed: int) -> SentenceTransformer:
     if options.model == "static":
-        return static_encoder([*data.train["text"], *data.labels["text"]], embedding_dim=256, seed=seed)
+        return static_encoder([*data.train["text"][:], *data.labels["text"][:]], embedding_dim=256, seed=seed)
     encoder = SentenceTransformer(options.model)
     encoder.max_seq_length = options.max_seq_length
     return encoder

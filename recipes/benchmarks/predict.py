@@ -78,7 +78,7 @@ class Peer:
 def peers(options: argparse.Namespace, data, threads: int) -> dict[str, Peer]:
     folder = options.peers_folder
     folder.mkdir(parents=True, exist_ok=True)
-    train = {"texts": list(data.train["text"]), "label_ids": [list(map(int, ids)) for ids in data.train["label_ids"]]}
+    train = {"texts": data.train["text"][:], "label_ids": [list(map(int, ids)) for ids in data.train["label_ids"]]}
     (folder / "texts.json").write_text(json.dumps(train))
     script = str(Path(__file__).with_name("predict_peers.py"))
     command = [options.peers_python, script, str(folder), "--threads", str(threads)]
@@ -151,7 +151,7 @@ def measure(options: argparse.Namespace, num_labels: int, threads: int) -> list[
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
     data, model = load_xmc(options.data), XMCModel.from_pretrained(options.model, device="cpu")
-    train = list(data.train["text"])
+    train = data.train["text"][:]
     if num_labels:
         embeddings = generated(model, train, num_labels)
         names = Dataset.from_dict({"text": [f"label {row}" for row in range(num_labels)]})
@@ -164,7 +164,7 @@ def measure(options: argparse.Namespace, num_labels: int, threads: int) -> list[
 
     with TemporaryDirectory() as folder:
         held_out = data.carve_validation(0.02).validation  # what recipes/train.py does not train on
-        systems = ours(options, model, list(held_out["text"])[:500], folder)
+        systems = ours(options, model, held_out["text"][:500], folder)
         if options.peers_python and not num_labels:
             systems |= peers(options, data, threads)
         rows = {name: {"system": name, "labels": len(model.labels), "threads": threads} for name in systems}

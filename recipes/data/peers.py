@@ -55,7 +55,7 @@ def main() -> None:
 def read(path: str, split: str) -> tuple[XMCData, sp.csr_matrix, sp.csr_matrix]:
     """Return a data set, and the tf-idf features of its training texts and of a split."""
     data = load_xmc(path)
-    features = tfidf(list(data.train["text"]), list(data.split(split)["text"]))
+    features = tfidf(data.train["text"][:], data.split(split)["text"][:])
     if features is None:
         raise SystemExit(1)  # the warning of tfidf says why
     return data, *features

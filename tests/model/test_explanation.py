@@ -58,6 +58,18 @@ def test_explanation_without_memory_is_the_label_score(model, encoder):
         assert why.seen == (label.text != "kayak")
 
 
+def test_words_are_weighed_without_a_search(model, monkeypatch):
+    expected = model.explain(TEXT, "L3")
+    monkeypatch.setattr("hf_xmc.search.exact.LabelIndex.search", None)
+    words = model.weigh_words(TEXT, "L3")
+    assert words.words == expected.words
+    assert words.exact
+    assert sum(word.weight for word in words.words) == pytest.approx(expected.label_score, rel=1e-5)
+    for text, uid, message in ((" ", "L3", "holds no token"), ("boat", "L99", "L99")):
+        with pytest.raises(ValueError, match=message):
+            model.weigh_words(text, uid)
+
+
 def test_explanation_prints_line_by_line(model):
     best = model.predict(TEXT, 1)[0]
     lines = str(model.explain(TEXT, best.uid, nearest=2)).split("\n")
