@@ -28,7 +28,7 @@ from hf_xmc.training.batching import TokenizedLabels
 from hf_xmc.training.label_bank import LabelBank
 from hf_xmc.training.negatives import BatchQueries
 
-GLOBAL_BATCH, STEPS = 6, 12  # of 13 queries, against 11 labels
+GLOBAL_BATCH, STEPS = 6, 6  # of 13 queries, against 11 labels
 TWICE = {"gradient_accumulation_steps": 2}
 TOWERS = {"encoder": make_router, "router_mapping": {"text": "query"}}  # one for queries and one for labels
 FROZEN = {**TOWERS, "encoder": make_router_with_frozen_labels}

@@ -80,7 +80,7 @@ def test_first_update_has_the_gradient_of_the_formula(case, alone, together, sti
 
 @pytest.mark.parametrize("case", distributed_steps.CASES)
 def test_processes_train_the_weights_of_one_process(case, alone, together):
-    """At every one of 12 steps."""
+    """At every step."""
     expected = alone[case]
     assert expected["world_size"] == 1
     _, settings = distributed_steps.CASES[case]
