@@ -209,7 +209,7 @@ def with_norms(labels: np.ndarray, queries: np.ndarray, norms: str) -> tuple[np.
         return labels.copy(), queries
     squares = np.einsum("nd,nd->n", labels, labels)[:, None]
     if norms == "unit":
-        return labels / np.sqrt(squares), queries
+        return labels / np.maximum(np.sqrt(squares), 1e-12), queries
     rest = np.sqrt(squares.max() - squares).astype(np.float32)
     return np.hstack([labels, rest]), np.hstack([queries, np.zeros((len(queries), 1), np.float32)])
 
