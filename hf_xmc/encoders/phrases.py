@@ -6,7 +6,8 @@ is first rewritten, with pairs after words:
     a small cat  ->  a small cat a_small small_cat
 
 In scripts without spaces between words, each character is a word, and runs of three and four characters follow the
-pairs. If many words of new texts will be unseen, as in inflected languages, runs of letters of each word follow.
+pairs. If a text has zero-width spaces between words, whole words follow too. If many words of new texts will be unseen,
+as in inflected languages, runs of letters of each word follow.
 
 The tokens of the rewritten text are looked up and averaged, as in any static encoder. For training,
 :func:`with_phrases` rewrites the data once, and :func:`phrase_encoder` makes an encoder for rewritten texts. After
@@ -59,7 +60,8 @@ def rewrite_phrases(texts: Sequence[str], letters: bool = False) -> list[str]:
     """Rewrite each text as its words, then its pairs of neighbouring words; a punctuation mark is a word.
 
     In scripts without spaces, a word is a character with its marks, and the runs of three and four characters follow.
-    Brackets stand for the ends of a text in such a script.
+    Brackets stand for the ends of a text in such a script. If a text has zero-width spaces between words, as in Khmer,
+    they are bars in these runs, which end at other spaces, and whole words follow.
 
     Args:
         texts: The texts.

@@ -2,16 +2,17 @@
 
 A word is a run of letters, marks and digits; any other character is a word of its own. Chinese, Japanese, Thai, Lao,
 Khmer and Burmese have no spaces between words. There, each character with its vowel signs and tone marks is a word. The
-runs of three and four characters, where a sign counts as one, follow the pairs of words. Inflected words share parts,
-so their runs of letters can be written too: of four letters in alphabets such as Latin, and of two and three in scripts
-such as Arabic, Devanagari and Hangul, whose words have fewer characters.
+runs of three and four characters, where a sign counts as one, follow the pairs of words. In a text with zero-width
+spaces between words, as in Khmer, the runs show the ends of words, and whole words follow them. Inflected words share
+parts, so their runs of letters can be written too: of four letters in alphabets such as Latin, and of two and three in
+scripts such as Arabic, Devanagari and Hangul, whose words have fewer characters.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import NamedTuple
 
 UNKNOWN = "[UNK]"
@@ -27,7 +28,8 @@ CONNECTORS = "\u203f\u2040\u2054\u30fb\ufe33\ufe34\ufe4d\ufe4e\ufe4f\uff3f\uff65
 IGNORED = "\u00ad\u061c\u180e\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e" + "".join(
     map(chr, (*range(0x2060, 0x2070), 0xFEFF))
 )  # joiners, soft hyphens and directions, which are invisible
-BREAK, FIRST, LAST, MORE = "\u200b", "\u200b", "\u2061", "\u2062"  # a word break; marks of unspaced characters
+BREAK, END = "\u200b", "|"  # a zero-width space between words, and how the runs show it
+FIRST, LAST, MORE, JOIN = "\u200b", "\u2061", "\u2062", "\u2063"  # marks of unspaced characters
 UNSPACED = (  # blocks of scripts without spaces
     ("\u0e01", "\u0eff"),  # Thai, Lao
     ("\u1000", "\u109f"),  # Burmese
@@ -71,16 +73,37 @@ SCAN = (
     f".replace({_escaped(MORE)}, ' ') -%}}{{%- endif -%}}"
     f"{{%- set words = text.split()[:{MAX_WORDS}] -%}}"
 )
+_NEXT, _BREAK = f"{LAST} {FIRST}", "\u2064"  # between unspaced characters; a zero-width space
+SCAN_WITH_ENDS = (
+    SCAN.replace("{%- if", f"{{%- set ends = {_escaped(BREAK)} in text -%}}{{%- if", 1)
+    .replace(f"{_escaped(BREAK)} -%}}{{{{ ' ' }}}}", f"{_escaped(BREAK)} -%}}{{{{ {_escaped(_BREAK)} }}}}", 1)
+    .replace(
+        f".replace({_escaped(LAST)}",
+        f".replace({_escaped(_NEXT)}, {_escaped(f' {FIRST}{JOIN}')} if ends else {_escaped(_NEXT)})"
+        f".replace({_escaped(f'{_BREAK} {FIRST}')}, {_escaped(f' {FIRST}{END}')})"
+        f".replace({_escaped(_BREAK)}, ' ').replace({_escaped(LAST)}",
+    )
+)
 PAIRS = (
     f"{{{{- words | join(' ') or '{UNKNOWN}' -}}}}"  # a text without a word becomes one unknown token
     "{%- for i in range(1, words | length) %} {{ words[i - 1] }}_{{ words[i] }}{%- endfor -%}"
 )
-CHARACTERS = (
-    f"{{%- if not text.isascii() -%}}{{%- for part in (words | join(' ')).replace(' ' ~ {_escaped(FIRST)}, "
-    f"{_escaped(FIRST)}).split() if {_escaped(FIRST)} in part -%}}"
+_RUNS = (
+    f" if {_escaped(FIRST)} in part -%}}"
     f"{{%- set run = '[' ~ part.split({_escaped(FIRST)})[1:] | join ~ ']' -%}}{{%- for size in {[*RUNS]} -%}}"
     "{%- for i in range(run | length - size + 1) -%}{{ ' _' ~ run[i:i + size] }}{%- endfor -%}{%- endfor -%}"
+)
+CHARACTERS = (
+    "{%- if not text.isascii() -%}"
+    f"{{%- for part in (' ' ~ words | join(' ')).replace({_escaped(f' {FIRST}{JOIN}')}, {_escaped(FIRST)})"
+    f".replace({_escaped(f' {FIRST}{END}')}, {_escaped(END + FIRST)})"
+    f".replace({_escaped(' ' + FIRST)}, {_escaped(' ' + FIRST)} if ends else {_escaped(FIRST)}).split(){_RUNS}"
+    f"{{%- for word in run[1:-1].split({_escaped(END)}) if ends -%}}{{{{ ' _[' ~ word ~ ']' }}}}{{%- endfor -%}}"
     "{%- endfor -%}{%- endif -%}"
+)
+CHARACTERS_WITHOUT_ENDS = (  # of earlier versions
+    f"{{%- if not text.isascii() -%}}{{%- for part in (words | join(' ')).replace(' ' ~ {_escaped(FIRST)}, "
+    f"{_escaped(FIRST)}).split(){_RUNS}{{%- endfor -%}}{{%- endif -%}}"
 )
 WHOLE_CHARACTERS = (  # of earlier versions
     f"{{%- if not text.isascii() -%}}{{%- for size in {RUNS} -%}}{{%- for i in range(words | length - size + 1) -%}}"
@@ -105,10 +128,10 @@ def _parts(few: tuple[int, ...]) -> str:
     )
 
 
-def _template(*parts: str) -> str:
-    return f"{PROMPT}{SCAN}{{%- set written -%}}{''.join(parts)}{{%- endset -%}}" + (
-        f"{{{{- written.replace({_escaped(FIRST)}, '') -}}}}"
-    )
+def _template(*parts: str, ends: bool = True) -> str:
+    scan, marks = (SCAN_WITH_ENDS, (FIRST + END, JOIN, FIRST)) if ends else (SCAN, FIRST)
+    cleaned = "".join(f".replace({_escaped(mark)}, '')" for mark in marks)
+    return f"{PROMPT}{scan}{{%- set written -%}}{''.join(parts)}{{%- endset -%}}{{{{- written{cleaned} -}}}}"
 
 
 class _Table(dict[int, str]):
@@ -145,6 +168,7 @@ class Rewriting(NamedTuple):
     prompted: bool = True  # whether a prompt is read
     few: tuple[int, ...] = FEW_LETTERS  # lengths of the runs of letters in scripts other than ALPHABETS
     whole: bool = False  # whether runs of characters consist of words, that is, of characters with their signs
+    ends: bool = True  # whether runs show the ends of words, in texts with zero-width spaces
 
     def words(self, text: str) -> list[str]:
         """Return the words of a text; those of scripts without spaces begin with a mark."""
@@ -158,7 +182,7 @@ class Rewriting(NamedTuple):
         words = self.words(text)
         written = [*words, *map("_".join, pairwise(words))]
         if self.scripts and not text.isascii():
-            written += ["_" + run for run, _, _ in self._runs(words)]
+            written += ["_" + run for run, _, _ in self._runs(words, text)]
         for word in words if self.letters else ():
             if len(word) > 1 and word[0] != FIRST:
                 padded = f"<{word[:MAX_LETTERS]}>"
@@ -167,7 +191,7 @@ class Rewriting(NamedTuple):
         joined = " ".join(written) or UNKNOWN
         return joined.replace(FIRST, "") if self.scripts else joined
 
-    def _runs(self, words: Sequence[str]) -> Iterator[tuple[str, int, int]]:
+    def _runs(self, words: Sequence[str], text: str) -> Iterator[tuple[str, int, int]]:
         """Yield each run of characters in scripts without spaces, and the indices of its first and last word."""
         unspaced = [word[0] == FIRST for word in words]
         if self.whole:
@@ -176,16 +200,30 @@ class Rewriting(NamedTuple):
                     if all(unspaced[start : start + size]):
                         yield "".join(words[start : start + size]), start, start + size - 1
             return
-        start = 0
-        for known, group in groupby(unspaced):
-            stop = start + len([*group])
-            if known:
-                text = f"[{''.join(words[start:stop]).replace(FIRST, '')}]"
-                owner = [start, *(i for i in range(start, stop) for _ in words[i][1:]), stop - 1]
+        joints, start = self._joints(words, text), 0
+        for stop in range(1, len(words) + 1):
+            if stop < len(words) and unspaced[stop] == unspaced[start] and joints[stop] != " ":
+                continue
+            if unspaced[start]:
+                parts = [words[start][1:], *(joints[i] + words[i][1:] for i in range(start + 1, stop))]
+                run = f"[{''.join(parts)}]"
+                owner = [start, *(i for i, part in enumerate(parts, start) for _ in part), stop - 1]
                 for size in RUNS:
-                    for i in range(len(text) - size + 1):
-                        yield text[i : i + size], owner[i], owner[i + size - 1]
+                    for i in range(len(run) - size + 1):
+                        yield run[i : i + size], owner[i], owner[i + size - 1] - (run[i + size - 1] == END)
+                if self.ends and BREAK in text:
+                    places = [start, *(i for i in range(start + 1, stop) if joints[i]), stop]
+                    for first, after in pairwise(places):
+                        yield f"[{''.join(words[first:after]).replace(FIRST, '')}]", first, after - 1
             start = stop
+
+    def _joints(self, words: Sequence[str], text: str) -> list[str]:
+        """Return what is before each character: the end of a word or a space, if the text has zero-width spaces."""
+        if not self.ends or BREAK not in text:
+            return [""] * len(words)
+        spans = self.spans(text)[: len(words)]
+        gaps = [text[one[1] : other[0]].strip(IGNORED) for one, other in pairwise(spans)]
+        return ["", *((END if gap[-1] == BREAK else " ") if gap else "" for gap in gaps)]
 
     def spans(self, text: str) -> list[Span]:
         """Return the span of each word, also of those after the limit."""
@@ -198,7 +236,7 @@ class Rewriting(NamedTuple):
         spans, words = self.spans(text)[:MAX_WORDS], self.words(text)
         found = [*spans, *((first[0], second[1]) for first, second in pairwise(spans))]
         if self.scripts and not text.isascii():
-            found += [(spans[first][0], spans[last][1]) for _, first, last in self._runs(words)]
+            found += [(spans[first][0], spans[last][1]) for _, first, last in self._runs(words, text)]
         for word, span in zip(words, spans, strict=True) if self.letters else ():
             if len(word) > 1 and word[0] != FIRST:
                 found += [span] * sum(max(0, len(word[:MAX_LETTERS]) + 3 - size) for size in self._sizes(word))
@@ -236,8 +274,10 @@ ASCII_WORDS = (  # of earlier versions
 WORDS = Rewriting(_template(PAIRS, CHARACTERS))
 WITH_LETTERS = Rewriting(_template(PAIRS, CHARACTERS, _parts(FEW_LETTERS)), letters=True)
 EARLIER = (
-    Rewriting(_template(PAIRS, WHOLE_CHARACTERS, _parts(LETTERS)), letters=True, few=LETTERS, whole=True),
-    Rewriting(_template(PAIRS, WHOLE_CHARACTERS), whole=True),
+    Rewriting(_template(PAIRS, CHARACTERS_WITHOUT_ENDS, _parts(FEW_LETTERS), ends=False), letters=True, ends=False),
+    Rewriting(_template(PAIRS, CHARACTERS_WITHOUT_ENDS, ends=False), ends=False),
+    Rewriting(_template(PAIRS, WHOLE_CHARACTERS, _parts(LETTERS), ends=False), letters=True, few=LETTERS, whole=True),
+    Rewriting(_template(PAIRS, WHOLE_CHARACTERS, ends=False), whole=True),
     Rewriting(PROMPT + ASCII_WORDS, scripts=False),
     Rewriting(ASCII_WORDS, scripts=False, prompted=False),
 )

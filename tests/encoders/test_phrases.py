@@ -135,7 +135,9 @@ def test_accents_and_vowel_signs_stay_and_the_dot_of_a_turkish_i_does_not():
     assert {"izmir", "fin", "r\u00e9sume", "\u0939\u093f\u0928\u094d\u0926\u0940"} <= read.keys()
 
 
-@pytest.mark.parametrize("earlier", EARLIER, ids=["four letters", "whole characters", "with a prompt", "without"])
+@pytest.mark.parametrize(
+    "earlier", EARLIER, ids=["letters", "words", "four letters", "whole characters", "with a prompt", "without"]
+)
 def test_releases_of_earlier_versions_keep_their_way_of_reading(earlier, encoder, tmp_path):
     alone = standalone_encoder(encoder)
     alone[0].tokenizer.chat_template = earlier.template

@@ -1,5 +1,7 @@
 """Texts in any script are rewritten as words and their combinations, in Python as in the chat template."""
 
+import hashlib
+
 import pytest
 from helpers.scripts import SENTENCES
 from hypothesis import example, given, settings
@@ -8,11 +10,20 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from hf_xmc import rewrite_phrases
-from hf_xmc.encoders.rewriting import FIRST, MAX_WORDS, REWRITINGS, WITH_LETTERS, WORDS, needs_letters, unseen_share
+from hf_xmc.encoders.rewriting import (
+    EARLIER,
+    FIRST,
+    MAX_WORDS,
+    REWRITINGS,
+    WITH_LETTERS,
+    WORDS,
+    needs_letters,
+    unseen_share,
+)
 
 LETTERS = (  # of all kinds
-    "aZ9 _-'\u200b\u200d\u00ad\u2061\u2062\u0300\u0e01\u0e48\u0e33\u0e50\u4e00\u3042\u3099\u30fb\uff3f\uff9e\u0915"
-    "\u093e\u0661\u3000\x1c"
+    "aZ9 _-'|\u200b\u200b\u1780\u200d\u00ad\u2061\u2062\u0300\u0e01\u0e48\u0e33\u0e50\u4e00\u3042\u3099\u30fb\uff3f"
+    "\uff9e\u0915\u093e\u0661\u3000\x1c"
 )
 
 
@@ -36,6 +47,33 @@ def test_neighbouring_characters_of_a_script_without_spaces_follow_the_pairs():
         *("_[ที", "_ที่", "_ี่น", "_่นี", "_นี่", "_ี่]"),
         *("_[ที่", "_ที่น", "_ี่นี", "_่นี่", "_นี่]"),
     ]
+
+
+def test_zero_width_spaces_end_words_in_runs_and_whole_words_follow():
+    text = "x ក\u200bខគ ឃ\u200b\u200dង។ច\u200bx"
+    written = rewrite_phrases([text])[0].split()
+    assert written[:17] == rewrite_phrases([text.replace("\u200b", " ")])[0].split()[:17]
+    assert written[17:] == [
+        *("_[ក|", "_ក|ខ", "_|ខគ", "_ខគ]", "_[ក|ខ", "_ក|ខគ", "_|ខគ]", "_[ក]", "_[ខគ]"),
+        *("_[ឃ|", "_ឃ|ង", "_|ង]", "_[ឃ|ង", "_ឃ|ង]", "_[ឃ]", "_[ង]"),
+        *("_[ច]", "_[ច]"),
+    ]
+
+
+def test_pieces_of_whole_words_and_of_their_ends():
+    text = "ក\u200bខគ ឃ"
+    pieces = [text[start:stop] for start, stop in WORDS.pieces(text)[7:]]
+    assert pieces[:7] == ["ក", "ក\u200bខ", "ខគ", "ខគ", "ក\u200bខ", "ក\u200bខគ", "ខគ"]
+    assert pieces[7:] == ["ក", "ខគ", "ឃ", "ឃ"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.one_of(st.text(), st.text(LETTERS)))
+def test_texts_without_zero_width_spaces_are_rewritten_as_by_the_version_before(text):
+    text = text.replace("\u200b", "")
+    for rewriting, before in zip((WITH_LETTERS, WORDS), EARLIER, strict=False):
+        assert rewriting.rewrite(text) == before.rewrite(text)
+        assert rewriting.pieces(text) == before.pieces(text)
 
 
 def test_letters_of_each_word_come_last():
@@ -68,6 +106,12 @@ def test_phrases_are_written_as_by_the_tokenizer_template(texts):
             assert len(pieces) == (len(rewritten.split(" ")) if words else 0)
             assert len(rewriting.spans(text)[:MAX_WORDS]) == len(words)
             assert pieces[: len(words)] == rewriting.spans(text)[:MAX_WORDS]
+
+
+def test_templates_of_releases_stay_as_they_are():
+    """A release is known by its template: if one changes, add the new one and keep this one among the earlier."""
+    digests = [hashlib.sha256(template.encode()).hexdigest()[:8] for template in REWRITINGS]
+    assert digests[2:] == ["2c1a5a6a", "362c6276", "5c89f68b", "abb0d187", "dad2232b", "4269679c"]
 
 
 def test_prompt_comes_first_unless_an_earlier_version_ignored_it():
