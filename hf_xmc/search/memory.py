@@ -17,7 +17,7 @@ from hf_xmc.metrics import frequency
 from hf_xmc.metrics.ranking import evaluate_ranking
 from hf_xmc.search.contract import LabelSearch, visible_labels
 from hf_xmc.search.exact import QUERY_BLOCK, LabelIndex, of_recognised
-from hf_xmc.search.memory_settings import COMBINED, GRID, METRICS, MemorySettings
+from hf_xmc.search.memory_settings import COMBINED, GRID, MARGIN, METRICS, MemorySettings
 from hf_xmc.search.mixing import Votes, best_mixed, probabilities, votes_of
 from hf_xmc.tensors import unit_rows
 from hf_xmc.topk import TopK, checked_k
@@ -204,10 +204,12 @@ class TrainingMemory:
         exclude: np.ndarray | None = None,
         silent: np.ndarray | None = None,
     ) -> dict[str, Any]:
-        """Choose the settings that are best on validation queries, which should not vote for themselves.
+        r"""Choose the settings that are best on validation queries, which should not vote for themselves.
 
         Settings are tried one after the other, in two rounds. With a tolerance, combinations of all settings
-        are then tried, except for the discount of the first label. The searches are done only once.
+        are then tried, except for the discount of the first label. The searches are done only once. A setting is only
+        changed if the metric rises by more than :math:`0.1 / \sqrt{N}`, about the standard error of a difference, so
+        that few queries change little.
 
         Args:
             queries: ``(N, D)`` embeddings of the validation queries.
@@ -245,11 +247,15 @@ class TrainingMemory:
                 )
             return tried[settings]
 
-        best = self.settings
+        def better(settings: Iterable[MemorySettings], name: str) -> MemorySettings:
+            top = max(settings, key=lambda settings: measured(settings)[name])
+            return top if measured(top)[name] > measured(best)[name] + margin else best
+
+        num_labelled = int(np.count_nonzero(np.diff(relevance.indptr)))
+        best, margin = self.settings, MARGIN / max(1, num_labelled) ** 0.5
         for _ in range(2):
             for name, values in GRID.items():
-                around = [best, *(replace(best, **{name: value}) for value in values)]
-                best = max(around, key=lambda settings: measured(settings)[metric])
+                best = better((replace(best, **{name: value}) for value in values), metric)
         if tolerance:  # how much a discount costs depends on all other settings
             least = {name: measured(best)[name] - tolerance for name in (metric, "P@1")}
 
@@ -260,7 +266,7 @@ class TrainingMemory:
             for values in product(*(sorted({*some, getattr(best, name)}) for name, some in COMBINED.items())):
                 near = replace(best, **dict(zip(COMBINED, values, strict=True)))
                 enough += takewhile(is_enough, (replace(near, discount=gamma) for gamma in GRID["discount"]))
-            best = max(enough, key=lambda settings: measured(settings)["PSP@5"])
+            best = better(enough, "PSP@5")
         reached = measured(best)
         self.settings = best = replace(best, first_discount=best.discount_of_first)
         return {**asdict(best), "validation": reached}

@@ -22,6 +22,7 @@ COMBINED: dict[str, Sequence[Any]] = {  # of these, all combinations are tried w
     "mix": (0.1, 0.2, 0.4, 0.7, 0.9),
     "label_temperature": (2, 5, 8),
 }
+MARGIN = 0.1  # times the square root of the number of queries: by how much a setting must be better than the last one
 METRICS = ("P@1", "P@3", "P@5", "PSP@1", "PSP@3", "PSP@5", "nDCG@5", "R@10")
 
 
@@ -45,10 +46,10 @@ class MemorySettings:
         ValueError: if a setting is out of range.
     """
 
-    neighbors: int = 20
-    temperature: float = 0.05
-    label_temperature: float = 2.0
-    mix: float = 0.2
+    neighbors: int = 50
+    temperature: float = 0.1
+    label_temperature: float = 8.0
+    mix: float = 0.7
     discount: float = 0.0
     first_discount: float = -0.01
     candidates: int = 200

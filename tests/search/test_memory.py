@@ -12,7 +12,7 @@ from helpers.tiny import LABELS
 from hf_xmc import LabelIndex, MemorySettings, TrainingMemory, XMCModel
 from hf_xmc.metrics.frequency import inverse_propensity, label_counts
 from hf_xmc.metrics.ranking import evaluate_ranking, precision_at_k
-from hf_xmc.search.memory_settings import GRID
+from hf_xmc.search.memory_settings import GRID, MARGIN
 
 SETTINGS = MemorySettings(neighbors=3, temperature=0.2, label_temperature=2, mix=0.3, discount=0.1, first_discount=-0.2)
 
@@ -177,13 +177,13 @@ def test_tolerance_raises_the_metric_of_rare_labels(metric):
 
 def test_tolerance_is_spent_on_the_best_combination_of_all_settings():
     rng = np.random.default_rng(0)
-    queries, labels = rng.normal(size=(400, 6)).astype(np.float32), rng.normal(size=(30, 6)).astype(np.float32)
+    queries, labels = rng.normal(size=(1300, 6)).astype(np.float32), rng.normal(size=(30, 6)).astype(np.float32)
     share = np.linspace(0.02, 0.6, 30)
-    relevance = sp.csr_array((rng.random((400, 30)) < share * (queries @ labels.T > 0)).astype(float))
+    relevance = sp.csr_array((rng.random((1300, 30)) < share * (queries @ labels.T > 0)).astype(float))
     memory, index = TrainingMemory(queries[:300], relevance[:300]), LabelIndex(labels)
     given = {"relevance": relevance[300:], "inverse_propensity": 1 / share}
     best = memory.tune(queries[300:], labels=index, **given)["validation"]
-    tuned = memory.tune(queries[300:], labels=index, tolerance=0.02, **given)
+    tuned = memory.tune(queries[300:], labels=index, tolerance=0.05, **given)
 
     def measured(**changed):
         memory.settings = replace(settings, **changed)
@@ -193,9 +193,28 @@ def test_tolerance_is_spent_on_the_best_combination_of_all_settings():
     settings = memory.settings
     others = [measured(mix=mix, discount=value) for mix in GRID["mix"] for value in GRID["discount"]]
     others += [measured(neighbors=n, temperature=value) for n in GRID["neighbors"] for value in GRID["temperature"]]
-    enough = [row["PSP@5"] for row in others if all(row[name] >= best[name] - 0.02 for name in ("nDCG@5", "P@1"))]
-    assert tuned["validation"]["PSP@5"] >= max(enough) > best["PSP@5"]
-    assert all(tuned["validation"][name] >= best[name] - 0.02 for name in ("nDCG@5", "P@1"))
+    enough = [row["PSP@5"] for row in others if all(row[name] >= best[name] - 0.05 for name in ("nDCG@5", "P@1"))]
+    margin = MARGIN / np.sqrt(1000)
+    assert tuned["validation"]["PSP@5"] >= max(enough) - margin > best["PSP@5"]
+    assert all(tuned["validation"][name] >= best[name] - 0.05 for name in ("nDCG@5", "P@1"))
+
+
+def test_tuning_on_few_queries_changes_only_what_is_clearly_better():
+    """Random labels: some setting is always the best of hundreds, by chance."""
+    rng = np.random.default_rng(0)
+    queries, labels = rng.normal(size=(420, 6)).astype(np.float32), rng.normal(size=(30, 6)).astype(np.float32)
+    relevance = sp.csr_array((rng.random((420, 30)) < 0.1).astype(float))
+    index, moved = LabelIndex(labels), 0
+    for start in range(300, 420, 30):
+        memory, asked = TrainingMemory(queries[:300], relevance[:300]), slice(start, start + 30)
+        before = memory.settings
+        reached = memory.tune(queries[asked], relevance[asked], index)["validation"]["nDCG@5"]
+        chosen, memory.settings = memory.settings, before
+        found = memory.search(queries[asked], 10, index).label_ids
+        kept = evaluate_ranking(found, relevance[asked], p_at=[1], ndcg_at=[5], recall_at=[10])["nDCG@5"]
+        moved += chosen != before
+        assert chosen == before or reached > kept + MARGIN / np.sqrt(30)
+    assert moved < 4
 
 
 def test_tune_takes_propensities_from_the_memory_unless_given():
