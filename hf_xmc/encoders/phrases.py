@@ -21,6 +21,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -88,7 +89,7 @@ def with_phrases(data: XMCData, letters: bool | None = None) -> XMCData:
             texts are expected to be unseen, judged by the words that occur once in the training texts.
     """
     if letters is None:
-        letters = needs_letters(data.train["text"])
+        letters = needs_letters(data.train["text"][:])
         if letters:
             logger.info("Many words of new texts will be unseen, so the encoder also reads the letters of words.")
     tables: dict[str, Dataset] = {name: getattr(data, name) for name in (*SPLITS, "labels")}
@@ -120,7 +121,8 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int = 50_000, num_phrases:
     trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=[UNKNOWN, *letters], show_progress=False)
     pieces.train_from_iterator(map(" ".join, single), trainer)
     vocab = pieces.get_vocab()
-    pairs = Counter(word for words in split_texts for word in words if "_" in word)
+    counts = Counter(chain.from_iterable(split_texts))
+    pairs = Counter({word: count for word, count in counts.items() if "_" in word})
     repeated = (pair for pair, count in pairs.most_common(num_phrases) if count > 1)
     vocab |= {pair: number for number, pair in enumerate(repeated, start=len(vocab))}
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 UNKNOWN = "[UNK]"
@@ -297,4 +297,4 @@ def unseen_share(counts: Mapping[str, int]) -> float:
 
 def needs_letters(texts: Iterable[str]) -> bool:
     """Return whether many words of new texts will be unseen, because words are inflected or the texts are few."""
-    return unseen_share(Counter(word.lower() for text in texts for word in WORDS.words(text))) > UNSEEN_WORDS
+    return unseen_share(Counter(map(str.lower, chain.from_iterable(map(WORDS.words, texts))))) > UNSEEN_WORDS

@@ -30,18 +30,19 @@ FROM_SCRATCH = {
 }
 
 
-def write_card(run: Path, full: XMCData, data_name: str, **about: Any) -> XMCCard:
+def write_card(run: Path, full: XMCData, data_name: str, model: XMCModel | None = None, **about: Any) -> XMCCard:
     """Write the card of a finished run into its model folder, and return it.
 
     Args:
         run: The ``output_dir`` of the run.
         full: The data as they were loaded.
         data_name: Name of the data.
+        model: The model of the run; loaded from the folder if it is not given.
         about: Further facts, such as ``name``, ``license``, ``language``, ``dataset_id``.
     """
     report = json.loads((run / "metrics.json").read_text())
     recipe, split = report["recipe"], report["split"]
-    model = XMCModel.from_pretrained(run / "model")
+    model = XMCModel.from_pretrained(run / "model") if model is None else model
     data, shown_split = queries_to_show(full, report)
     example = data.split(shown_split)["text"][0]
     shown = {name: report["arguments"][name] for name in SHOWN if report["arguments"].get(name) not in (None, -1)}

@@ -19,7 +19,7 @@ from hf_xmc.experiment import encoders
 from hf_xmc.experiment.defaults import choose
 from hf_xmc.experiment.measure import evaluator_of
 from hf_xmc.experiment.progress import show_progress
-from hf_xmc.experiment.settings import ExperimentSettings
+from hf_xmc.experiment.settings import MADE, ExperimentSettings
 from hf_xmc.experiment.splits import has_labels
 from hf_xmc.hub.self_contained import check_encoder
 from hf_xmc.metrics.frequency import PROPENSITY_PRESETS
@@ -74,7 +74,8 @@ def fit(
         _turn_evaluation_off(args)
     encoder = build_encoder(settings, read, args.seed)
     settings = choose(settings, args, given, read, encoder)
-    from_first(lambda: check_encoder(encoders.plain(encoder, settings)))  # only the first process saves
+    if build_encoder is not encoders.build_encoder or settings.model not in MADE:  # ours can be saved
+        from_first(lambda: check_encoder(encoders.plain(encoder, settings)))  # only the first process saves
     trainer = XMCTrainer(
         encoder,
         args,

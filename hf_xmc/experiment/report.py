@@ -36,7 +36,9 @@ METRICS = {  # one sentence per metric
 }
 
 
-def write_report(run: Path, full: XMCData, name: str, peers_file: Path | None = None) -> Path:
+def write_report(
+    run: Path, full: XMCData, name: str, peers_file: Path | None = None, model: XMCModel | None = None
+) -> Path:
     """Write ``report.html``, a self-contained file, into the folder of a finished run, and return its path.
 
     Args:
@@ -44,11 +46,12 @@ def write_report(run: Path, full: XMCData, name: str, peers_file: Path | None = 
         full: The data as they were loaded.
         name: Name of the data.
         peers_file: Metrics of other systems on the same data, as JSON.
+        model: The model of the run; loaded from the folder if it is not given.
     """
     metrics = json.loads((run / "metrics.json").read_text())
     data, split = queries_to_show(full, metrics)
     history = json.loads((run / "history.json").read_text())
-    model = XMCModel.from_pretrained(run / "model")
+    model = XMCModel.from_pretrained(run / "model") if model is None else model
     examples = draw_examples(model, data, split)
     page: dict[str, Any] = {
         "name": name,

@@ -220,7 +220,7 @@ def run(
     model = model if again is None else again
     model.save_pretrained(output_dir / "model")
     write_json(output_dir / "metrics.json", metrics)
-    model.card = write_about(output_dir, full, settings.data)
+    model.card = write_about(output_dir, full, settings.data, model)
     return model, metrics
 
 
@@ -266,21 +266,20 @@ def check_output_dir(folder: Path) -> None:
         ) from None
 
 
-def write_about(run: Path, full: XMCData, name: str) -> XMCCard:
-    """Write the card and the report of a finished run, and return the card.
-
-    Without matplotlib, the report is skipped with a warning.
+def write_about(run: Path, full: XMCData, name: str, model: XMCModel) -> XMCCard:
+    """Write the card and, with matplotlib, the report of a finished run. Return the card.
 
     Args:
         run: The ``output_dir`` of the run.
         full: The data as they were loaded.
         name: Folder or name of the data; a folder may have metrics of other systems in ``peers.json``.
+        model: The finished model, as it is saved.
     """
-    card = write_card(run, full, Path(name).name)
+    card = write_card(run, full, Path(name).name, model)
     try:
         from hf_xmc.experiment.report import write_report
 
-        write_report(run, full, Path(name).name, Path(name) / "peers.json")
+        write_report(run, full, Path(name).name, Path(name) / "peers.json", model)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "matplotlib":
             raise
