@@ -20,7 +20,8 @@ def main() -> None:
     parser.add_argument("train_flags", nargs="*", help="after `--`: flags of train.py, such as --num_train_epochs 1")
     arguments = parser.parse_args()
     where = ["--data", arguments.data, "--output_dir", str(arguments.output_dir)]
-    train([str(RECIPE), *where, *arguments.train_flags])
+    short = ["--save_strategy", "no"]  # a run of a few minutes needs no checkpoints
+    train([str(RECIPE), *where, *short, *arguments.train_flags])
     metrics = json.loads((arguments.output_dir / "metrics.json").read_text())
     if calibration := metrics.get("calibration"):
         reached = ", ".join(

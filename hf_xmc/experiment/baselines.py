@@ -97,8 +97,8 @@ def neighbors(known: sp.csr_matrix, relevance: sp.csr_array, asked: sp.csr_matri
 
     def of_block(start: int) -> np.ndarray:
         similar = (asked[start : start + step] @ known.T).toarray()
-        nearest = np.argpartition(-similar, number - 1, axis=1)[:, :number]
-        weights = np.take_along_axis(similar, nearest, axis=1) ** 2
+        cosines, nearest = (part.numpy() for part in torch.from_numpy(similar).topk(number))
+        weights = cosines**2
         offsets = np.arange(len(nearest) + 1) * number
         votes = sp.csr_array((weights.ravel(), nearest.ravel(), offsets), shape=similar.shape) @ relevance
         votes.eliminate_zeros()  # a text without a known word has no neighbor
