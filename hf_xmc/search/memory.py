@@ -17,7 +17,7 @@ from hf_xmc.metrics import frequency
 from hf_xmc.metrics.ranking import evaluate_ranking
 from hf_xmc.search.contract import LabelSearch, visible_labels
 from hf_xmc.search.exact import QUERY_BLOCK, LabelIndex, of_recognised
-from hf_xmc.search.memory_settings import COMBINED, GRID, MARGIN, METRICS, MemorySettings
+from hf_xmc.search.memory_settings import COMBINED, GRID, METRICS, SURE, MemorySettings
 from hf_xmc.search.mixing import Votes, best_mixed, probabilities, votes_of
 from hf_xmc.tensors import unit_rows
 from hf_xmc.topk import TopK, checked_k
@@ -208,8 +208,8 @@ class TrainingMemory:
 
         Settings are tried one after the other, in two rounds. With a tolerance, combinations of all settings
         are then tried, except for the discount of the first label. The searches are done only once. A setting is only
-        changed if the metric rises by more than :math:`0.1 / \sqrt{N}`, about the standard error of a difference, so
-        that few queries change little.
+        changed if the metric rises by more than :math:`1 / N`, as if a wrong query became right, so that few queries
+        change little.
 
         Args:
             queries: ``(N, D)`` embeddings of the validation queries.
@@ -217,7 +217,8 @@ class TrainingMemory:
             labels: Index of the labels.
             metric: One of ``METRICS``. ``"P@5"`` ignores the order of the labels, and ``"PSP@5"`` favors rare labels.
             inverse_propensity: ``(L,)``, for PSP; by default computed from the queries of the memory.
-            tolerance: How much of the metric, and of P@1, may be lost to raise PSP@5.
+            tolerance: How much of the metric, and of P@1, may be lost to raise PSP@5. With fewer than 1,000 queries, a
+                fraction of it, because the loss is less certain.
             exclude: ``(M, 2)`` filter pairs.
             silent: ``(M, 2)`` pairs (row of the query, row of the memory) that do not vote, such as those of
                 :func:`hf_xmc.search.overlap.equal_embeddings`.
@@ -252,12 +253,13 @@ class TrainingMemory:
             return top if measured(top)[name] > measured(best)[name] + margin else best
 
         num_labelled = int(np.count_nonzero(np.diff(relevance.indptr)))
-        best, margin = self.settings, MARGIN / max(1, num_labelled) ** 0.5
+        best, margin = self.settings, 1 / max(1, num_labelled)
         for _ in range(2):
             for name, values in GRID.items():
                 best = better((replace(best, **{name: value}) for value in values), metric)
         if tolerance:  # how much a discount costs depends on all other settings
-            least = {name: measured(best)[name] - tolerance for name in (metric, "P@1")}
+            loss = tolerance * min(1, num_labelled / SURE)
+            least = {name: measured(best)[name] - loss for name in (metric, "P@1")}
 
             def is_enough(settings: MemorySettings) -> bool:
                 return all(measured(settings)[name] >= value for name, value in least.items())

@@ -22,7 +22,7 @@ COMBINED: dict[str, Sequence[Any]] = {  # of these, all combinations are tried w
     "mix": (0.1, 0.2, 0.4, 0.7, 0.9),
     "label_temperature": (2, 5, 8),
 }
-MARGIN = 0.1  # times the square root of the number of queries: by how much a setting must be better than the last one
+SURE = 1000  # queries on which tuning may spend the whole tolerance
 METRICS = ("P@1", "P@3", "P@5", "PSP@1", "PSP@3", "PSP@5", "nDCG@5", "R@10")
 
 

@@ -12,7 +12,7 @@ from helpers.tiny import LABELS
 from hf_xmc import LabelIndex, MemorySettings, TrainingMemory, XMCModel
 from hf_xmc.metrics.frequency import inverse_propensity, label_counts
 from hf_xmc.metrics.ranking import evaluate_ranking, precision_at_k
-from hf_xmc.search.memory_settings import GRID, MARGIN
+from hf_xmc.search.memory_settings import GRID
 
 SETTINGS = MemorySettings(neighbors=3, temperature=0.2, label_temperature=2, mix=0.3, discount=0.1, first_discount=-0.2)
 
@@ -169,7 +169,7 @@ def test_tolerance_raises_the_metric_of_rare_labels(metric):
         TrainingMemory(queries[:300], relevance[:300]).tune(
             queries[300:], relevance[300:], LabelIndex(labels), tolerance=tolerance, **given
         )["validation"]
-        for tolerance in (0, 0.05)
+        for tolerance in (0, 0.5)  # a tenth of it, for 100 queries
     ]
     assert reached[1]["PSP@5"] > reached[0]["PSP@5"]
     assert all(reached[1][name] >= reached[0][name] - 0.05 for name in (metric, "P@1"))
@@ -194,9 +194,24 @@ def test_tolerance_is_spent_on_the_best_combination_of_all_settings():
     others = [measured(mix=mix, discount=value) for mix in GRID["mix"] for value in GRID["discount"]]
     others += [measured(neighbors=n, temperature=value) for n in GRID["neighbors"] for value in GRID["temperature"]]
     enough = [row["PSP@5"] for row in others if all(row[name] >= best[name] - 0.05 for name in ("nDCG@5", "P@1"))]
-    margin = MARGIN / np.sqrt(1000)
-    assert tuned["validation"]["PSP@5"] >= max(enough) - margin > best["PSP@5"]
+    assert tuned["validation"]["PSP@5"] >= max(enough) - 1 / 1000 > best["PSP@5"]
     assert all(tuned["validation"][name] >= best[name] - 0.05 for name in ("nDCG@5", "P@1"))
+
+
+def test_few_queries_spend_a_part_of_the_tolerance(monkeypatch):
+    rng = np.random.default_rng(0)
+    queries, labels = rng.normal(size=(500, 6)).astype(np.float32), rng.normal(size=(30, 6)).astype(np.float32)
+    share = np.linspace(0.02, 0.6, 30)
+    relevance = sp.csr_array((rng.random((500, 30)) < share * (queries @ labels.T > 0)).astype(float))
+    index, given = LabelIndex(labels), {"relevance": relevance[300:], "inverse_propensity": 1 / share}
+
+    def tuned(tolerance):
+        memory = TrainingMemory(queries[:300], relevance[:300])
+        return memory.tune(queries[300:], labels=index, tolerance=tolerance, **given)
+
+    a_fifth = tuned(0.1)  # of 1,000 queries, 200 are a fifth
+    monkeypatch.setattr("hf_xmc.search.memory.SURE", 1)
+    assert a_fifth == tuned(0.02) != tuned(0.1)
 
 
 def test_tuning_on_few_queries_changes_only_what_is_clearly_better():
@@ -213,7 +228,7 @@ def test_tuning_on_few_queries_changes_only_what_is_clearly_better():
         found = memory.search(queries[asked], 10, index).label_ids
         kept = evaluate_ranking(found, relevance[asked], p_at=[1], ndcg_at=[5], recall_at=[10])["nDCG@5"]
         moved += chosen != before
-        assert chosen == before or reached > kept + MARGIN / np.sqrt(30)
+        assert chosen == before or reached > kept + 1 / 30
     assert moved < 4
 
 
