@@ -42,7 +42,7 @@ DEVELOPMENT = 0.1  # fraction of train
 
 
 def development(data: XMCData) -> XMCData:
-    """Return the data with its validation queries as test, which are a tenth of train if there are none."""
+    """Return the data with its validation queries as test; without any, a tenth of train is taken."""
     held = hold_out(XMCData(data.train, data.labels, validation=data.validation), DEVELOPMENT)
     return XMCData(held.train, held.labels, test=held.split("validation"))
 
