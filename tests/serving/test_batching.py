@@ -84,8 +84,8 @@ def test_requests_of_64_clients_are_answered_as_alone_in_fewer_calls(wait):
             answers = list(clients.map(ask, texts))
     for answer, labels in zip(answers, alone, strict=True):
         assert [label["uid"] for label in answer] == [label.uid for label in labels]
-        scores = [label.score for label in labels]  # a batch rounds differently
-        assert [label["score"] for label in answer] == pytest.approx(scores, rel=1e-4)
+        scores = [label.score for label in labels]
+        assert [label["score"] for label in answer] == pytest.approx(scores, rel=1e-5, abs=1e-6)  # float32 rounds
     assert sum(calls) == 64
     assert len(calls) < 40
     assert len(threads) == 1
