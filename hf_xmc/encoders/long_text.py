@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_xmc.encoders import phrases
 from hf_xmc.encoders.encode import compares_by_cosine
-from hf_xmc.encoders.rewriting import MAX_WORDS
 from hf_xmc.encoders.roles import normalises, preprocess, query_modules
+from hf_xmc.encoders.templates import MAX_WORDS
 from hf_xmc.topk import TopK, distinct
 
 LONG_TEXT = ("truncate", "mean", "max")

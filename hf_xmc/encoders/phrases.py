@@ -5,9 +5,10 @@ is first rewritten, with pairs after words:
 
     a small cat  ->  a small cat a_small small_cat
 
-In scripts without spaces between words, each character is a word, and runs of three and four characters follow the
-pairs. If a text has zero-width spaces between words, whole words follow too. If many words of new texts will be unseen,
-as in inflected languages, runs of letters of each word follow.
+The leading words follow once more, with a mark, because they say more than later ones. In scripts without spaces
+between words, each character is a word, and runs of three and four characters follow. If a text has zero-width spaces
+between words, whole words follow too. If many words of new texts will be unseen, as in inflected languages, runs of
+letters of each word follow.
 
 The tokens of the rewritten text are looked up and averaged, as in any static encoder. For training,
 :func:`with_phrases` rewrites the data once, and :func:`phrase_encoder` makes an encoder for rewritten texts. After
@@ -38,27 +39,26 @@ from transformers import OpenAIGPTConfig, OpenAIGPTModel, PreTrainedTokenizerFas
 from hf_xmc.data.dataset import XMCData
 from hf_xmc.data.prepared import SPLITS
 from hf_xmc.data.progress import no_bar_for_few
-from hf_xmc.encoders.rewriting import (
-    MAX_WORDS,
-    REWRITINGS,
-    UNKNOWN,
-    WITH_LETTERS,
-    WORDS,
-    Rewriting,
-    needs_letters,
-)
+from hf_xmc.encoders.rewriting import REWRITINGS, WITH_LETTERS, WORDS, Rewriting, needs_letters
 from hf_xmc.encoders.roles import named_prompts, query_modules
 from hf_xmc.encoders.static import encoder_of, lower
+from hf_xmc.encoders.templates import LEADING, MAX_WORDS, UNKNOWN
 
-MAX_TOKENS = 4 * MAX_WORDS  # words, pairs and runs of characters
-MAX_LETTER_TOKENS = 12 * MAX_WORDS  # with the letters of words
+LEAD_MARKS = tuple(f"_{mark}" for mark, _, _ in LEADING)
+MAX_LEADS = sum(size for _, _, size in LEADING)
+MAX_TOKENS = 4 * MAX_WORDS + MAX_LEADS  # words, pairs, leading words, and runs of characters
+MAX_LETTER_TOKENS = 12 * MAX_WORDS + MAX_LEADS  # with the letters of words
 MAX_CHARACTERS = 100  # in a token; longer words are cut
 
 logger = logging.getLogger(__name__)
 
 
 def rewrite_phrases(texts: Sequence[str], letters: bool = False) -> list[str]:
-    """Rewrite each text as its words, then its pairs of neighbouring words; a punctuation mark is a word.
+    """Rewrite each text as its words, its pairs of neighbouring words, and its leading words with marks.
+
+    A punctuation mark is a word. The leading words are the first eight of the text (``_^``), and the first four
+    (``_:``) and the first two (``_::``) of its body. The body follows the first colon, as in ``title: text``; a text
+    without a colon is all body.
 
     In scripts without spaces, a word is a character with its marks, and the runs of three and four characters follow.
     Brackets stand for the ends of a text in such a script. If a text has zero-width spaces between words, as in Khmer,
@@ -69,12 +69,12 @@ def rewrite_phrases(texts: Sequence[str], letters: bool = False) -> list[str]:
         letters: Whether runs of letters of each word follow too, as for inflected languages: of four letters in
             alphabets such as Latin, and of two and three in scripts such as Arabic, whose words have fewer characters.
 
-    >>> rewrite_phrases(["A small cat."])
-    ['A small cat . A_small small_cat cat_.']
-    >>> rewrite_phrases(["\u9ed2\u732b"])
-    ['\u9ed2 \u732b \u9ed2_\u732b _[\u9ed2\u732b _\u9ed2\u732b] _[\u9ed2\u732b]']
+    >>> rewrite_phrases(["cat: an animal"])
+    ['cat : an animal cat_: :_an an_animal _^cat _^: _^an _^animal _:an _:animal _::an _::animal']
+    >>> rewrite_phrases(["\u9ed2\u732b"])[0].split()[9:]
+    ['_[\u9ed2\u732b', '_\u9ed2\u732b]', '_[\u9ed2\u732b]']
     >>> rewrite_phrases(["cats"], letters=True)
-    ['cats _<cat _cats _ats>']
+    ['cats _^cats _:cats _::cats _<cat _cats _ats>']
     """
     rewriting = WITH_LETTERS if letters else WORDS
     return [rewriting.rewrite(text) for text in texts]
@@ -148,7 +148,8 @@ def phrase_encoder(
 
     Unknown words add nothing to an embedding. A pair without a vector, or a word with a character that occurs in no
     text, becomes the unknown token, which stays zero in training and counts in the mean. Word pieces that the texts do
-    not use start at zero, as in :func:`hf_xmc.static_encoder`. So a text without a known word embeds to zero.
+    not use start at zero, as in :func:`hf_xmc.static_encoder`. So a text without a known word embeds to zero. Leading
+    words start at zero too, so that they add only what training finds.
 
     Args:
         texts: Texts rewritten by :func:`rewrite_phrases`, such as those of the training queries and the labels.
@@ -160,7 +161,13 @@ def phrase_encoder(
     Raises:
         ValueError: if no text has a word.
     """
-    return encoder_of(train_tokenizer(texts, vocab_size, num_phrases), texts, embedding_dim, std, seed, device)
+    tokenizer = train_tokenizer(texts, vocab_size, num_phrases)
+    encoder = encoder_of(tokenizer, texts, embedding_dim, std, seed, device)
+    leading = [row for token, row in tokenizer.get_vocab().items() if token.startswith(LEAD_MARKS)]
+    table: Any = encoder[0].embedding
+    with torch.no_grad():
+        table.weight[leading] = 0
+    return encoder
 
 
 def standalone_encoder(encoder: SentenceTransformer) -> SentenceTransformer:

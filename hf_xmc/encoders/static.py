@@ -14,7 +14,9 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hf_xmc.encoders.rewriting import IGNORED, UNKNOWN, UNSEEN_WORDS, unseen_share
+from hf_xmc.encoders.characters import IGNORED
+from hf_xmc.encoders.rewriting import UNSEEN_WORDS, unseen_share
+from hf_xmc.encoders.templates import UNKNOWN
 
 RARE = 5  # occurrences below which a sequence of letters has no token, if many words of new texts will be unseen
 MIN_WORDS = 1000  # fewer words do not tell how many of them will be unseen

@@ -14,7 +14,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from hf_xmc.encoders import long_text, phrases
-from hf_xmc.encoders.rewriting import WORDS, Rewriting, Span
+from hf_xmc.encoders.characters import Span
+from hf_xmc.encoders.rewriting import WORDS, Rewriting
 from hf_xmc.encoders.roles import prompt_of, query_modules
 
 

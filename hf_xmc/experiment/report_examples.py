@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hf_xmc.data.dataset import XMCData
-from hf_xmc.encoders.rewriting import Span
+from hf_xmc.encoders.characters import Span
 from hf_xmc.encoders.word_parts import is_static, word_spans
 from hf_xmc.model.model import XMCModel
 from hf_xmc.model.word_weights import WordWeight

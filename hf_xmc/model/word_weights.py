@@ -10,7 +10,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from hf_xmc.encoders.rewriting import Span
+from hf_xmc.encoders.characters import Span
 from hf_xmc.encoders.roles import prompt_of
 from hf_xmc.encoders.word_parts import parts_of, word_spans
 

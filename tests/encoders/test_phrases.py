@@ -10,8 +10,16 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 
 from hf_xmc import XMCModel, load_xmc, phrase_encoder, rewrite_phrases, standalone_encoder, with_phrases
 from hf_xmc.encoders.encode import encode_queries
-from hf_xmc.encoders.phrases import averages_phrases, embed_phrases, is_phrase_encoder, train_tokenizer
-from hf_xmc.encoders.rewriting import EARLIER, MAX_WORDS
+from hf_xmc.encoders.phrases import (
+    LEAD_MARKS,
+    MAX_LEADS,
+    averages_phrases,
+    embed_phrases,
+    is_phrase_encoder,
+    train_tokenizer,
+)
+from hf_xmc.encoders.rewriting import EARLIER
+from hf_xmc.encoders.templates import MAX_WORDS
 
 TEXTS = ["a red boat", "a red boat sails", "the sea, under_the sun"]
 
@@ -33,11 +41,12 @@ def encoder():
     ],
 )
 def test_rewritten_text_has_pairs_after_the_words(text, rewritten):
-    assert rewrite_phrases([text]) == [rewritten]
+    written = rewrite_phrases([text])[0].split()
+    assert " ".join(piece for piece in written if not piece.startswith(LEAD_MARKS)) == rewritten
 
 
 def test_rewrite_reads_only_the_beginning_of_a_very_long_text():
-    assert len(rewrite_phrases(["w " * (MAX_WORDS + 9)])[0].split()) == 2 * MAX_WORDS - 1
+    assert len(rewrite_phrases(["w " * (MAX_WORDS + 9)])[0].split()) == 2 * MAX_WORDS - 1 + MAX_LEADS
 
 
 def test_phrase_tokenizer_is_the_same_for_the_same_texts():
@@ -48,17 +57,24 @@ def test_phrase_tokenizer_is_the_same_for_the_same_texts():
     assert first == second
 
 
-def test_pairs_that_occur_once_or_exceed_the_limit_have_no_vector():
+def test_pairs_and_leading_words_that_occur_once_or_exceed_the_limit_have_no_vector():
     texts = rewrite_phrases(["a red boat", "A red boat", "a red car"])
     pairs = {token for token in train_tokenizer(texts, 100).get_vocab() if "_" in token}
-    assert pairs == {"a_red", "red_boat"}
+    leading = {f"{mark}{word}" for mark in ("_^", "_:", "_::") for word in ("a", "red", "boat")} - {"_::boat"}
+    assert pairs == {"a_red", "red_boat"} | leading
     pairs = {token for token in train_tokenizer(texts, 100, num_phrases=1).get_vocab() if "_" in token}
     assert pairs == {"a_red"}
 
 
-def test_embedding_is_the_mean_over_words_and_pairs(encoder):
+def test_embedding_is_the_mean_over_words_pairs_and_leading_words(encoder):
     table, vocab = encoder[0].embedding.weight, encoder[0].tokenizer.get_vocab()
-    expected = table[[vocab[token] for token in ("a", "red", "boat", "a_red", "red_boat")]].mean(0)
+    started = {token for token, row in vocab.items() if table[row].any()}
+    assert {"a", "red_boat"} <= started
+    assert not any(token.startswith(LEAD_MARKS) for token in started)
+    torch.nn.init.normal_(table)  # as if trained
+    torch.nn.init.zeros_(table[vocab["[UNK]"]])
+    leading = [f"{mark}{word}" for mark in ("_^", "_:", "_::") for word in ("a", "red", "boat")][:-1]
+    expected = table[[vocab[token] for token in ("a", "red", "boat", "a_red", "red_boat", *leading)]].mean(0)
     torch.testing.assert_close(encoder.encode(rewrite_phrases(["a RED boat"]), convert_to_tensor=True)[0], expected)
 
 
@@ -110,7 +126,7 @@ def test_each_script_is_read_alike_by_stock_modules_and_explained_by_words(name,
     assert "[UNK]" not in encoder[0].tokenizer.encode(written[0]).tokens
     torch.testing.assert_close(read, encoder.encode(written[:1], convert_to_tensor=True))
     torch.testing.assert_close(encode_queries(alone, [text], 3), read)
-    assert (stock[0].tokenizer.model_max_length > 4 * MAX_WORDS) == (letters and "<" in written[0])
+    assert (stock[0].tokenizer.model_max_length > 5 * MAX_WORDS) == (letters and "<" in written[0])
     why = XMCModel(stock, [text]).explain(text, "0")
     assert why.words_add_up
     named = {word.text.replace("\u200c", ""): word.weight for word in why.words}
@@ -136,7 +152,12 @@ def test_accents_and_vowel_signs_stay_and_the_dot_of_a_turkish_i_does_not():
 
 
 @pytest.mark.parametrize(
-    "earlier", EARLIER, ids=["letters", "words", "four letters", "whole characters", "with a prompt", "without"]
+    "earlier",
+    EARLIER,
+    ids=[
+        *("letters without leading words", "without leading words"),
+        *("letters", "words", "four letters", "whole characters", "with a prompt", "without"),
+    ],
 )
 def test_releases_of_earlier_versions_keep_their_way_of_reading(earlier, encoder, tmp_path):
     alone = standalone_encoder(encoder)

@@ -13,7 +13,7 @@ from helpers.tiny import LABELS, POSITIVES, make_static_encoder
 from sentence_transformers import SentenceTransformerTrainer
 
 from hf_xmc import XMCModel, in_batch_dataset, phrase_encoder, rewrite_phrases, st_losses, standalone_encoder
-from hf_xmc.encoders.rewriting import MAX_WORDS
+from hf_xmc.encoders.templates import MAX_WORDS
 
 TEXTS = ["A red boat!", "the boat sails", "unseen words", "", "boat " * (MAX_WORDS + 9)]
 PROGRAM = """if True:
