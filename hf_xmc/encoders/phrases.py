@@ -155,7 +155,7 @@ def phrase_encoder(
         texts: Texts rewritten by :func:`rewrite_phrases`, such as those of the training queries and the labels.
         embedding_dim: Size of the vectors.
         vocab_size: Maximum number of word pieces.
-        num_phrases: Maximum number of pairs and runs; those that occur only once have no vector.
+        num_phrases: Maximum number of pairs, leading words and runs; those that occur only once have no vector.
         std, seed, device: As in :func:`hf_xmc.static_encoder`.
 
     Raises:

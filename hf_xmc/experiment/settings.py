@@ -98,7 +98,7 @@ class EncoderSettings:
         metadata={
             "aliases": ["--encoder"],
             "help": "A sentence-transformers model, by folder or Hub name, or one built from the data: `static`, or "
-            "`phrases`, which also has vectors for pairs of words.",
+            "`phrases`, which also has vectors for pairs of words and leading words.",
         },
     )
     preset: str = field(
@@ -110,7 +110,7 @@ class EncoderSettings:
     )
     vocab_size: int = field(default=50_000, metadata={"help": "Vocabulary size of a model built from the data."})
     num_phrases: int | None = field(
-        default=None, metadata={"help": "Number of pairs of words in `phrases`. By default from the preset."}
+        default=None, metadata={"help": "Number of pairs and leading words in `phrases`. By default from the preset."}
     )
     initial_std: float = field(
         default=0.3, metadata={"help": "Standard deviation of the initial vectors of a model built from the data."}

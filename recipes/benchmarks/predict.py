@@ -4,7 +4,8 @@
         --labels 0 131072 1305265 --threads 1 --peers_python peers/bin/python --json predict.json
 
 0 stands for the labels of the model. More labels are generated: each additional embedding is the mean of those of two
-halves of training texts. That equals the embedding of both in one text, except for the pair of words where they meet.
+halves of training texts. That equals the embedding of both in one text, except for the pair of words where they meet
+and the leading words of the second half.
 The systems take turns in each round, with a separate process for every number of labels and threads.
 `predict_peers.py` lists the requirements of the peers' interpreter.
 """
