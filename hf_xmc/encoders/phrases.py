@@ -187,7 +187,8 @@ def standalone_encoder(encoder: SentenceTransformer) -> SentenceTransformer:
             f"`encoder` must be a StaticEmbedding from phrase_encoder, alone or followed by Normalize, got {modules}."
         )
     table = encoder[0].embedding.weight.detach().cpu()
-    letters = any(token.startswith("_") for token in encoder[0].tokenizer.get_vocab() if "<" in token or ">" in token)
+    others = [token for token in encoder[0].tokenizer.get_vocab() if not token.startswith(LEAD_MARKS)]
+    letters = any(token.startswith("_") for token in others if "<" in token or ">" in token)
     rewriting, max_tokens = (WITH_LETTERS, MAX_LETTER_TOKENS) if letters else (WORDS, MAX_TOKENS)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=encoder[0].tokenizer,

@@ -88,6 +88,15 @@ def test_standalone_encoder_reads_plain_text(encoder):
         np.testing.assert_allclose(encode(texts), expected, rtol=1e-4)  # the sum of 1,000 vectors
 
 
+@pytest.mark.parametrize("letters", [False, True])
+def test_standalone_encoder_tells_angle_brackets_from_ends_of_words(letters):
+    texts = ["<b> in bold: <b>", "a > b: > is more", "<> <> <>"]
+    written = rewrite_phrases(texts * 2, letters)
+    encoder = phrase_encoder(written, embedding_dim=8)
+    torch.nn.init.normal_(encoder[0].embedding.weight)
+    np.testing.assert_allclose(standalone_encoder(encoder).encode(texts), encoder.encode(written[:3]), rtol=1e-4)
+
+
 def test_embed_phrases_equals_the_modules_of_a_standalone_encoder(encoder, tmp_path):
     """With positions that were trained, texts that are cut, and after a batch of the long way, which pads."""
     alone = standalone_encoder(encoder)
