@@ -19,6 +19,7 @@ from datasets import Dataset
 from helpers import guarantees
 from helpers.tiny import LABELS, POSITIVES, RECIPES, make_bert, make_static_encoder
 from tqdm import tqdm
+from transformers import set_seed
 
 RESULTS = {}  # of the tests of promises
 
@@ -39,6 +40,12 @@ def imported_modules_are_frozen():
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Start each test with the same random numbers, so that it does not depend on other tests or on chance."""
+    set_seed(0)  # of random, numpy and torch
 
 
 @pytest.fixture(autouse=True)

@@ -211,8 +211,8 @@ def read_index(release: Release, exact: LabelIndex, *, check: bool = True) -> La
     """
     part = release.parts.get(LAYOUT.label_index, {})  # empty if other labels were given
     same = LAYOUT.faiss in release.files and exact.num_labels == part.get("num_labels")  # no label was left out
-    path = release.folder / LAYOUT.faiss
-    return saved_index.read_index(path, part.get("faiss"), exact.embeddings, same, check=check) or exact
+    path, stored = release.folder / LAYOUT.faiss, release.folder / LAYOUT.label_embeddings if same else None
+    return saved_index.read_index(path, part.get("faiss"), exact.embeddings, same, stored, check=check) or exact
 
 
 def _read_labels(path: Path) -> Dataset:

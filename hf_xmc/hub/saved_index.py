@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from hf_xmc.search.exact import LabelIndex
+from hf_xmc.search.stored_rows import StoredRows
 
 logger = logging.getLogger(__name__)
 
 CODES = "codes"  # the table that stays in its file
+MAPPED_BYTES = 2**28  # a larger table of embeddings is not mapped for single rows
 
 
 def write_index(path: Path, index: LabelIndex, stored: Tensor) -> dict[str, Any]:
@@ -38,7 +41,13 @@ def write_index(path: Path, index: LabelIndex, stored: Tensor) -> dict[str, Any]
 
 
 def read_index(
-    path: Path, saved: Any, embeddings: Tensor, has_tables: bool, *, check: bool = True
+    path: Path,
+    saved: Any,
+    embeddings: Tensor,
+    has_tables: bool,
+    stored: Path | None = None,
+    *,
+    check: bool = True,
 ) -> LabelIndex | None:
     """Return the index that :func:`write_index` saved; ``None`` if all rows are to be searched.
 
@@ -50,6 +59,7 @@ def read_index(
         saved: The settings, unchecked; ``None`` if the saved index was exact.
         embeddings: ``(N, D)``, the embeddings to index.
         has_tables: Whether the file may be used: it is the one that was saved, and no row was left out.
+        stored: File of the table ``embeddings``. If it is large, the index reads single rows from it.
         check: Whether to check that the tables belong to the embeddings, which reads them all.
 
     Raises:
@@ -71,7 +81,8 @@ def read_index(
         if has_tables:
             try:
                 state = _read_arrays(path, most_bytes(settings["factory"], *size))
-                return FaissIndex.from_state(embeddings, state=state, check=check, **settings)
+                rows = None if stored is None else _rows_of(stored, embeddings)
+                return FaissIndex.from_state(embeddings, state=state, stored_rows=rows, check=check, **settings)
             except (SafetensorError, OSError, TypeError, ValueError) as error:
                 wrong = f"{path} holds no such index ({error})"
                 logger.warning("%s: the index is rebuilt from the embeddings.", wrong)
@@ -81,6 +92,14 @@ def read_index(
         return None
     except ValueError as error:
         raise ValueError(f"{folder}: no index {settings['factory']} can be made ({error})") from None
+
+
+def _rows_of(path: Path, embeddings: Tensor) -> StoredRows | None:
+    """Return the rows of ``embeddings`` in their file; ``None`` if they are few, or converted when they are loaded."""
+    dtype, (num_rows, dim), start = _place(path, "embeddings")
+    if embeddings.nbytes <= MAPPED_BYTES or dtype not in ("F32", "F16") or not hasattr(os, "pread"):
+        return None
+    return StoredRows(path, embeddings.numpy().dtype, (num_rows, dim), start)
 
 
 def _read_arrays(path: Path, most: int) -> dict[str, np.ndarray]:
@@ -94,10 +113,15 @@ def _read_arrays(path: Path, most: int) -> dict[str, np.ndarray]:
 
 def _mapped(path: Path, name: str) -> np.ndarray:
     """Return a table of bytes that stays in its file, which ``safe_open`` has checked."""
+    dtype, (size, *others), start = _place(path, name)
+    if dtype != "U8" or others or not size:
+        raise ValueError(f"`{name}` must be a table of bytes")
+    return np.memmap(path, np.uint8, mode="r", offset=start, shape=(size,))
+
+
+def _place(path: Path, name: str) -> tuple[str, list[int], int]:
+    """Return type and shape of a table, and its first byte in a file that ``safe_open`` has checked."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         about = json.loads(file.read(size))[name]
-    start, stop = about["data_offsets"]
-    if about["dtype"] != "U8" or start == stop:
-        raise ValueError(f"`{name}` must be a table of bytes")
-    return np.memmap(path, np.uint8, mode="r", offset=8 + size + start, shape=(stop - start,))
+    return about["dtype"], about["shape"], 8 + size + about["data_offsets"][0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from hf_xmc.search.candidates import Candidates, Change, checked_count, vectors_of
 from hf_xmc.search.equal_rows import Groups
 from hf_xmc.search.exact import FEW, LabelIndex, rows_of
+from hf_xmc.search.stored_rows import StoredRows
 
 RANKED_AT_ONCE = 64  # queries whose candidates are gathered together
 
@@ -30,6 +32,8 @@ class ApproximateIndex(LabelIndex):
     Raises:
         ValueError: if ``LabelIndex`` refuses the embeddings, or ``refine`` is not a whole number of at least 1.
     """
+
+    _stored_rows: StoredRows | None = None  # the embeddings in a file, until labels change
 
     def __init__(self, embeddings: np.ndarray | Tensor, candidates: Candidates, *, refine: int = 4) -> None:
         self._start(embeddings, candidates, refine, candidates.build)
@@ -53,6 +57,13 @@ class ApproximateIndex(LabelIndex):
         self.refine = checked_count("refine", refine)
         super().__init__(embeddings, check=False)
         self.candidates, self._groups = candidates, groups
+
+    def __getstate__(self) -> dict[str, Any]:  # another process gets the embeddings, not the name of their file
+        return {**self.__dict__, "_stored_rows": None}
+
+    def _become(self, embeddings: Tensor, source: np.ndarray) -> None:
+        self._stored_rows = None
+        super()._become(embeddings, source)
 
     def _regrouped(self, embeddings: Tensor, first: np.ndarray, source: np.ndarray) -> Groups:
         known, size = source >= 0, self.candidates.num_places
@@ -116,7 +127,8 @@ class ApproximateIndex(LabelIndex):
             near, places = self.candidates.nearest(vectors, min(requested, num_places), visible)
             if visible is not None:
                 places = np.where(visible[places], places, -1)
-            rows = self.embeddings.numpy()[groups.first[places]].astype(np.float32, copy=False)  # (B, requested, D)
+            table = self.embeddings.numpy() if self._stored_rows is None else self._stored_rows
+            rows = table[groups.first[places]].astype(np.float32, copy=False)  # (B, requested, D)
             scores = np.matmul(rows, vectors[:, :, None])[:, :, 0]
             scores[places < 0] = -np.inf
             best_ids, best = groups.best(places, scores, k, pairs)

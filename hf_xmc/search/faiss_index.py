@@ -27,6 +27,7 @@ from hf_xmc.search.faiss_factory import (
     untrained,
 )
 from hf_xmc.search.faiss_tables import FACTORY, restore, tables_of
+from hf_xmc.search.stored_rows import StoredRows
 from hf_xmc.topk import recall_of
 
 logger = logging.getLogger(__name__)
@@ -168,6 +169,7 @@ class FaissIndex(ApproximateIndex):
         *,
         effort: int | None = None,
         refine: int = 4,
+        stored_rows: StoredRows | None = None,
         check: bool = True,
     ) -> FaissIndex:
         """Restore an index of the same embeddings from its graph or inverted lists.
@@ -177,6 +179,8 @@ class FaissIndex(ApproximateIndex):
             factory: The factory string that the state was saved with.
             state: The tables that :meth:`state` returned.
             effort, refine: As in the class.
+            stored_rows: The same embeddings in a file, from which candidates are read until labels change. By default
+                they are taken from ``embeddings``.
             check: Whether to read all embeddings, to check that they are finite and that the tables belong to them.
                 Only ``"Int8"`` and its lists can leave this out.
 
@@ -191,6 +195,7 @@ class FaissIndex(ApproximateIndex):
             groups = Groups(places, int(places.max(initial=-1)) + 1)
             candidates.restore_unchecked(state, (len(groups), embeddings.shape[1]))
             index._start_unchecked(embeddings, candidates, refine, groups)
+        index._stored_rows = stored_rows
         return index
 
     @property

@@ -53,6 +53,7 @@ STATIC = {
 def test_weights_of_a_static_encoder_add_up_to_the_score(name):
     model = XMCModel(STATIC[name](), LABELS)
     found = model.search([TEXT], len(LABELS))
+    of_red = []
     for label, score in zip(found.label_ids[0].tolist(), found.scores[0].tolist(), strict=True):
         why = model.explain(TEXT, str(label))
         assert why.words_add_up
@@ -62,12 +63,13 @@ def test_weights_of_a_static_encoder_add_up_to_the_score(name):
         assert all(word.text == TEXT[word.start : word.end] for word in why.words if word.end)
         assert ("prompt" in name) == ((0, 0) in by_place)
         assert by_place[7, 10].text == "red"
-        assert abs(by_place[7, 10].weight) > 1e-4
+        of_red.append(by_place[7, 10].weight)
         assert by_place[27, 30].text == "zzz"
         if "phrases" in name:
             assert by_place[7, 15].text == "red boat"
         else:
             assert by_place[27, 30].weight == 0  # nothing is known of it
+    assert max(map(abs, of_red)) > 1e-3
 
 
 def lookup(vectors, tokenizer):
@@ -107,13 +109,13 @@ def test_words_that_are_not_read_weigh_nothing_unless_texts_are_read_in_chunks()
     model = XMCModel(phrases(), LABELS)
     text = "boat " * 512 + "car " * 300
     cut = model.explain(text, "2")
-    assert sum(word.weight for word in cut.words) == pytest.approx(cut.label_score, rel=1e-4)  # a sum of 800 words
+    assert sum(word.weight for word in cut.words) == pytest.approx(cut.label_score, abs=1e-5)  # a sum of 800 words
     assert {word.weight for word in cut.words if word.text == "car"} == {0}
     assert len([word for word in cut.words if word.text == "car"]) == 300
     model.long_text = "mean"
     read = model.explain(text, "2")
     assert read.words_add_up
-    assert sum(word.weight for word in read.words) == pytest.approx(read.label_score, rel=1e-4)  # a sum of 800 words
+    assert sum(word.weight for word in read.words) == pytest.approx(read.label_score, abs=1e-5)  # a sum of 800 words
     assert {text[word.start : word.end] for word in read.words} >= {"boat", "car", "car car"}
     assert max(word.end for word in read.words) == len(text) - 1
 
