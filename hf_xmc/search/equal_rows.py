@@ -68,12 +68,14 @@ class Groups:
     """
 
     def __init__(self, place_of: np.ndarray, num_places: int) -> None:
-        self.place_of, self._num_places = place_of, num_places
+        size, labels = np.bincount(place_of, minlength=num_places), np.arange(len(place_of))
+        self.place_of, self._num_places = _compact(place_of), num_places
         self._visible: np.ndarray | None = None
-        self._all_labels = np.argsort(place_of, kind="stable")  # by place, and by id at each place
-        self.first = np.full(num_places, -1)
-        self.first[self.size > 0] = self._labels[self._start[self.size > 0]]
-        self.shared, self.partial = bool((self.size > 1).any()), False
+        self.shared, self.partial = bool((size > 1).any()), False
+        self._all_labels = _compact(np.argsort(place_of, kind="stable"))  # by place, and by id at each place
+        first = np.full(num_places, -1)
+        first[place_of[::-1]] = labels[::-1]  # of equal labels the first one is written last
+        self.first = _compact(first)
 
     def __len__(self) -> int:
         return self._num_places
@@ -161,6 +163,11 @@ class Groups:
             kept = ~np.isin(rows * wide + labels, pairs[:, 0] * wide + pairs[:, 1])
             rows, labels, found = rows[kept], labels[kept], found[kept]
         return best_of_rows(rows, labels, found, len(places), k)
+
+
+def _compact(ids: np.ndarray) -> np.ndarray:
+    """Return ids in the smaller of two types of integers; a table of millions of labels has many."""
+    return ids.astype(np.int32 if len(ids) < 2**31 else np.int64)
 
 
 def _best_single(labels: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

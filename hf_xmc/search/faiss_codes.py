@@ -12,6 +12,7 @@ import faiss
 import numpy as np
 from torch import Tensor
 
+from hf_xmc.search import faiss_lists
 from hf_xmc.search.candidates import Candidates, Change, checked_count
 from hf_xmc.search.equal_rows import fingerprint
 from hf_xmc.search.faiss_factory import TooFewLabels
@@ -19,7 +20,10 @@ from hf_xmc.search.faiss_lists import (
     centroids_of,
     empty,
     in_memory,
+    lists_by_norm,
     multiple,
+    norm_limits,
+    norms_of,
     on_disk,
     padded,
     stored_lists,
@@ -32,7 +36,6 @@ INT8 = re.compile(r"(?:IVF([1-9]\d{0,8}),)?Int8")
 _MOST = 127  # absolute value of a code
 _AT_ONCE = 65536  # vectors that are encoded together
 _SAMPLE, _ITERATIONS = 64, 10  # of k-means: vectors per list
-_BY_NORM = 8192  # vectors of similar norms per list
 _Search = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 _FIRST = 32  # of the lists of descending norms, this part is visited first, and then twice as many
 
@@ -82,7 +85,7 @@ class CodeCandidates(Candidates):
             if self.built == self.factory and self.index is not None:
                 logger.info("%sAll codes are scanned until there are more.", message)
             num_lists, built = 1, "Int8"
-        norms = _norm_limits(vectors) if num_lists == 1 else None
+        norms = norm_limits(vectors) if num_lists == 1 else None
         centroids = _centres(vectors, num_lists) if norms is None else np.zeros((len(norms), vectors.shape[1]))
         index = empty(padded(centroids))
         peak = float(np.abs(vectors).max(initial=0)) or 1.0
@@ -102,7 +105,7 @@ class CodeCandidates(Candidates):
                 return False
             index, norms = in_memory(self.index), self._norms
             if norms is not None:
-                norms = np.append(max(norms[0], _norms_of(vectors).max()), norms[1:])
+                norms = np.append(max(norms[0], norms_of(vectors).max()), norms[1:])
             error, reach = _fill(index, vectors, self._scale, self.num_places, norms)
             self._norms = norms
             self.index, self._error, self._reach = index, max(error, self._error), max(reach, self._reach)
@@ -177,7 +180,7 @@ class CodeCandidates(Candidates):
         num_lists, norms = lists_of(self.factory), None
         if num_lists == 1:
             num_lists = len(state.get("norms", ()))
-            norms = _table(state, "norms", np.float64, (min(max(1, num_lists), 1 + size // _BY_NORM),))
+            norms = _table(state, "norms", np.float64, (min(max(1, num_lists), 1 + size // faiss_lists.BY_NORM),))
             centroids = np.zeros((num_lists, width), np.float32)
             if (np.diff(norms) > 0).any() or not np.isfinite(norms).all():
                 raise ValueError("`norms` must be finite and descending")
@@ -257,31 +260,18 @@ def _centres(vectors: np.ndarray, num_lists: int) -> np.ndarray:
     return np.asarray(means.centroids)
 
 
-def _norms_of(vectors: np.ndarray) -> np.ndarray:
-    """Return norms ``(N,)``, rounded up."""
-    norms: np.ndarray = np.linalg.norm(vectors, axis=1).astype(np.float64) * (1 + 1e-5)
-    return norms
-
-
-def _norm_limits(vectors: np.ndarray) -> np.ndarray:
-    """Return the largest norm of each list of vectors with similar norms, in descending order."""
-    return np.append(np.sort(_norms_of(vectors))[::-1][::_BY_NORM], [] if len(vectors) else 0.0)
-
-
 def _fill(index: Any, vectors: np.ndarray, scale: float, first: int, norms: np.ndarray | None) -> tuple[float, float]:
     """Add codes from place ``first`` on. Return the largest rounding error, and the largest norm of a code.
 
-    Lists are those of the nearest centroids, or the last ones whose largest norms, ``norms``, suffice.
+    Lists are those of the nearest centroids, or of the norms, by :func:`hf_xmc.search.faiss_lists.lists_by_norm`.
     """
     nearest = faiss.IndexFlatL2(index.d)
     nearest.add(centroids_of(index))
     error = reach = 0.0
     for start in range(0, len(vectors), _AT_ONCE):
         part = padded(vectors[start : start + _AT_ONCE])
-        if norms is None:
-            lists = nearest.search(part, 1)[1][:, 0]
-        else:
-            lists = np.searchsorted(-norms, -_norms_of(part), side="right") - 1
+        by_norm = None if norms is None else lists_by_norm(norms, norms_of(part), start)
+        lists = nearest.search(part, 1)[1][:, 0] if by_norm is None else by_norm
         whole = np.rint(part * np.float32(scale)).clip(-_MOST, _MOST)
         error = max(error, float(np.linalg.norm(part - whole / np.float32(scale), axis=1).max()))
         reach = max(reach, float(np.linalg.norm(whole, axis=1).max()) / scale)

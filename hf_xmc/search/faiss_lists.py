@@ -7,6 +7,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+BY_NORM = 8192  # vectors of similar norms per list
 _MULTIPLE = 16  # dimensions that FAISS multiplies at a time
 _KIND = faiss.ScalarQuantizer.QT_8bit_direct_signed
 
@@ -20,6 +21,36 @@ def padded(vectors: np.ndarray) -> np.ndarray:
     """Return vectors with zeros up to the dimensions of their codes."""
     missing = multiple(vectors.shape[1]) - vectors.shape[1]
     return np.ascontiguousarray(np.pad(vectors, ((0, 0), (0, missing))) if missing else vectors, dtype=np.float32)
+
+
+def norms_of(vectors: np.ndarray) -> np.ndarray:
+    """Return norms ``(N,)``, rounded up."""
+    norms: np.ndarray = np.linalg.norm(vectors, axis=1).astype(np.float64) * (1 + 1e-5)
+    return norms
+
+
+def norm_limits(vectors: np.ndarray) -> np.ndarray:
+    """Return the largest norm of each list of vectors with similar norms, in descending order."""
+    return np.append(np.sort(norms_of(vectors))[::-1][::BY_NORM], [] if len(vectors) else 0.0)
+
+
+def lists_by_norm(limits: np.ndarray, norms: np.ndarray, first: int = 0) -> np.ndarray:
+    """Return the last list whose largest norm suffices for each norm.
+
+    If several lists have this norm as their largest, vectors take turns, so that unit norms fill all lists evenly.
+
+    Args:
+        limits: The largest norm of each list, from :func:`norm_limits`.
+        norms: ``(N,)``, the norms of vectors.
+        first: Number of the first vector.
+
+    >>> lists_by_norm(np.array([2.0, 1.0, 1.0]), np.array([2.0, 1.5, 1.0, 1.0, 0.5]))
+    array([0, 0, 1, 2, 2])
+    """
+    lists, stop = (np.searchsorted(-limits, -norms, side=side) for side in ("left", "right"))
+    equal = stop - lists  # number of lists whose largest norm is this one
+    turns = (first + np.arange(len(norms))) % np.maximum(equal, 1)
+    return np.where(equal > 1, lists + turns, stop - 1)
 
 
 def empty(centroids: np.ndarray) -> Any:

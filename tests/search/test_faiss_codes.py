@@ -10,7 +10,7 @@ import torch
 from helpers.tiny import make_static_encoder
 
 from hf_xmc import FaissIndex, LabelIndex, XMCModel
-from hf_xmc.search import exact, faiss_codes, faiss_index
+from hf_xmc.search import exact, faiss_codes, faiss_index, faiss_lists
 from hf_xmc.search.faiss_codes import stored_places
 from hf_xmc.search.faiss_factory import SCANNED, default_factory
 from hf_xmc.search.named import index_named
@@ -47,7 +47,7 @@ def test_all_lists_give_the_results_of_exact_search(factory, scale):
 @pytest.fixture
 def short_lists(monkeypatch):
     """Lists of 100 vectors of similar norms, and the share of the lists that each query visits."""
-    monkeypatch.setattr(faiss_codes, "_BY_NORM", 100)
+    monkeypatch.setattr(faiss_lists, "BY_NORM", 100)
     shares, visited = [], faiss_codes.visited
 
     def spy(index, queries, k, lists, chosen):
@@ -82,6 +82,19 @@ def test_only_the_largest_norms_are_visited_if_that_is_enough(short_lists):
     assert index.tune(QUERIES, recall=0.5) >= 0.5
     assert 2 < index.effort < 16, "less than half of the lists"
     assert (index.search(QUERIES, 10, deny=range(0, 3000, 2)).label_ids % 2 == 1).all()
+
+
+def test_labels_of_one_norm_fill_all_lists_and_tuning_visits_as_many_as_it_needs(monkeypatch):
+    monkeypatch.setattr(faiss_lists, "BY_NORM", 100)
+    labels, queries = RNG.choice(np.float32([-0.25, 0.25]), (3000, 16)), RNG.normal(size=(50, 16)).astype(np.float32)
+    index = FaissIndex(labels, "Int8", effort=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(LabelIndex, "_search_block", lambda *_: pytest.fail("all labels were scored"))
+        index.search(queries, 10)
+    assert index.tune(queries, recall=0.95) >= 0.95
+    assert index.effort >= 24, "most of the 30 lists, because norms say nothing"
+    index.effort = 2**16
+    same(index.search(queries, 10), LabelIndex(labels).search(queries, 10))
 
 
 def test_labels_of_larger_norm_are_added_to_the_first_list(short_lists):
