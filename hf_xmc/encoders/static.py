@@ -131,7 +131,8 @@ def hold_unknown(encoder: SentenceTransformer) -> None:
     """Keep the unknown token of static embeddings at zero through training, if it starts there.
 
     It gets no gradient, and still counts in the mean. The setting survives copies and pickles but is not saved: call
-    this function again before training a loaded encoder. Prediction does not need it.
+    this function again before training a loaded encoder. Prediction does not need it, and is faster without:
+    :func:`release_unknown` ends it.
     """
     for module in encoder.modules():
         if isinstance(module, StaticEmbedding):
@@ -139,8 +140,29 @@ def hold_unknown(encoder: SentenceTransformer) -> None:
             row = None if unknown is None else module.tokenizer.token_to_id(unknown)
             bag = module.embedding
             if row is not None and bag.padding_idx is None and not bag.weight[row].any():
-                bag.padding_idx = row
-                bag.register_forward_hook(_count_padding)
+                hold(bag, row)
+
+
+def release_unknown(encoder: SentenceTransformer) -> None:
+    """Undo :func:`hold_unknown`."""
+    for module in encoder.modules():
+        if isinstance(module, StaticEmbedding):
+            release(module.embedding)
+
+
+def hold(bag: torch.nn.EmbeddingBag, row: int) -> None:
+    """Keep a row of zeros at zero, and count it in the mean."""
+    bag.padding_idx = row
+    bag.register_forward_hook(_count_padding)
+
+
+def release(bag: torch.nn.EmbeddingBag) -> int | None:
+    """Undo :func:`hold`, and return the row; ``None`` if no row was held."""
+    hooks = [key for key, hook in bag._forward_hooks.items() if hook is _count_padding]
+    for key in hooks:
+        del bag._forward_hooks[key]
+    row, bag.padding_idx = bag.padding_idx, None if hooks else bag.padding_idx
+    return row if hooks else None
 
 
 def _count_padding(bag: torch.nn.EmbeddingBag, inputs: tuple[Tensor, Tensor], mean: Tensor) -> Tensor:

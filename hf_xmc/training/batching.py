@@ -16,7 +16,7 @@ from sentence_transformers.base.data_collator import BaseDataCollator
 from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
-from hf_xmc.data.columns import rows_of
+from hf_xmc.data.columns import Positives, rows_of
 from hf_xmc.encoders.forward import Features
 from hf_xmc.encoders.ragged import RaggedFeatures, equal, token_counts, token_ids
 from hf_xmc.encoders.roles import preprocess
@@ -214,23 +214,28 @@ class XMCCollator(BaseDataCollator):
     """
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        texts, (offsets, label_ids, scores) = rows_of(features)
-        read = self.features_of(texts, features)
-        batch: dict[str, Any] = {f"text_{name}": value for name, value in read.items()}
-        if "task" not in read:  # as in the stock collator; `encode_query` does not add it
-            batch |= {"text_task": "query", TASK_ADDED: True}
-        batch["label"] = pad_flat(label_ids, offsets)
-        if scores is not None:
-            batch["label_weights"] = pad_flat(scores, offsets, fill=0.0)
-        if "row" in features[0]:
-            batch["row"] = torch.tensor([row["row"] for row in features])
-        return batch
+        texts, positives = rows_of(features)
+        rows = np.array([row["row"] for row in features]) if "row" in features[0] else None
+        return batch_of(self.features_of(texts, features), positives, rows)
 
     def features_of(self, texts: Sequence[str], rows: Sequence[dict[str, Any]]) -> Features:
         """Return the encoder's features of the texts of these rows."""
         prompts: Any = self.prompts or {}
         read: Features = self.preprocess_fn(texts, prompt=self._get_prompt_for_column(prompts, "text"), task="query")
         return read
+
+
+def batch_of(read: Features, positives: Positives, rows: np.ndarray | None) -> dict[str, Any]:
+    """Return the batch of queries with these features, positives and row numbers."""
+    batch: dict[str, Any] = {f"text_{name}": value for name, value in read.items()}
+    if "task" not in read:  # as in the stock collator; `encode_query` does not add it
+        batch |= {"text_task": "query", TASK_ADDED: True}
+    batch["label"] = pad_flat(positives.label_ids, positives.offsets)
+    if positives.scores is not None:
+        batch["label_weights"] = pad_flat(positives.scores, positives.offsets, fill=0.0)
+    if rows is not None:
+        batch["row"] = torch.from_numpy(rows)
+    return batch
 
 
 def draw_positives(positives: Tensor, weights: Tensor | None, number: int) -> Tensor:

@@ -22,7 +22,7 @@ from hf_xmc.distributed import gather_queries, gather_rows, scale_gradient
 from hf_xmc.encoders import roles
 from hf_xmc.encoders.forward import ROLE, embed
 from hf_xmc.encoders.progress import no_card_bars
-from hf_xmc.encoders.static import hold_unknown
+from hf_xmc.encoders.static import hold_unknown, release_unknown
 from hf_xmc.hub.card import record_loss
 from hf_xmc.losses.functional import check_positives
 from hf_xmc.losses.modules import DecoupledSoftmaxLoss
@@ -38,7 +38,7 @@ from hf_xmc.training.label_modes import load_negatives, make_negatives, save_neg
 from hf_xmc.training.label_vectors import LabelVectors, evaluated_with, load_vectors, save_vectors
 from hf_xmc.training.negatives import BatchQueries, Negatives
 from hf_xmc.training.nonfinite import NonFiniteGuard
-from hf_xmc.training.query_tokens import tokenize_once
+from hf_xmc.training.query_tokens import TokenizedCollator, tokenize_once
 from hf_xmc.training.sparse_gradients import sparse_gradients
 from hf_xmc.training.step_summary import StepSummary, describe_settings, describe_work
 from hf_xmc.training.updates import UpdatingTrainer
@@ -153,7 +153,6 @@ class XMCTrainer(UpdatingTrainer):
             reached = parameters_reached(self.model, self._tokenized.features(np.array([0])))
             self.model.register_forward_hook(partial(name_parameters, reached))
         roles.score_by_product(self.model)
-        hold_unknown(self.model)
         self.model.prompts = dict(roles.named_prompts(self.model))
         self.settings = roles.settings(self.model)
 
@@ -184,12 +183,13 @@ class XMCTrainer(UpdatingTrainer):
         self.args.dataloader_drop_last = drop_last and dataset_kind == "train"  # an evaluation needs all queries
         batch_size = self._batch_size if dataset_kind == "train" else batch_size
         dataset = checked_queries(dataset, len(self._table), f"{dataset_kind}_dataset")  # the user may have replaced it
-        collator = self.data_collator
+        collator, rows = self.data_collator, with_rows(dataset)
         if dataset_kind == "train":
-            self.data_collator = tokenize_once(collator, self.model, dataset["text"][:])
+            self.data_collator = tokenize_once(collator, self.model, dataset)
             self.votes = make_vote_loss(self.model, dataset, len(self._table), self.data_collator, self.loss, self.args)
+            rows = rows.select_columns("row") if isinstance(self.data_collator, TokenizedCollator) else rows
         try:
-            return super()._build_dataloader(with_rows(dataset), batch_size, dataset_kind)
+            return super()._build_dataloader(rows, batch_size, dataset_kind)
         finally:
             self.args.dataloader_drop_last, self.data_collator = drop_last, collator
 
@@ -271,8 +271,12 @@ class XMCTrainer(UpdatingTrainer):
             self._start_again_from_first_state()
         if self.vectors is not None:
             self.vectors.weight.grad = None  # of a training that was interrupted
-        with keep_freed_memory(), sparse_gradients(self.model, self.args.sparse_updates):
-            return super()._inner_training_loop(batch_size, *args, **kwargs)
+        hold_unknown(self.model)
+        try:
+            with keep_freed_memory(), sparse_gradients(self.model, self.args.sparse_updates):
+                return super()._inner_training_loop(batch_size, *args, **kwargs)
+        finally:
+            release_unknown(self.model)
 
     @property
     def _batch_size(self) -> int:

@@ -14,7 +14,11 @@ from hf_xmc.training import query_tokens
 from hf_xmc.training.batching import XMCCollator
 from hf_xmc.training.query_tokens import TokenizedCollator, tokenize_once
 
-ROWS = [{"text": text, "label_ids": [row], "row": row} for row, text in enumerate([*LABELS, "", "\u2603", "red red"])]
+TEXTS = [*LABELS, "", "\u2603", "red red"]
+ROWS = [
+    {"text": text, "label_ids": [row, *range(row % 3)], "label_scores": [1.0, *[0.5] * (row % 3)], "row": row}
+    for row, text in enumerate(TEXTS)
+]
 
 
 def collator_of(encoder, prompt=""):
@@ -32,10 +36,9 @@ def assert_same(batch, expected):
 def test_a_batch_is_the_same_as_without_the_tokens(prompt, chosen):
     encoder = make_static_encoder()
     plain = collator_of(encoder, prompt)
-    made = tokenize_once(plain, encoder, [row["text"] for row in ROWS])
+    made = tokenize_once(plain, encoder, Dataset.from_list(ROWS))
     assert isinstance(made, TokenizedCollator)
-    rows = [ROWS[row] for row in chosen]
-    assert_same(made(rows), plain(rows))
+    assert_same(made([{"row": row} for row in chosen]), plain([ROWS[row] for row in chosen]))
     assert_same(pickle.loads(pickle.dumps(made.tokens)).features(torch.tensor([2]).numpy()), made.tokens.features([2]))
 
 
@@ -113,17 +116,17 @@ class Upper(XMCCollator):
 def test_a_collator_that_changes_texts_tokenizes_in_each_step():
     encoder = make_static_encoder()
     collator = Upper(encoder.preprocess, prompts={})
-    assert tokenize_once(collator, encoder, LABELS) is collator
+    assert tokenize_once(collator, encoder, Dataset.from_list(ROWS)) is collator
 
 
 def test_queries_of_a_transformer_are_tokenized_in_each_step(bert_folder):
     encoder = make_bert_encoder(bert_folder)
     collator = collator_of(encoder)
-    assert tokenize_once(collator, encoder, LABELS) is collator
+    assert tokenize_once(collator, encoder, Dataset.from_list(ROWS)) is collator
 
 
 def test_features_that_depend_on_the_batch_are_made_in_each_step(monkeypatch):
     encoder = make_static_encoder()
     collator = collator_of(encoder)
     monkeypatch.setattr(query_tokens.RaggedFeatures, "of", classmethod(lambda cls, features: None))
-    assert tokenize_once(collator, encoder, LABELS) is collator
+    assert tokenize_once(collator, encoder, Dataset.from_list(ROWS)) is collator
