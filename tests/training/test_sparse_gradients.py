@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from helpers.tiny import LABELS, make_static_encoder
+from helpers.training import tiny_arguments
 from torch.nn.utils import clip_grad_norm_
 
-from hf_xmc import phrase_encoder
+from hf_xmc import XMCTrainer, phrase_encoder
 from hf_xmc.encoders.roles import preprocess
+from hf_xmc.encoders.static import hold_unknown, release_unknown
 from hf_xmc.training.gradient_cache import embed_in_chunks
 from hf_xmc.training.sparse_gradients import clip_gradients, sparse_gradients
 
@@ -117,3 +120,35 @@ def test_gradients_are_clipped_as_torch_clips_dense_ones(max_norm, is_sparse):
 
 def test_the_norm_of_no_gradient_is_zero():
     assert float(clip_gradients([torch.nn.Parameter(torch.ones(2))], 1.0)) == 0
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_training_holds_the_unknown_token_and_then_releases_it(sparse, tmp_path, queries):
+    read = Dataset.from_dict(
+        {"text": [f"\u2603 {text}" for text in queries["text"]], "label_ids": queries["label_ids"]}
+    )
+    sampled = {"label_mode": "sampled", "label_sample_fraction": 0.3, "sparse_updates": True} if sparse else {}
+    encoder = ENCODERS["phrases"]()
+    bag, before = encoder[0].embedding, encoder[0].embedding.weight.detach().clone()
+    unknown = bag.padding_idx
+    assert unknown in encoder.preprocess(["\u2603"])["input_ids"]
+    trainer = XMCTrainer(encoder, tiny_arguments(tmp_path, **sampled), read, labels=LABELS)
+    for _ in range(2):
+        bag.weight.data.copy_(before)
+        trainer.train()
+        assert not torch.equal(bag.weight, before)
+        assert not bag.weight[unknown].any()
+        assert bag.padding_idx is None
+        assert not bag._forward_hooks
+
+
+def test_a_user_can_hold_and_release_the_unknown_token():
+    encoder = ENCODERS["phrases"]()
+    bag = encoder[0].embedding
+    expected, unknown = encoder.encode(TEXTS), bag.padding_idx
+    release_unknown(encoder)
+    assert (bag.padding_idx, len(bag._forward_hooks)) == (None, 0)
+    np.testing.assert_allclose(encoder.encode(TEXTS), expected, rtol=1e-6)
+    hold_unknown(encoder)
+    hold_unknown(encoder)
+    assert (bag.padding_idx, len(bag._forward_hooks)) == (unknown, 1)
