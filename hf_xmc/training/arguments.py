@@ -98,6 +98,14 @@ class XMCTrainingArguments(SentenceTransformerTrainingArguments):
             "each row: `hf_xmc.training.row_adam.RowAdam` in place of `optim`."
         },
     )
+    word_rarity: float = field(
+        default=0.0,
+        metadata={
+            "help": "Exponent of the inverse document frequency that multiplies the learning rate of a token's vector; "
+            "above 0, frequent tokens learn more slowly. It needs `sparse_updates`: see "
+            "`hf_xmc.training.learning_rates.token_rates`."
+        },
+    )
     label_vectors: float = field(
         default=0.0,
         metadata={
@@ -170,7 +178,7 @@ class XMCTrainingArguments(SentenceTransformerTrainingArguments):
         for name in ("num_hard_negatives", "num_random_negatives", "vote_queries"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
-        for name in ("label_vectors", "vote_loss"):
+        for name in ("word_rarity", "label_vectors", "vote_loss"):
             value = getattr(self, name)
             if not (isinstance(value, float | int) and 0 <= value < math.inf):
                 raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}.")

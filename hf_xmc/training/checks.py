@@ -164,6 +164,11 @@ def check_run(args: TrainingArguments, model: nn.Module, *, sharded_weights: boo
         )
     if getattr(args, "sparse_updates", False):
         check_sparse_updates(args, model)
+    elif getattr(args, "word_rarity", 0):
+        raise ValueError(
+            f"word_rarity must be 0 without sparse_updates, which have a rate for each row, got {args.word_rarity}. "  # type: ignore[attr-defined]
+            "Set sparse_updates=True for a static encoder."
+        )
     if sharded_weights:
         raise ValueError("FSDP and DeepSpeed are not supported with sharded labels. Use plain DistributedDataParallel.")
     for name, module in model.named_modules():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import re
+from collections.abc import Iterable
 
 import numpy as np
 from torch import nn
@@ -39,6 +40,33 @@ def word_factor(tokens: np.ndarray, fraction: float) -> float:
         return 1.0
     labels = np.bincount(tokens)
     return float(1 / np.sqrt(1 - (1 - fraction) ** labels[labels > 0]).mean())
+
+
+def token_rates(texts: Iterable[tuple[np.ndarray, np.ndarray]], num_tokens: int, exponent: float) -> np.ndarray:
+    r"""Return the factor of the learning rate of each token's vector, ``(V,)``.
+
+    .. math:: a_t \propto \Big(1 + \ln \frac{1 + N}{1 + n_t}\Big)^{\text{exponent}}
+
+    :math:`n_t` of the :math:`N` texts have token :math:`t`. The mean factor over the tokens of all texts, each counted
+    once per text, is 1. A token of no text has the factor 1. The embedding of a text is the mean of its tokens'
+    vectors, so in a long text words such as *the* drown the others unless they learn more slowly.
+
+    Args:
+        texts: Collections of texts, each as token ids, one text after another, and the number of tokens of each text.
+        num_tokens: Number of tokens in the vocabulary.
+        exponent: 0 for the same rate for all.
+
+    >>> token_rates([(np.array([0, 1, 0, 2, 0, 0]), np.array([2, 2, 2]))], 4, 1.0).round(2)
+    array([0.78, 1.33, 1.33, 1.  ])
+    """
+    counts, num_texts = np.zeros(num_tokens), 0
+    for tokens, lengths in texts:
+        owners = np.repeat(np.arange(len(lengths)), lengths)
+        counts += np.bincount(np.unique(owners * num_tokens + tokens) % num_tokens, minlength=num_tokens)
+        num_texts += len(lengths)
+    rates = (1 + np.log((1 + num_texts) / (1 + counts))) ** exponent
+    rates *= counts.sum() / max(1e-12, (rates * counts).sum())
+    return np.where(counts > 0, rates, 1.0)
 
 
 def with_word_rate(

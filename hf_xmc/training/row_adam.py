@@ -23,27 +23,31 @@ class RowAdam(Optimizer):
     :math:`g_r`. Steps without a gradient count as zeros, so a rare row moves as far as under Adam:
 
     .. math:: v_r \leftarrow \beta^{\Delta} v_r + (1 - \beta)\, \overline{g_r^2}, \qquad
-              w_r \leftarrow w_r - \text{lr} \; g_r \Big/ \Big(\sqrt{v_r / (1 - \beta^t)} + \epsilon\Big)
+              w_r \leftarrow w_r - \text{lr} \; a_r \; g_r \Big/ \Big(\sqrt{v_r / (1 - \beta^t)} + \epsilon\Big)
 
-    where :math:`\Delta` is the number of steps since the row was last updated and :math:`t` the number of steps. It
-    keeps two numbers per row, and Adam two per weight. (Kingma and Ba, Adam, 2015; one moment per row is used for
-    embedding tables in recommendation.)
+    where :math:`\Delta` is the number of steps since the row was last updated, :math:`t` the number of steps, and
+    :math:`a_r` the rate of the row, by default 1. It keeps two numbers per row, and Adam two per weight. (Kingma and
+    Ba, Adam, 2015; one moment per row is used for embedding tables in recommendation.)
 
     Args:
         params: Parameters. The rows of one are the slices along its first dimension; a scalar is one row.
         lr: Learning rate.
         beta: Decay of the second moment, in (0, 1).
+        row_rates: ``(R,)``, the factor of the learning rate for each row; ``None`` for 1. All parameters of a group
+            then need ``R`` rows.
 
     Raises:
         ValueError: if an argument is out of range.
     """
 
-    def __init__(self, params: Iterable[Any], lr: float = 1e-3, beta: float = 0.999) -> None:
+    def __init__(
+        self, params: Iterable[Any], lr: float = 1e-3, beta: float = 0.999, row_rates: Tensor | None = None
+    ) -> None:
         if not lr >= 0:
             raise ValueError(f"lr must be at least 0, got {lr}.")
         if not 0 < beta < 1:
             raise ValueError(f"beta must be between 0 and 1, got {beta}.")
-        super().__init__(params, {"lr": lr, "beta": beta})
+        super().__init__(params, {"lr": lr, "beta": beta, "row_rates": row_rates})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -55,7 +59,7 @@ class RowAdam(Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group["lr"], group["beta"])
+                    self._update(parameter, group["lr"], group["beta"], group["row_rates"])
         return loss
 
     @torch.no_grad()
@@ -68,7 +72,7 @@ class RowAdam(Optimizer):
             for name, value in state_dict["state"].get(number, {}).items():
                 self.state[parameter][name] = value.to("cpu" if name == "step" else parameter.device, copy=True)
 
-    def _update(self, parameter: Tensor, lr: float, beta: float) -> None:
+    def _update(self, parameter: Tensor, lr: float, beta: float, row_rates: Tensor | None) -> None:
         rows = parameter.shape[0] if parameter.ndim else 1
         state = self.state[parameter]
         if not state:
@@ -89,5 +93,7 @@ class RowAdam(Optimizer):
         moment += (1 - beta) / values.shape[1] * torch.linalg.vector_norm(values, dim=1).square_()
         state["second_moment"][touched], state["last_step"][touched] = moment, step
         scale = lr / ((moment / (1 - beta**step)).sqrt() + EPSILON)
+        if row_rates is not None:
+            scale *= row_rates.to(scale.device)[touched]
         change = (values * -scale[:, None]).to(parameter.dtype)
         parameter.view(rows, -1).index_add_(0, touched, change)

@@ -61,6 +61,10 @@ def describe_settings(args: XMCTrainingArguments, word_factor: float) -> str:
     sentences = ""
     if word_factor != 1:
         sentences += f" Word vectors learn at {word_factor:.3g} times the learning rate."
+    if args.word_rarity:
+        sentences += (
+            f" Tokens learn at rates of their inverse document frequency to the power of {args.word_rarity:.3g}."
+        )
     if args.label_vectors:
         sentences += f" A vector for each label learns at {args.label_vectors:.3g} times the learning rate."
     if args.vote_loss:

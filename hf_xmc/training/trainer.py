@@ -147,7 +147,7 @@ class XMCTrainer(UpdatingTrainer):
         self.vectors = LabelVectors(self._tokenized, rate) if rate else None
         queries = len(self.train_dataset)
         self.negatives = make_negatives(make, self._tokenized, self.loss, queries, self.args, self.vectors)
-        self.word_factor = 1.0
+        self.word_factor, self.query_tokens = 1.0, None
         self.watch = NonFiniteGuard(self.args.on_nonfinite, self.loss, self._embed_queries)
         if distributed.world_size() > 1 and any(isinstance(module, Router) for module in self.model.modules()):
             reached = parameters_reached(self.model, self._tokenized.features(np.array([0])))
@@ -187,7 +187,8 @@ class XMCTrainer(UpdatingTrainer):
         if dataset_kind == "train":
             self.data_collator = tokenize_once(collator, self.model, dataset)
             self.votes = make_vote_loss(self.model, dataset, len(self._table), self.data_collator, self.loss, self.args)
-            rows = rows.select_columns("row") if isinstance(self.data_collator, TokenizedCollator) else rows
+            if isinstance(self.data_collator, TokenizedCollator):
+                rows, self.query_tokens = rows.select_columns("row"), self.data_collator.tokens
         try:
             return super()._build_dataloader(rows, batch_size, dataset_kind)
         finally:

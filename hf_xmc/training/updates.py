@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
+from hf_xmc.encoders.ragged import RaggedFeatures
 from hf_xmc.training import learning_rates
 from hf_xmc.training.arguments import XMCTrainingArguments
 from hf_xmc.training.batching import TokenizedLabels
@@ -33,15 +35,31 @@ class UpdatingTrainer(RunTrainer):
     watch: NonFiniteGuard
     word_factor: float
     vectors: LabelVectors | None
+    query_tokens: RaggedFeatures | None  # of the training queries, if they are tokenized once
     _tokenized: TokenizedLabels
 
     def get_optimizer_cls_and_kwargs(self, args: Any, model: Any = None) -> Any:
         if args.sparse_updates:
-            return RowAdam, {"lr": args.learning_rate}
+            groups = {"params": self._groups_by_rate(model)} if args.word_rarity else {}
+            return RowAdam, {"lr": args.learning_rate, **groups}
         args, self.word_factor = learning_rates.with_word_rate(
             args, self.loss, self.model, self.negatives, self._tokenized
         )
         return super().get_optimizer_cls_and_kwargs(args, model)
+
+    def _groups_by_rate(self, model: torch.nn.Module) -> list[dict[str, Any]]:
+        """Return the trained parameters, with the rates of its tokens for the table of a static encoder."""
+        queries, labels = self.query_tokens, self._tokenized
+        if queries is None:
+            raise ValueError(
+                "word_rarity must be 0 for an encoder whose queries are not tokenized once: it counts their tokens."
+            )
+        table: Any = self.model[0].embedding.weight  # type: ignore[union-attr]
+        texts = [(queries.of_tokens["input_ids"], np.diff(queries.offsets)), (labels.tokens, labels.lengths)]
+        rates = learning_rates.token_rates(texts, len(table), self.args.word_rarity)
+        others = [one for one in model.parameters() if one.requires_grad and one is not table]
+        row_rates = torch.from_numpy(rates).to(table)
+        return [{"params": [table], "row_rates": row_rates}, *([{"params": others}] if others else [])]
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any) -> Tensor:
         loss: Tensor = super().training_step(model, inputs, *args)

@@ -1,15 +1,18 @@
-"""If labels are sampled, Adam moves word vectors as far as if all labels were embedded."""
+"""Learning rates of word vectors: of transformers if labels are sampled, and of static encoders by rarity."""
 
 import logging
+import math
 
 import numpy as np
 import pytest
 import torch
 from helpers.tiny import LABELS, make_bert_encoder, make_router, make_static_encoder
+from helpers.training import tiny_arguments
 from transformers import HfArgumentParser, PreTrainedModel
 
 from hf_xmc import XMCTrainer, XMCTrainingArguments
-from hf_xmc.training.learning_rates import word_factor
+from hf_xmc.training.batching import XMCCollator
+from hf_xmc.training.learning_rates import token_rates, word_factor
 
 WORDS = "word_embeddings.weight"
 
@@ -145,3 +148,46 @@ def test_word_vectors_that_only_queries_use_keep_the_base_rate(queries, bert_fol
     (raised,) = [name for name, rate in rates.items() if rate != 1e-3]
     assert raised.endswith(WORDS)
     assert "document" in raised
+
+
+def test_token_rates_equal_hand_computed_values():
+    queries, labels = (np.array([0, 1, 0, 2, 0, 0]), np.array([2, 2, 2])), (np.array([2, 2, 2]), np.array([0, 3]))
+    idf = np.array([1 + math.log(6 / 4), 1 + math.log(6 / 2), 1 + math.log(6 / 3)])  # in 3, 1 and 2 of 5 texts
+    for exponent in (0.5, 1):
+        expected = idf**exponent
+        expected = expected * 6 / (3 * expected[0] + expected[1] + 2 * expected[2])
+        np.testing.assert_allclose(token_rates([queries, labels], 4, exponent), [*expected, 1])
+    np.testing.assert_array_equal(token_rates([queries, labels], 4, 0), np.ones(4))
+    np.testing.assert_array_equal(token_rates([(np.array([], np.int64), np.array([0]))], 2, 1.0), np.ones(2))
+
+
+SPARSE = {"sparse_updates": True, "label_mode": "sampled", "label_sample_fraction": 0.3}
+
+
+def test_tokens_of_queries_and_labels_learn_by_their_rarity(queries, tmp_path):
+    args = tiny_arguments(tmp_path, **SPARSE, word_rarity=0.7, max_steps=2)
+    encoder = make_static_encoder()
+    trainer = XMCTrainer(encoder, args, queries, labels=LABELS)
+    trainer.train()
+    texts = [encoder.tokenizer.encode(text, add_special_tokens=False).ids for text in [*queries["text"], *LABELS]]
+    expected = token_rates([(np.concatenate(texts).astype(np.int64), np.array([*map(len, texts)]))], 200, 0.7)
+    (group,) = trainer.optimizer.param_groups
+    assert [id(weight) for weight in group["params"]] == [id(encoder[0].embedding.weight)]
+    np.testing.assert_allclose(group["row_rates"], expected[: len(group["row_rates"])], rtol=1e-6)
+    assert "Tokens learn at rates of their inverse document frequency to the power of 0.7." in trainer.describe_step()
+
+
+@pytest.mark.parametrize("settings", [{}, SPARSE])
+def test_word_rarity_without_a_use_is_refused(settings, queries, tmp_path):
+    class Other(XMCCollator):
+        """A collator that may change the texts, so they are tokenized in each step."""
+
+    class OtherTrainer(XMCTrainer):
+        data_collator_class = Other
+
+    expected = "queries are not tokenized once" if settings else "word_rarity must be 0 without sparse_updates"
+    args = tiny_arguments(tmp_path, **settings, word_rarity=0.5)
+    with pytest.raises(ValueError, match=expected):
+        OtherTrainer(make_static_encoder(), args, queries, labels=LABELS).train()
+    with pytest.raises(ValueError, match=r"word_rarity must be a finite number of at least 0, got -0.1"):
+        tiny_arguments(tmp_path, word_rarity=-0.1)

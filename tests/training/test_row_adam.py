@@ -55,6 +55,18 @@ def test_rows_move_as_by_the_dense_formula(is_sparse):
     torch.testing.assert_close(weight.double(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("is_sparse", [True, False])
+def test_a_rate_multiplies_the_steps_of_its_row(is_sparse):
+    rates = torch.tensor([1.0, 0.5, 2.0, 1.0, 0.25, 3.0, 1.0])
+    plain, scaled = torch.nn.Parameter(torch.zeros(7, 3)), torch.nn.Parameter(torch.zeros(7, 3))
+    optimizers = [RowAdam([plain], lr=0.03), RowAdam([{"params": [scaled], "row_rates": rates}], lr=0.03)]
+    for dense, touched in gradients():
+        for weight, optimizer in zip((plain, scaled), optimizers, strict=True):
+            weight.grad = sparse(touched.tolist(), dense[touched], dense.shape) if is_sparse else dense.clone()
+            optimizer.step()
+    torch.testing.assert_close(scaled.detach(), plain.detach() * rates[:, None])
+
+
 def test_rows_without_a_gradient_stay_bit_for_bit():
     weight = torch.nn.Parameter(torch.randn(7, 3))
     optimizer = RowAdam([weight], lr=0.5)
