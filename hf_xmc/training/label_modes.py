@@ -25,7 +25,7 @@ from hf_xmc.training.sampled_labels import SampledLabels
 logger = logging.getLogger(__name__)
 
 EXACT_TOKENS = 16_384  # two chunks of labels
-SAMPLED_LABELS = 5_000  # fewer labels cost a static encoder little in label_mode `exact`
+SAMPLED_LABELS = 1_000  # fewer labels cost a static encoder little in label_mode `exact`
 STATE = "negatives-{rank}.safetensors"
 
 

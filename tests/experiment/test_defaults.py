@@ -10,7 +10,7 @@ from helpers.tiny import RECIPES
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
 
-from hf_xmc import XMCData, XMCTrainingArguments, static_encoder
+from hf_xmc import XMCData, XMCTrainingArguments, rewrite_phrases, static_encoder
 from hf_xmc.experiment import defaults
 from hf_xmc.experiment.defaults import choose, refits, validation_size
 from hf_xmc.experiment.encoders import build_loss
@@ -127,7 +127,7 @@ SAMPLED = {"label_mode": "sampled", "sparse_updates": True, "label_vectors": 0.2
 EXACT = {"label_mode": None, "sparse_updates": False, "learning_rate": 0.04, "label_vectors": 0.25}
 
 
-def make_many_labels(number=5000):
+def make_many_labels(number=1000):
     labels = Dataset.from_dict({"text": [f"boat {label}" for label in range(number)]})
     return XMCData(train=make_data(20).train, labels=labels)
 
@@ -150,7 +150,7 @@ def test_many_labels_are_sampled_in_bfloat16_if_the_cpu_is_fast_in_it(
         assert of(args, SAMPLED) == SAMPLED
         assert (args.num_train_epochs, args.label_sample_fraction, args.learning_rate) == (epochs, fraction, rate)
         assert settings.loss_dtype == dtype
-        assert "label_mode sampled (a static encoder, 5000 labels)" in caplog.text
+        assert "label_mode sampled (a static encoder, 1000 labels)" in caplog.text
         assert "label_vectors 0.25 (a static encoder)" in caplog.text
     options = build_loss(replace(settings, loss_dtype="bfloat16")).options
     assert (options.score_dtype, options.gradient_dtype) == (torch.bfloat16, torch.bfloat16)
@@ -161,11 +161,11 @@ def test_many_labels_are_sampled_in_bfloat16_if_the_cpu_is_fast_in_it(
 @pytest.mark.parametrize(
     ("preset", "number", "values"),
     [
-        ("fast", 4999, {}),
-        ("default", 4999, {}),
-        ("default", 5000, {"label_mode": "bank"}),
-        ("fast", 5000, {"weight_decay": 0.1}),
-        ("fast", 5000, {"optim": "sgd"}),
+        ("fast", 999, {}),
+        ("default", 999, {}),
+        ("default", 1000, {"label_mode": "bank"}),
+        ("fast", 1000, {"weight_decay": 0.1}),
+        ("fast", 1000, {"optim": "sgd"}),
     ],
 )
 def test_all_labels_are_scored_where_a_sample_gains_nothing_or_is_excluded(preset, number, values, static, tmp_path):
@@ -184,6 +184,19 @@ def test_few_queries_are_read_twice_as_often_and_vote_from_the_start(number, epo
     assert (args.num_train_epochs, args.vote_start) == (epochs, start)
     assert chosen(static, data, tmp_path, vote_start=0.1)[1].vote_start == 0.1
     assert chosen(static, data, tmp_path, preset="fast")[1].num_train_epochs == 4
+
+
+@pytest.mark.parametrize("rewritten", [False, True])
+@pytest.mark.parametrize(("words", "rarity"), [(17, 0.0), (18, 1.0)])
+def test_frequent_tokens_of_long_texts_learn_more_slowly(words, rarity, rewritten, static, tmp_path, caplog):
+    texts = [" ".join(f"word{row % 7}x{word}" for word in range(words + row % 3 - 1)) + " ." for row in range(30)]
+    train = Dataset.from_dict({"text": rewrite_phrases(texts) if rewritten else texts, "label_ids": [[0]] * 30})
+    data = XMCData(train=train, labels=make_many_labels().labels)
+    with caplog.at_level("INFO"):
+        assert chosen(static, data, tmp_path)[1].word_rarity == rarity
+    assert ("word_rarity 1.0 (long texts, 18 words)" in caplog.text) == bool(rarity)
+    assert chosen(static, data, tmp_path, word_rarity=0.5)[1].word_rarity == 0.5
+    assert chosen(static, XMCData(train=train, labels=make_many_labels(999).labels), tmp_path)[1].word_rarity == 0
 
 
 @pytest.mark.parametrize(("settings", "weight"), [({}, 0.5), ({"memory": False}, 0.0), ({"preset": "fast"}, 0.0)])
