@@ -32,7 +32,6 @@ VOTE_LOSS = 0.5  # for a static encoder with a memory
 VOTE_START = 0.5  # from FEW_QUERIES on; with fewer queries, the votes are trained from the first step on
 SAMPLED_LOSSES = ("decoupled_softmax", "softmax")
 SAMPLED_EXCLUDES = {"label_mode", "sparse_updates", "optim", "optim_args", "weight_decay", "fp16"}
-WORD_RARITY, LONG_TEXTS = 1.0, 18  # exponent, from so many words in the median training text on
 LENGTH_SAMPLE, LENGTH_QUANTILE, LENGTH_STEP = 2000, 0.99, 16
 
 
@@ -98,7 +97,7 @@ def choose(
             number, kind = arguments["num_train_epochs"]
             arguments["num_train_epochs"] = number, f"preset {settings.preset}, {kind}"
         if static and settings.loss in SAMPLED_LOSSES:
-            arguments |= _sampled(settings, args, given, data)
+            arguments |= _sampled(settings, args, given, len(data.train), data.num_labels)
             arguments["label_vectors"] = (LABEL_VECTORS, rule_for(encoder).kind)
             if settings.memory and settings.preset != "fast":
                 arguments["vote_loss"] = (VOTE_LOSS, f"{rule_for(encoder).kind} with a memory")
@@ -120,10 +119,9 @@ def choose(
 
 
 def _sampled(
-    settings: ExperimentSettings, args: XMCTrainingArguments, given: frozenset[str], data: XMCData
+    settings: ExperimentSettings, args: XMCTrainingArguments, given: frozenset[str], num_queries: int, num_labels: int
 ) -> dict[str, tuple[Any, str]]:
     """Return the arguments that train on a sample of the labels, if that is possible and saves time."""
-    num_queries, num_labels = len(data.train), data.num_labels
     if given & SAMPLED_EXCLUDES or num_labels < SAMPLED_LABELS:
         return {}
     if args.world_size > 1 and args.device.type != "cpu":
@@ -131,24 +129,13 @@ def _sampled(
     why, sample = f"a static encoder, {num_labels} labels", "a sample of the labels"
     preset = f"preset {settings.preset}, {sample}"
     few = num_queries < FEW_QUERIES and settings.preset != "fast"
-    words = _median_words(data.train["text"])
-    rarity = {"word_rarity": (WORD_RARITY, f"long texts, {words:.0f} words")} if words >= LONG_TEXTS else {}
     return {
         "label_mode": ("sampled", why),
         "sparse_updates": (True, why),
         "label_sample_fraction": (SAMPLED_FRACTION[settings.preset], preset),
         "learning_rate": (SAMPLED_RATE[settings.preset], preset),
         "num_train_epochs": (2 * SAMPLED_EPOCHS, f"{preset}, few queries") if few else (SAMPLED_EPOCHS, preset),
-        **rarity,
     }
-
-
-def _median_words(texts: Sequence[str]) -> float:
-    """Return the median number of words in a sample of texts, without marks, pairs and runs of a rewritten text."""
-    counts = [
-        sum("_" not in word and any(map(str.isalnum, word)) for word in text.split()) for text in _sample_of(texts)
-    ]
-    return float(np.median(counts)) if counts else 0.0
 
 
 def multiplies_bfloat16() -> bool:
@@ -169,11 +156,7 @@ def _max_length(encoder: SentenceTransformer, data: XMCData) -> int | None:
 
 
 def _token_counts(encoder: SentenceTransformer, texts: Sequence[str]) -> np.ndarray:
-    """Return the lengths in tokens of a sample of texts, cut to the maximum of the encoder."""
-    return np.array([int(encoder.preprocess([text])["attention_mask"].sum()) for text in _sample_of(texts)])
-
-
-def _sample_of(texts: Sequence[str]) -> list[str]:
-    """Return evenly spaced texts."""
+    """Return the lengths in tokens of an evenly spaced sample of texts, cut to the maximum of the encoder."""
     rows = np.unique(np.linspace(0, max(0, len(texts) - 1), LENGTH_SAMPLE).astype(int))[: len(texts)]
-    return [texts[int(row)] for row in rows]
+    sample = [texts[int(row)] for row in rows]
+    return np.array([int(encoder.preprocess([text])["attention_mask"].sum()) for text in sample])

@@ -42,7 +42,6 @@ CHOSEN = {  # training arguments that are derived from the encoder and the data
     "label_mode": "`sampled` for a static encoder and 1,000 labels or more",
     "label_sample_fraction": "0.05; for a static encoder by preset",
     "sparse_updates": "with `sampled` for a static encoder",
-    "word_rarity": "1 with `sampled` for texts of 18 words or more, 0 for others",
     "label_vectors": "0.25 for a static encoder, 0 for others",
     "vote_loss": "0.5 for a static encoder with a memory (`fast`: 0), 0 for others",
     "bf16": "if the GPU supports it",

@@ -10,7 +10,7 @@ from helpers.tiny import RECIPES
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
 
-from hf_xmc import XMCData, XMCTrainingArguments, rewrite_phrases, static_encoder
+from hf_xmc import XMCData, XMCTrainingArguments, static_encoder
 from hf_xmc.experiment import defaults
 from hf_xmc.experiment.defaults import choose, refits, validation_size
 from hf_xmc.experiment.encoders import build_loss
@@ -184,19 +184,6 @@ def test_few_queries_are_read_twice_as_often_and_vote_from_the_start(number, epo
     assert (args.num_train_epochs, args.vote_start) == (epochs, start)
     assert chosen(static, data, tmp_path, vote_start=0.1)[1].vote_start == 0.1
     assert chosen(static, data, tmp_path, preset="fast")[1].num_train_epochs == 4
-
-
-@pytest.mark.parametrize("rewritten", [False, True])
-@pytest.mark.parametrize(("words", "rarity"), [(17, 0.0), (18, 1.0)])
-def test_frequent_tokens_of_long_texts_learn_more_slowly(words, rarity, rewritten, static, tmp_path, caplog):
-    texts = [" ".join(f"word{row % 7}x{word}" for word in range(words + row % 3 - 1)) + " ." for row in range(30)]
-    train = Dataset.from_dict({"text": rewrite_phrases(texts) if rewritten else texts, "label_ids": [[0]] * 30})
-    data = XMCData(train=train, labels=make_many_labels().labels)
-    with caplog.at_level("INFO"):
-        assert chosen(static, data, tmp_path)[1].word_rarity == rarity
-    assert ("word_rarity 1.0 (long texts, 18 words)" in caplog.text) == bool(rarity)
-    assert chosen(static, data, tmp_path, word_rarity=0.5)[1].word_rarity == 0.5
-    assert chosen(static, XMCData(train=train, labels=make_many_labels(999).labels), tmp_path)[1].word_rarity == 0
 
 
 @pytest.mark.parametrize(("settings", "weight"), [({}, 0.5), ({"memory": False}, 0.0), ({"preset": "fast"}, 0.0)])
