@@ -132,7 +132,7 @@ def hold_unknown(encoder: SentenceTransformer) -> None:
 
     It gets no gradient, and still counts in the mean. The setting survives copies and pickles but is not saved: call
     this function again before training a loaded encoder. Prediction does not need it, and is faster without:
-    :func:`release_unknown` ends it.
+    :func:`release_unknown` ends it. :class:`hf_xmc.XMCTrainer` calls both for each training.
     """
     for module in encoder.modules():
         if isinstance(module, StaticEmbedding):
