@@ -167,7 +167,7 @@ class Groups:
 
 def _compact(ids: np.ndarray) -> np.ndarray:
     """Return ids in the smaller of two types of integers; a table of millions of labels has many."""
-    return ids.astype(np.int32 if len(ids) < 2**31 else np.int64)
+    return ids.astype(np.int32 if len(ids) < 2**30 else np.int64)  # places may be twice as many as labels
 
 
 def _best_single(labels: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
