@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -48,6 +49,21 @@ def loaded():
 
 def test_import_loads_nothing_heavy(loaded):
     assert not {*HEAVY} & {*loaded[0]}
+
+
+@pytest.mark.parametrize(("setting", "policy"), [(None, "passive"), ("active", "active")])
+def test_threads_of_the_command_line_sleep_as_they_wait_unless_the_user_says_otherwise(setting, policy):
+    """On Linux, OpenMP says how often a waiting thread looks before it sleeps, as torch loads it."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "verbose"} | ({"OMP_WAIT_POLICY": setting} if setting else {})
+    program = "import os, sys, hf_xmc.cli; print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY']); import torch"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", policy]
+    if sys.platform == "linux":
+        looks = re.findall(r"GOMP_SPINCOUNT = '(\w+)'", done.stderr)
+        assert looks, done.stderr
+        assert all((count == "0") is (policy == "passive") for count in looks), looks
 
 
 def test_losses_on_a_matrix_import_only_torch(loaded):
