@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 TOKENIZE_BATCH = 8192
 TASK_ADDED = "task_added"  # key of a batch to which the collator added the task
+CHUNK_TEXTS = 32  # a chunk of more texts than this has a multiple of it
 PROBE = 8  # texts of a batch that are preprocessed a second time, to compare
 
 
@@ -125,7 +126,11 @@ class TokenizedLabels:
         return rows[order], torch.from_numpy(place).to(self.device)
 
     def chunks(self, rows: np.ndarray) -> Iterator[tuple[slice, Features]]:
-        """Yield chunks of at most ``chunk_size`` texts and ``chunk_tokens`` tokens, with at least one text."""
+        """Yield chunks of at most ``chunk_size`` texts and ``chunk_tokens`` tokens, with at least one text.
+
+        If texts are padded and there are several chunks, one of more than 32 texts has a multiple of 32: tensors of
+        few sizes reuse the memory of earlier steps, whereas those of any size split it up, and a process grows.
+        """
         lengths = self.lengths[rows]
         start = 0
         while start < len(rows):
@@ -134,6 +139,9 @@ class TokenizedLabels:
                 ahead = lengths[start:stop]
                 tokens = ahead.cumsum() if self._flat else np.maximum.accumulate(ahead) * np.arange(1, len(ahead) + 1)
                 stop = start + max(1, int(np.searchsorted(tokens, self.chunk_tokens, side="right")))
+            size = stop - start
+            if size > CHUNK_TEXTS and size < len(rows) and not self._flat:
+                stop -= size % CHUNK_TEXTS
             yield slice(start, stop), self.features(rows[start:stop])
             start = stop
 

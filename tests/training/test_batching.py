@@ -68,6 +68,30 @@ def test_chunks_hold_every_label_once_within_their_size(any_encoder, size, token
     assert seen == ordered.tolist()
 
 
+def test_chunks_of_padded_texts_have_few_sizes(bert_folder):
+    """Chunks of any size fragment the memory of a process, which then grows from step to step."""
+    table = TokenizedLabels(make_bert_encoder(bert_folder), LABELS, chunk_tokens=700)
+    for number in range(180, 400, 7):
+        rows = table.by_length(np.resize(np.arange(11), number))
+        sizes = [part.stop - part.start for part, _ in table.chunks(rows)]
+        assert sum(sizes) == number
+        assert all(size % 32 == 0 for size in sizes[:-1])
+        assert sizes[-1] <= 32 or sizes[-1] % 32 == 0
+
+
+def test_chunks_without_padding_are_full():
+    table = TokenizedLabels(make_static_encoder(), LABELS, chunk_tokens=50)
+    rows = np.resize(np.arange(11), 200)
+    *whole, _ = [table.lengths[rows[part]].sum() for part, _ in table.chunks(rows)]
+    assert min(whole) > 50 - table.lengths.max()
+
+
+def test_a_single_chunk_is_not_divided(bert_folder):
+    """Two chunks would be embedded twice."""
+    table = TokenizedLabels(make_bert_encoder(bert_folder), LABELS, chunk_tokens=10_000)
+    assert [part for part, _ in table.chunks(np.resize(np.arange(11), 45))] == [slice(0, 45)]
+
+
 def test_positives_are_drawn_by_their_weights_without_repetition():
     positives = torch.tensor([[4, 7, 4, -100], [1, 2, 3, -100], [5, -100, -100, -100]]).repeat(2000, 1)
     weights = torch.tensor([[1.0, 1, 1, 9], [1, 0, 3, 9], [2, 9, 9, 9]]).repeat(2000, 1)
