@@ -274,7 +274,7 @@ class XMCTrainer(UpdatingTrainer):
             self.vectors.weight.grad = None  # of a training that was interrupted
         hold_unknown(self.model)
         try:
-            with keep_freed_memory(), sparse_gradients(self.model, self.args.sparse_updates):
+            with keep_freed_memory(self.callback_handler), sparse_gradients(self.model, self.args.sparse_updates):
                 return super()._inner_training_loop(batch_size, *args, **kwargs)
         finally:
             release_unknown(self.model)
