@@ -8,8 +8,11 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from helpers.tiny import LABELS
+from helpers.training import tiny_arguments
 from transformers.trainer_callback import CallbackHandler
 
+from hf_xmc import XMCTrainer
 from hf_xmc.training import allocator
 from hf_xmc.training.allocator import ReturnGrowth, keep_freed_memory
 
@@ -114,3 +117,18 @@ def test_the_allocator_is_left_alone_with_settings_of_the_user(name, calls, monk
     with keep_freed_memory(CALLBACKS):
         assert not CALLBACKS.callbacks
     assert not calls
+
+
+def test_a_trainer_looks_at_its_memory_after_each_step(monkeypatch, encoder, queries, tmp_path):
+    made, seen = [], []
+    library = SimpleNamespace(mallopt=lambda *given: made.append(given), malloc_trim=made.append)
+    for name in allocator.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(allocator, "ctypes", SimpleNamespace(CDLL=lambda name: library))
+    monkeypatch.setattr(allocator, "platform", SimpleNamespace(libc_ver=lambda: ("glibc", "2.39")))
+    monkeypatch.setattr(allocator, "resident_bytes", lambda: seen.append(len(made)) or 1)
+    trainer = XMCTrainer(encoder, tiny_arguments(tmp_path, max_steps=3), queries, labels=LABELS)
+    trainer.train()
+    assert seen == [len(allocator.KEEP)] * 3
+    assert made == [*allocator.KEEP.items(), *allocator.AFTERWARDS.items(), 0]
+    assert not any(isinstance(one, ReturnGrowth) for one in trainer.callback_handler.callbacks)
