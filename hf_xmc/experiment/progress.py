@@ -39,8 +39,9 @@ class RunLog(ProgressCallback):
         self._last_line = time.monotonic()
         values = [] if self._loss is None else [f"loss {float(self._loss):.3g}"]
         values += [f"{name} {100 * float(value):.1f}" for name, value in evaluated.items()]
-        epoch = f"epoch {state.epoch or 0:.3g} of {state.num_train_epochs:g}"
-        line = f"{epoch}, step {state.global_step} of {state.max_steps}: {', '.join(values)}"
+        epoch, step = state.epoch or 0.0, state.global_step
+        epochs = epoch * state.max_steps / step if step else state.num_train_epochs  # the latter is rounded up
+        line = f"epoch {epoch:.3g} of {epochs:.3g}, step {step} of {state.max_steps}: {', '.join(values)}"
         tqdm.write(line, file=sys.stderr)
 
 
