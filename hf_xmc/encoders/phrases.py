@@ -105,14 +105,15 @@ def with_phrases(data: XMCData, letters: bool | None = None) -> XMCData:
     return replace(data, **rewritten)
 
 
-def train_tokenizer(texts: Sequence[str], vocab_size: int = 50_000, num_phrases: int = 100_000) -> Tokenizer:
+def train_tokenizer(
+    texts: Sequence[str], vocab_size: int = 50_000, num_phrases: int = 100_000, min_count: int = 2
+) -> Tokenizer:
     """Train a tokenizer of rewritten texts: word pieces (Schuster & Nakajima, 2012), and frequent pairs and runs.
 
     A rare word is split into pieces, and a rare pair or run is one unknown token. Words of more than 100 characters are
     cut. The same texts give the same tokens.
     """
-    normalizer = lower()
-    split_texts = [normalizer.normalize_str(text).split() for text in texts if text != UNKNOWN]
+    split_texts = _split(texts)
     single = [[word for word in words if "_" not in word] for words in split_texts]
     # Without given one-letter pieces, the trainer numbers them in the order of a hash table, which then breaks ties.
     letters = sorted({f"##{letter}" for words in single for word in words for letter in word[1:]})
@@ -123,15 +124,21 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int = 50_000, num_phrases:
     vocab = pieces.get_vocab()
     counts = Counter(chain.from_iterable(split_texts))
     pairs = Counter({word: count for word, count in counts.items() if "_" in word})
-    repeated = (pair for pair, count in pairs.most_common(num_phrases) if count > 1)
+    repeated = (pair for pair, count in pairs.most_common(num_phrases) if count >= min_count)
     vocab |= {pair: number for number, pair in enumerate(repeated, start=len(vocab))}
 
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token=UNKNOWN, max_input_chars_per_word=MAX_CHARACTERS))
     long_words = pre_tokenizers.Split(Regex(rf"\G[^_]{{{MAX_CHARACTERS}}}(?=[^_]*$)"), "isolated")
-    tokenizer.normalizer = normalizer
+    tokenizer.normalizer = lower()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), long_words])
     tokenizer.add_special_tokens([UNKNOWN])
     return tokenizer
+
+
+def _split(texts: Sequence[str]) -> list[list[str]]:
+    """Return the words, pairs and runs of rewritten texts, as the tokenizer reads them."""
+    normalizer = lower()
+    return [normalizer.normalize_str(text).split() for text in texts if text != UNKNOWN]
 
 
 def phrase_encoder(
@@ -140,6 +147,7 @@ def phrase_encoder(
     embedding_dim: int = 256,
     vocab_size: int = 50_000,
     num_phrases: int = 100_000,
+    min_count: int = 2,
     std: float = 0.5,
     seed: int = 0,
     device: str | None = None,
@@ -149,24 +157,30 @@ def phrase_encoder(
     Unknown words add nothing to an embedding. A pair without a vector, or a word with a character that occurs in no
     text, becomes the unknown token, which stays zero in training and counts in the mean. Word pieces that the texts do
     not use start at zero, as in :func:`hf_xmc.static_encoder`. So a text without a known word embeds to zero. Leading
-    words start at zero too, so that they add only what training finds.
+    words, and pairs and runs that occur once, start at zero too, so that they add only what training finds.
 
     Args:
         texts: Texts rewritten by :func:`rewrite_phrases`, such as those of the training queries and the labels.
         embedding_dim: Size of the vectors.
         vocab_size: Maximum number of word pieces.
-        num_phrases: Maximum number of pairs, leading words and runs; those that occur only once have no vector.
+        num_phrases: Maximum number of pairs, leading words and runs, the most frequent ones.
+        min_count: How often one of these must occur to have a vector. With few texts, 1 is better.
         std, seed, device: As in :func:`hf_xmc.static_encoder`.
 
     Raises:
         ValueError: if no text has a word.
     """
-    tokenizer = train_tokenizer(texts, vocab_size, num_phrases)
+    tokenizer = train_tokenizer(texts, vocab_size, num_phrases, min_count)
     encoder = encoder_of(tokenizer, texts, embedding_dim, std, seed, device)
-    leading = [row for token, row in tokenizer.get_vocab().items() if token.startswith(LEAD_MARKS)]
+    counts = Counter(chain.from_iterable(_split(texts))) if min_count < 2 else {}
     table: Any = encoder[0].embedding
+    zero = [
+        row
+        for token, row in tokenizer.get_vocab().items()
+        if token.startswith(LEAD_MARKS) or ("_" in token and counts.get(token) == 1)
+    ]
     with torch.no_grad():
-        table.weight[leading] = 0
+        table.weight[zero] = 0
     return encoder
 
 

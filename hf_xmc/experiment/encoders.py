@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from hf_xmc.experiment.settings import LOSSES, MADE, ExperimentSettings
 from hf_xmc.losses import DecoupledSoftmaxLoss
 
 START_STD = 0.8  # of vectors that start from a pretrained encoder
+FEW_TEXTS = 10_000  # for training; with fewer, pairs and runs that occur once have vectors
+
+logger = logging.getLogger(__name__)
 
 
 def build_encoder(settings: ExperimentSettings, data: XMCData, seed: int) -> SentenceTransformer:
@@ -37,6 +41,9 @@ def _made(settings: ExperimentSettings, data: XMCData, seed: int) -> SentenceTra
     }
     if settings.model == "phrases":
         options["num_phrases"] = settings.num_phrases
+        if len(data.train) < FEW_TEXTS:
+            logger.info("Pairs and runs that occur once have vectors too, because there are few training texts.")
+            options["min_count"] = 1
         encoder = phrase_encoder(texts, **options)
     else:
         encoder = static_encoder(texts, **options)

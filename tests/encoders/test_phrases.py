@@ -66,6 +66,16 @@ def test_pairs_and_leading_words_that_occur_once_or_exceed_the_limit_have_no_vec
     assert pairs == {"a_red"}
 
 
+def test_pairs_that_occur_once_have_vectors_that_start_at_zero_if_asked_for():
+    texts = rewrite_phrases(["a red boat", "A red boat", "a red car"])
+    encoder = phrase_encoder(texts, min_count=1, embedding_dim=8)
+    table, vocab = encoder[0].embedding.weight, encoder[0].tokenizer.get_vocab()
+    assert {token for token in vocab if "_" in token and token[0] != "_"} == {"a_red", "red_boat", "red_car"}
+    assert "_^car" in vocab
+    assert table[vocab["red_boat"]].any() and table[vocab["car"]].any()
+    assert not table[vocab["red_car"]].any()
+
+
 def test_embedding_is_the_mean_over_words_pairs_and_leading_words(encoder):
     table, vocab = encoder[0].embedding.weight, encoder[0].tokenizer.get_vocab()
     started = {token for token, row in vocab.items() if table[row].any()}
