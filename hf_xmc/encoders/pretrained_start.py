@@ -21,8 +21,8 @@ def start_from(encoder: SentenceTransformer, pretrained: SentenceTransformer, st
     :math:`P` turns them to their principal axes and keeps the first ones, as many as the encoder has dimensions. If
     the encoder has more, the others keep their random values. The scale :math:`s` gives the kept numbers a root mean
     square of ``std``. A pair or run of characters gets the mean of its parts. Vectors at zero stay there: those of
-    leading words, and of tokens that occur in no text. Only the initial values change, so the trained encoder consists
-    of the same modules.
+    leading words, of pairs and runs that occur once, and of tokens that occur in no text. Only the initial values
+    change, so the trained encoder consists of the same modules.
 
     Starting a static encoder from a transformer follows Model2Vec and ``StaticEmbedding.from_distillation`` of
     sentence-transformers. Here the tokens are those of the data, and training goes on.
