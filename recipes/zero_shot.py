@@ -237,8 +237,8 @@ def trained(
     """Train and save a model, and save it again with its memory and calibration."""
     set_seed(args.seed)
     fitted = fit(settings, args, known, given=given)
-    vectors = fitted.trainer.label_vectors()
-    model = XMCModel(plain(fitted.trainer.model, fitted.settings), known.labels, label_vectors=vectors)
+    encoder = plain(fitted.trainer.model, fitted.settings)
+    model = XMCModel(encoder, known.labels, label_vectors=fitted.vectors)
     model.save_pretrained(folder)
     add_memory(model, known, settings)
     if known.validation is not None:

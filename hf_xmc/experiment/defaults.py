@@ -14,15 +14,16 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from hf_xmc.data.dataset import XMCData
 from hf_xmc.encoders import roles
-from hf_xmc.experiment.settings import MADE, ExperimentSettings
+from hf_xmc.experiment.settings import FEW_TEXTS, MADE, ExperimentSettings
 from hf_xmc.experiment.splits import has_labels
 from hf_xmc.training.arguments import XMCTrainingArguments
+from hf_xmc.training.classifiers import can_hold_classifiers
 from hf_xmc.training.defaults import arguments_for, log_chosen, rule_for
 from hf_xmc.training.label_modes import SAMPLED_LABELS
 
 VALIDATION_SHARE, VALIDATION_QUERIES, VALIDATION_LIMIT = 0.02, 100, 0.1
-REFIT_BELOW = 10_000  # training queries
 REFIT_QUERIES, REFIT_LIMIT = 400, 0.2  # of validation, which costs no training queries then
+CLASSIFIED_LABELS = 250  # at most, by default
 EPOCHS = {"fast": {True: 4, False: 1}, "best": {True: 12, False: 6}}  # of a static encoder, and of others
 SAMPLED_RATE = {"fast": 0.08, "default": 0.06, "best": 0.06}
 SAMPLED_EPOCHS, FEW_QUERIES = 4, 25_000  # twice as many epochs, except in `fast`, for fewer queries
@@ -48,7 +49,7 @@ def refits(settings: ExperimentSettings, data: XMCData) -> bool:
         missing = "a single process"
     if settings.refit and missing:
         raise ValueError(f"`refit` needs {missing}. Leave it out, or set it to False.")
-    small = settings.model in MADE and len(data.train) < REFIT_BELOW
+    small = settings.model in MADE and len(data.train) < FEW_TEXTS
     return not missing and (small if settings.refit is None else settings.refit)
 
 
@@ -61,6 +62,23 @@ def validation_size(settings: ExperimentSettings, data: XMCData) -> float:
         return settings.validation_size
     queries, limit = (REFIT_QUERIES, REFIT_LIMIT) if settings.refit else (VALIDATION_QUERIES, VALIDATION_LIMIT)
     return max(VALIDATION_SHARE, min(queries / max(1, len(data.train)), limit))
+
+
+def fits_classifiers(settings: ExperimentSettings, data: XMCData, encoder: SentenceTransformer) -> bool:
+    """Return whether to fit a linear classifier of each label after training.
+
+    Raises:
+        ValueError: if the settings ask for it, and the encoder cannot hold them.
+    """
+    possible = can_hold_classifiers(encoder)
+    if settings.classifiers and not possible:
+        modules = ", ".join(type(module).__name__ for module in encoder)
+        raise ValueError(
+            f"`classifiers` needs a static encoder that does not normalise its embeddings, got the modules {modules}. "
+            "Leave it out."
+        )
+    small = settings.model in MADE and len(data.train) < FEW_TEXTS and data.num_labels <= CLASSIFIED_LABELS
+    return possible and (small if settings.classifiers is None else settings.classifiers)
 
 
 def choose(
@@ -80,6 +98,9 @@ def choose(
         given: Names of the arguments to leave unchanged; ``None`` for all.
         data: The data to train on.
         encoder: The encoder before training, whose maximum length is changed.
+
+    Raises:
+        ValueError: as in :func:`fits_classifiers`.
     """
     static = isinstance(encoder[0], StaticEmbedding)
     chosen: dict[str, tuple[Any, str]] = {}
@@ -90,6 +111,9 @@ def choose(
         chosen["max_seq_length"] = (length, f"{LENGTH_QUANTILE:.0%} of the texts are no longer")
         encoder.max_seq_length = length
     found: dict[str, Any] = {name: value for name, (value, _) in chosen.items()}
+    found["classifiers"] = fits_classifiers(settings, data, encoder)
+    why = f"{len(data.train)} training queries, {data.num_labels} labels"
+    chosen |= {"classifiers": (True, why)} if found["classifiers"] and settings.classifiers is None else {}
     if given is not None:
         epochs = EPOCHS.get(settings.preset, {}).get(static)
         arguments = arguments_for(encoder, args, len(data.train), given, epochs)

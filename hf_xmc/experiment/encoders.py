@@ -13,11 +13,10 @@ from hf_xmc.data.dataset import XMCData
 from hf_xmc.encoders.phrases import phrase_encoder, standalone_encoder
 from hf_xmc.encoders.pretrained_start import start_from
 from hf_xmc.encoders.static import static_encoder
-from hf_xmc.experiment.settings import LOSSES, MADE, ExperimentSettings
+from hf_xmc.experiment.settings import FEW_TEXTS, LOSSES, MADE, ExperimentSettings
 from hf_xmc.losses import DecoupledSoftmaxLoss
 
 START_STD = 0.8  # of vectors that start from a pretrained encoder
-FEW_TEXTS = 10_000  # for training; with fewer, pairs and runs that occur once have vectors
 
 logger = logging.getLogger(__name__)
 

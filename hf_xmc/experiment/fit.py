@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from sentence_transformers import SentenceTransformer
+from torch import Tensor
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_xmc.data.dataset import XMCData
@@ -24,6 +25,7 @@ from hf_xmc.experiment.splits import has_labels
 from hf_xmc.hub.self_contained import check_encoder
 from hf_xmc.metrics.frequency import PROPENSITY_PRESETS
 from hf_xmc.training.arguments import XMCTrainingArguments
+from hf_xmc.training.classifiers import add_classifiers
 from hf_xmc.training.mining import HardNegativeMiner
 from hf_xmc.training.trainer import XMCTrainer
 
@@ -34,9 +36,13 @@ BuildLoss = Callable[[ExperimentSettings], torch.nn.Module]
 
 
 class Fitted(NamedTuple):
-    """A trainer after training, the training time in seconds, and the complete settings."""
+    """A trainer after training, the vectors of the labels, the training time in seconds, and the complete settings.
+
+    Only the first process adds classifiers to the encoder and the vectors.
+    """
 
     trainer: XMCTrainer
+    vectors: Tensor | None
     seconds: float
     settings: ExperimentSettings
 
@@ -89,7 +95,11 @@ def fit(
     show_progress(trainer)
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    return Fitted(trainer, time.perf_counter() - start, settings)
+    vectors = trainer.label_vectors()
+    if settings.classifiers and trainer.is_world_process_zero():
+        logger.info("Linear classifiers of %d labels are fitted.", read.num_labels)
+        vectors = add_classifiers(encoder, trainer.train_dataset, read.num_labels, vectors)
+    return Fitted(trainer, vectors, time.perf_counter() - start, settings)
 
 
 def _check_metric(args: XMCTrainingArguments, evaluator: XMCEvaluator) -> None:

@@ -187,11 +187,11 @@ def run(
     read = augment(data) if augment else data
     build: dict[str, Any] = {"build_encoder": build_encoder, "build_loss": build_loss, "given": given}
     before = copy(args)
-    trainer, seconds, settings = fit(settings, args, read, **build)
+    trainer, vectors, seconds, settings = fit(settings, args, read, **build)
 
     # Only the evaluator of the trainer encodes on all processes; what follows runs on the first one.
-    vectors, first = trainer.label_vectors(), trainer.is_world_process_zero()
-    encoder, loss, args, history = trainer.model, trainer.loss, trainer.args, trainer.state.log_history
+    encoder, first = trainer.model, trainer.is_world_process_zero()
+    loss, args, history = trainer.loss, trainer.args, trainer.state.log_history
     del trainer
     distributed.leave()
     if not first:
@@ -232,8 +232,8 @@ def _refitted(
     args.save_strategy, args.resume_from_checkpoint = SaveStrategy.NO, None
     args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False
     set_seed(args.seed)
-    trainer, seconds, settings = fit(settings, args, read, **build)
-    vectors, encoder = trainer.label_vectors(), trainer.model
+    trainer, vectors, seconds, settings = fit(settings, args, read, **build)
+    encoder = trainer.model
     del trainer
     distributed.leave()
     assert encoder is not None

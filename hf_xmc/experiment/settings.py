@@ -23,6 +23,7 @@ LOSSES = {
 }
 LOSS_DTYPES = ("auto", "float32", "bfloat16")
 MADE = ("static", "phrases")  # encoders made from the data
+FEW_TEXTS = 10_000  # for training
 PRESETS: dict[str, dict[str, int]] = {  # for encoders made from the data
     "fast": {"embedding_dim": 128, "num_phrases": 100_000},
     "default": {"embedding_dim": 384, "num_phrases": 100_000},
@@ -175,10 +176,17 @@ class LossSettings:
 
 @dataclass(kw_only=True)
 class MeasureSettings:
-    """The memory, and the metrics."""
+    """The classifiers, the memory, and the metrics."""
 
     _argument_group_name: ClassVar[str] = "memory and metrics"
 
+    classifiers: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Fit a linear classifier of each label after training, and add its scores. By default for a model "
+            "built from fewer than 10,000 queries with at most 250 labels."
+        },
+    )
     memory: bool = field(default=True, metadata={"help": "Let the nearest training queries vote for labels."})
     memory_metric: str = field(default="nDCG@5", metadata={"help": "Validation metric by which the memory is tuned."})
     memory_tolerance: float = field(

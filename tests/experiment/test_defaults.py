@@ -118,6 +118,35 @@ def test_a_model_of_few_texts_is_refit_by_default(values, number, expected, tmp_
     assert refits(settings, data) is expected
 
 
+@pytest.mark.parametrize(
+    ("values", "number", "num_labels", "expected"),
+    [
+        ({}, 9999, 250, True),
+        ({}, 10_000, 250, False),
+        ({}, 9999, 251, False),
+        ({"model": "org/name"}, 9999, 250, False),
+        ({"classifiers": False}, 9999, 250, False),
+        ({"classifiers": True}, 10_000, 251, True),
+    ],
+)
+def test_few_texts_and_labels_have_classifiers_by_default(
+    values, number, num_labels, expected, static, tmp_path, caplog
+):
+    data = replace(make_many_labels(num_labels), train=make_data(number).train)
+    with caplog.at_level("INFO"):
+        assert chosen(static, data, tmp_path, **values)[0].classifiers is expected
+    said = f"classifiers True ({number} training queries, {num_labels} labels)"
+    assert (said in caplog.text) == (expected and not values)
+
+
+def test_classifiers_need_a_static_encoder_that_does_not_normalise(static, bert_folder, tmp_path):
+    static.append(Normalize())
+    assert chosen(static, make_data(20), tmp_path)[0].classifiers is False
+    for encoder in (static, SentenceTransformer(str(bert_folder), device="cpu")):
+        with pytest.raises(ValueError, match=r"^`classifiers` needs a static encoder .* (Normalize|Pooling)\b"):
+            chosen(encoder, make_data(20), tmp_path, classifiers=True)
+
+
 def test_unknown_settings_are_refused_with_the_closest_name(tmp_path):
     with pytest.raises(TypeError, match=r"'learning_rat' is neither a setting.*Did you mean 'learning_rate'"):
         from_dict({"data": "x", "output_dir": str(tmp_path), "learning_rat": 1})

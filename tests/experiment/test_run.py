@@ -268,6 +268,25 @@ def test_an_encoder_object_cannot_be_trained_twice(tmp_path):
         hf_xmc.train(data_with(50), make_static_encoder(), output_dir=tmp_path, refit=True, **QUICK_FOR_ANY)
 
 
+@pytest.mark.parametrize("encoder", ["static", "phrases"])
+def test_a_model_of_few_texts_has_classifiers(tmp_path, encoder):
+    data = data_with(60, test=9)
+    model, plain = (
+        hf_xmc.train(data, encoder, output_dir=tmp_path / str(on), classifiers=on, memory=False, refit=False, **QUICK)
+        for on in (None, False)
+    )
+    size = plain.encoder.get_embedding_dimension()
+    assert model.encoder.get_embedding_dimension() == size + len(SUBJECTS)
+    np.testing.assert_allclose(model.embed(["about cats 1"])[:, :size], plain.embed(["about cats 1"]), rtol=1e-6)
+    scores, before = ({label.text: label.score for label in one.predict("about cats 1", 4)} for one in (model, plain))
+    gained = {name: scores[name] - before[name] for name in SUBJECTS}
+    assert gained["cats"] == max(gained.values()) > 5
+    recipe = json.loads((tmp_path / "None" / "metrics.json").read_text())["recipe"]
+    assert recipe["classifiers"] is True
+    saved = XMCModel.from_pretrained(tmp_path / "None" / "model", device="cpu")
+    assert saved.predict("about cats") == model.predict("about cats")
+
+
 def test_take_settings_refuses_a_model_with_other_labels():
     one, other = (XMCModel(make_static_encoder(), names) for names in (["boats", "cats"], ["boats", "iron"]))
     with pytest.raises(ValueError, match=r"^`tuned` must have the same labels"):

@@ -20,8 +20,8 @@ def trained(training, encoder, folder):
     data = XMCData.from_lists([text for text, _ in training], [labels for _, labels in training])
     values = {"data": "data", "model": encoder, "output_dir": str(folder), "embedding_dim": 48, "use_cpu": True}
     parsed = from_dict({**values, "disable_tqdm": True, "save_strategy": "no", "eval_strategy": "no"})
-    trainer, _, settings = fit(parsed.settings, parsed.args, data, given=parsed.given)
-    return XMCModel(plain(trainer.model, settings), data.labels)
+    trainer, vectors, _, settings = fit(parsed.settings, parsed.args, data, given=parsed.given)
+    return XMCModel(plain(trainer.model, settings), data.labels, label_vectors=vectors)
 
 
 @pytest.mark.parametrize("encoder", ["phrases", "static"])
