@@ -5,10 +5,11 @@
         --encoder all-MiniLM-L6-v2 --output_dir runs/small
 
 Of each size, training texts are drawn at random, once per seed, with the labels that they have. The test queries are
-those of the test split that have one of these labels, at most `--num_queries` of them. All systems learn from the same
-texts. The default takes its validation queries from them, and runs with default settings and those after `--`, such as
-`-- --start_from all-MiniLM-L6-v2`. The tree methods are Omikuji's Parabel and Bonsai, on tf-idf of words and pairs
-of words, and are measured if Omikuji is installed. `--encoder` is not trained, and ranks labels by its similarities.
+those of the test split that have one of these labels, at most `--num_queries` of them. `--labels 100` keeps only the
+100 labels with the most training texts, and the texts with one of these. All systems learn from the same texts. The
+default takes its validation queries from them, and runs with default settings and those after `--`, such as `--
+--start_from all-MiniLM-L6-v2`. The tree methods are Omikuji's Parabel and Bonsai, on tf-idf of words and pairs of
+words, and are measured if Omikuji is installed. `--encoder` is not trained, and ranks labels by its similarities.
 Writes `small_data.json`, and prints means over the seeds in percent, and seconds: those of the training for the
 default, and CPU seconds of training and prediction for the others.
 """
@@ -47,22 +48,35 @@ def development(data: XMCData) -> XMCData:
     return XMCData(held.train, held.labels, test=held.split("validation"))
 
 
+def frequent(data: XMCData, number: int) -> XMCData:
+    """Return the data with the labels that most training texts have, and the texts with one of these."""
+    kept = np.sort(np.argsort(-data.label_counts(), kind="stable")[:number])
+    splits = {name: _with_labels(data.split(name), kept, data.num_labels) for name in ("train", "test")}
+    splits = {name: part.filter(lambda row: bool(row["label_ids"])) for name, part in splits.items()}
+    return XMCData(splits["train"], _labels(data, kept), test=splits["test"])
+
+
 def draw(data: XMCData, size: int, num_queries: int, seed: int) -> XMCData:
     """Return the data with ``size`` training texts, their labels, and test queries that have one of these."""
     rng = np.random.default_rng(seed)
     train = data.train.select(np.sort(rng.choice(len(data.train), size, replace=False)))
     kept = np.unique(np.concatenate([np.asarray(ids, np.int64) for ids in train["label_ids"]]))
-    new_id = np.full(data.num_labels, -1)
-    new_id[kept] = np.arange(len(kept))
-
-    def part(split: Dataset) -> Dataset:
-        ids = [[int(new_id[label]) for label in row if new_id[label] >= 0] for row in split["label_ids"]]
-        return Dataset.from_dict({"text": split["text"][:], "label_ids": ids})
-
-    test = part(data.split("test"))
+    test = _with_labels(data.split("test"), kept, data.num_labels)
     rows = np.flatnonzero([bool(ids) for ids in test["label_ids"]])
     test = test.select(np.sort(rng.permutation(rows)[:num_queries]))
-    return XMCData(part(train), data.labels.select(np.flatnonzero(np.isin(data.label_of, kept))), test=test)
+    return XMCData(_with_labels(train, kept, data.num_labels), _labels(data, kept), test=test)
+
+
+def _with_labels(split: Dataset, kept: np.ndarray, num_labels: int) -> Dataset:
+    """Return texts with those of their labels that are in ``kept``, and are numbered by it."""
+    new_id = np.full(num_labels, -1)
+    new_id[kept] = np.arange(len(kept))
+    ids = [[int(new_id[label]) for label in row if new_id[label] >= 0] for row in split["label_ids"]]
+    return Dataset.from_dict({"text": split["text"][:], "label_ids": ids})
+
+
+def _labels(data: XMCData, kept: np.ndarray) -> Dataset:
+    return data.labels.select(np.flatnonzero(np.isin(data.label_of, kept)))
 
 
 def ours(data: XMCData, flags: Sequence[str], seed: int) -> tuple[np.ndarray, float]:
@@ -116,6 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--data", required=True, help="data set with a test split")
     parser.add_argument("--sizes", type=int, nargs="+", default=[500, 2000, 10_000], help="numbers of training texts")
+    parser.add_argument("--labels", type=int, help="number of labels, those with the most training texts")
     parser.add_argument("--seeds", type=int, default=1, help="number of draws of each size, from 0 on")
     parser.add_argument("--num_queries", type=int, default=2000, help="maximum number of test queries")
     parser.add_argument("--development", action="store_true", help="test on queries from train, for choices")
@@ -127,6 +142,7 @@ def main() -> None:
     options.output_dir.mkdir(parents=True, exist_ok=True)
     full = load_xmc(options.data)
     full = development(full) if options.development else full
+    full = full if options.labels is None else frequent(full, options.labels)
     encoder = None if options.encoder is None else SentenceTransformer(options.encoder, device="cpu")
     runs: list[dict] = []
     for size in options.sizes:

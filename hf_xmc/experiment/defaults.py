@@ -65,10 +65,10 @@ def validation_size(settings: ExperimentSettings, data: XMCData) -> float:
 
 
 def fits_classifiers(settings: ExperimentSettings, data: XMCData, encoder: SentenceTransformer) -> bool:
-    """Return whether to fit a linear classifier of each label after training.
+    """Return whether to fit linear classifiers of the labels after training.
 
     Raises:
-        ValueError: if the settings ask for it, and the encoder cannot hold them.
+        ValueError: if the settings ask for classifiers, and the encoder cannot hold them.
     """
     possible = can_hold_classifiers(encoder)
     if settings.classifiers and not possible:
@@ -100,7 +100,7 @@ def choose(
         encoder: The encoder before training, whose maximum length is changed.
 
     Raises:
-        ValueError: as in :func:`fits_classifiers`.
+        ValueError: if the settings ask for classifiers, and the encoder cannot hold them.
     """
     static = isinstance(encoder[0], StaticEmbedding)
     chosen: dict[str, tuple[Any, str]] = {}

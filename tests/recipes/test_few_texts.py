@@ -42,6 +42,17 @@ def test_a_draw_keeps_the_labels_of_its_texts_and_the_test_queries_that_have_one
     assert set(fewer.test["text"]) <= set(expected)
 
 
+def test_the_labels_with_the_most_texts_are_kept_with_their_texts(small, data):
+    ids = [[0], [0, 3], [3, 1], [3, 4], [4, 2], [1, 0], [0]]  # 0 and 3 have the most
+    train = Dataset.from_dict({"text": [f"text {number}" for number in range(7)], "label_ids": ids})
+    kept = small.frequent(XMCData(train, data.labels, test=data.test), 2)
+    assert kept.labels["text"][:] == ["boats", "iron"]
+    assert kept.train["text"][:] == [f"text {number}" for number in (0, 1, 2, 3, 5, 6)]
+    assert kept.train["label_ids"][:] == [[0], [0, 1], [1], [1], [0], [0]]
+    assert all("boats" in text or "iron" in text for text in kept.test["text"])
+    assert len(kept.test) == 20  # four of five texts
+
+
 def test_choices_are_made_on_queries_from_train(small, data):
     held = small.development(data)
     assert held.num_labels == 5
