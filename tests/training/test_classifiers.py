@@ -101,6 +101,7 @@ def test_plain_texts_and_a_saved_model_score_the_same(tmp_path):
     rewritten = rewrite_phrases(TEXTS)
     encoder = phrase_encoder([*rewritten, *rewrite_phrases(LABELS)], embedding_dim=9, min_count=1)
     vectors = add_classifiers(encoder, queries(rewritten), 4)
+    assert not encoder.encode(rewrite_phrases(["zz"])).any()
     expected = scores_of(encoder, vectors, rewrite_phrases(NEW), rewrite_phrases(LABELS))
     model = XMCModel(standalone_encoder(encoder), LABELS, label_vectors=vectors)
     model.save_pretrained(tmp_path / "model")
