@@ -74,8 +74,8 @@ def fits_classifiers(settings: ExperimentSettings, data: XMCData, encoder: Sente
     if settings.classifiers and not possible:
         modules = ", ".join(type(module).__name__ for module in encoder)
         raise ValueError(
-            f"`classifiers` needs a static encoder that does not normalise its embeddings, got the modules {modules}. "
-            "Leave it out."
+            "`classifiers` needs a static encoder that does not normalise or truncate its embeddings, got the modules "
+            f"{modules} and truncate_dim={encoder.truncate_dim}. Leave it out."
         )
     small = settings.model in MADE and len(data.train) < FEW_TEXTS and data.num_labels <= CLASSIFIED_LABELS
     return possible and (small if settings.classifiers is None else settings.classifiers)

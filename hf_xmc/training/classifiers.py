@@ -14,6 +14,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import Tensor, nn
 
 from hf_xmc.data.positives import positives_of
+from hf_xmc.encoders.roles import prompt_of
 
 WEIGHT = 10.0  # of the classifiers in the scores
 FEATURE_NORM = 2.0  # mean over the queries: the larger, the less the norm of a classifier counts next to its errors
@@ -30,7 +31,7 @@ class Classifiers(NamedTuple):
 
 def can_hold_classifiers(encoder: SentenceTransformer) -> bool:
     """Return whether :func:`add_classifiers` knows the form of an encoder."""
-    return len(encoder) == 1 and isinstance(encoder[0], StaticEmbedding)
+    return len(encoder) == 1 and isinstance(encoder[0], StaticEmbedding) and encoder.truncate_dim is None
 
 
 def add_classifiers(
@@ -43,11 +44,11 @@ def add_classifiers(
 
     .. math:: f(q) \cdot y_l + \frac{10}{n} \sum_i \big(1 + b_l + w_{t_i l}\big)
 
-    where :math:`w_l` and :math:`b_l` are those of :func:`fit_classifiers`, and the sum leaves out unknown tokens. So a
-    query without the label gets about 0 more, as it does for a label that no training query has, and for a new label.
+    where :math:`w_l` and :math:`b_l` are those of :func:`fit_classifiers`, and the sum leaves out unknown tokens. Most
+    queries without the label gain about 0, like any query for a label that no training query has, or for a new label.
 
     Embeddings get ``L`` further dimensions, one for each label. They are small in embeddings of texts and large in the
-    vectors of labels. So cosines, and the scores of labels without a classifier, stay the same up to 0.01 %.
+    vectors of labels. So cosines, and the scores of labels without a classifier, hardly change.
 
     Args:
         encoder: An encoder with :func:`can_hold_classifiers`, whose vectors of tokens are replaced by longer ones.
@@ -62,7 +63,10 @@ def add_classifiers(
     static: Any = encoder[0]
     table = static.embedding.weight.detach().cpu().float()  # (V, D)
     known = table.any(1).numpy()
-    shares = token_shares(static, queries["text"][:]) @ sp.diags_array(known.astype(np.float64))
+    prompt = prompt_of(encoder, "query") or ""
+    shares = token_shares(static, [prompt + text for text in queries["text"]]) @ sp.diags_array(
+        known.astype(np.float64)
+    )
     offsets, label_ids, _ = positives_of(queries, num_labels)
     relevance = sp.csr_array((np.ones(len(label_ids)), label_ids, offsets), (len(queries), num_labels))
     weights, biases = fit_classifiers(shares, relevance)

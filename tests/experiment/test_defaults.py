@@ -145,6 +145,10 @@ def test_classifiers_need_a_static_encoder_that_does_not_normalise(static, bert_
     for encoder in (static, SentenceTransformer(str(bert_folder), device="cpu")):
         with pytest.raises(ValueError, match=r"^`classifiers` needs a static encoder .* (Normalize|Pooling)\b"):
             chosen(encoder, make_data(20), tmp_path, classifiers=True)
+    short = static_encoder(["a boat", "a cat"], embedding_dim=4)
+    short.truncate_dim = 3
+    with pytest.raises(ValueError, match=r"got the modules StaticEmbedding and truncate_dim=3\. Leave it out"):
+        chosen(short, make_data(20), tmp_path, classifiers=True)
 
 
 def test_unknown_settings_are_refused_with_the_closest_name(tmp_path):

@@ -79,6 +79,16 @@ def test_scores_of_machines_are_added_to_those_of_the_encoder(encoder, given):
     assert added[0].argmax() == 1  # the dog
 
 
+def test_queries_are_read_with_their_prompt():
+    with_prompt, plain = (static_encoder([*TEXTS, *LABELS], embedding_dim=7) for _ in range(2))
+    with_prompt.prompts["query"] = "a bird "
+    add_classifiers(with_prompt, queries(), 4)
+    add_classifiers(plain, queries(["a bird " + text for text in TEXTS]), 4)
+    np.testing.assert_array_equal(with_prompt.encode_query(NEW), plain.encode(["a bird " + text for text in NEW]))
+    add_classifiers(other := static_encoder([*TEXTS, *LABELS], embedding_dim=7), queries(), 4)
+    assert not np.allclose(other.encode(NEW), plain.encode(NEW), rtol=1e-3)
+
+
 def test_unknown_words_and_labels_without_queries_get_no_score(encoder):
     before = scores_of(encoder, torch.zeros(4, 7))
     vectors = add_classifiers(encoder, queries(), 4)
