@@ -52,7 +52,7 @@ def add_classifiers(
 
     Args:
         encoder: An encoder with :func:`can_hold_classifiers`, whose vectors of tokens are replaced by longer ones.
-        queries: The training queries, as the encoder reads them.
+        queries: The training queries, as the encoder reads them. All positives count equally.
         num_labels: Number of labels, ``L``.
         vectors: ``(L, D)``, the vectors of the labels; ``None`` for none.
 
