@@ -39,8 +39,8 @@ def add_classifiers(
 ) -> Tensor:
     r"""Fit a linear classifier of each label, and add its scores to those of the encoder.
 
-    With few training queries, the scores of the encoder and of linear classifiers are better together than alone. The
-    score of label :math:`l` for the query :math:`q` with the tokens :math:`t_1 \ldots t_n` becomes
+    With few training queries, both together are better than the encoder alone. The score of label :math:`l` for the
+    query :math:`q` with the tokens :math:`t_1 \ldots t_n` becomes
 
     .. math:: f(q) \cdot y_l + \frac{10}{n} \sum_i \big(1 + b_l + w_{t_i l}\big)
 
