@@ -178,7 +178,7 @@ class LossSettings:
 class MeasureSettings:
     """The classifiers, the memory, and the metrics."""
 
-    _argument_group_name: ClassVar[str] = "memory and metrics"
+    _argument_group_name: ClassVar[str] = "classifiers, memory and metrics"
 
     classifiers: bool | None = field(
         default=None,

@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import Tensor, nn
 
-from hf_xmc.data.positives import positives_of
+from hf_xmc.data.dataset import relevance_of
 from hf_xmc.encoders.roles import prompt_of
 
 WEIGHT = 10.0  # of the classifiers in the scores
@@ -67,9 +67,7 @@ def add_classifiers(
     shares = token_shares(static, [prompt + text for text in queries["text"]]) @ sp.diags_array(
         known.astype(np.float64)
     )
-    offsets, label_ids, _ = positives_of(queries, num_labels)
-    relevance = sp.csr_array((np.ones(len(label_ids)), label_ids, offsets), (len(queries), num_labels))
-    weights, biases = fit_classifiers(shares, relevance)
+    weights, biases = fit_classifiers(shares, relevance_of(queries, num_labels))
     scores = known[:, None] * (1 + biases + weights)  # (V, L)
     scale = SHARE * _mean_norm(shares @ table.numpy()) / max(SMALLEST, _mean_norm(shares @ scores))
     longer = torch.cat([table, torch.from_numpy(scale * scores).float()], dim=1).to(static.embedding.weight)
@@ -102,7 +100,7 @@ def fit_classifiers(shares: sp.csr_array, relevance: sp.csr_array) -> Classifier
 
     Args:
         shares: ``(N, V)``, the share of each token in each text.
-        relevance: Sparse ``(N, L)`` matrix of ones: the labels of the texts.
+        relevance: ``(N, L)``, whose stored entries are the labels of the texts.
 
     Returns:
         Weights and biases for the shares of tokens.
